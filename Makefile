@@ -1,0 +1,62 @@
+# `make demo` and `make test` need make and Python 3.11 or newer, nothing else: each target makes .venv itself.
+
+# What runs MLX: Apple silicon needs no choice; elsewhere one of cpu, cuda12, cuda13.
+ifneq ($(shell uname -s),Darwin)
+BACKEND ?= cpu
+endif
+
+comma := ,
+EXTRAS := $(if $(BACKEND),$(BACKEND)$(comma))all,dev
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(or $(BACKEND),metal)
+
+NEW_ENOUGH := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python $(NEW_ENOUGH) >/dev/null 2>&1 && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format clean
+
+help:
+	@echo 'make demo    see a session survive a restart'
+	@echo 'make test    all tests'
+	@echo 'make check   format, lint, types, floors'
+	@echo 'make bench   measure on this machine'
+	@echo 'make format  rewrite the sources as make check wants them'
+	@echo 'make clean   remove what the other targets made'
+
+demo: $(INSTALLED)
+	$(BIN)/agent-memory demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/agent-memory bench
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A .venv of a Python that is too old, or gone, is made anew.
+$(INSTALLED): pyproject.toml
+	@$(BIN)/python $(NEW_ENOUGH) 2>/dev/null || { \
+		python='$(PYTHON)'; \
+		test -n "$$python" && "$$python" $(NEW_ENOUGH) 2>/dev/null || { \
+			echo 'agent-memory needs Python 3.11 or newer with its venv module: install it, or name it with make PYTHON=...' >&2; \
+			exit 1; }; \
+		echo "making .venv with $$python"; \
+		"$$python" -m venv --clear .venv; }
+	@echo 'installing into .venv (a few minutes the first time)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,81 @@
+"""Persistent KV-cache memory for LLM agents on MLX.
+
+`AgentMemory` is the way in; the other names are what crosses its border.
+"""
+
+from agent_memory_core.errors import (
+    AgentMemoryError,
+    BackendMissing,
+    Cancelled,
+    EngineStopped,
+    InvalidRequest,
+    InvalidSetting,
+    ModelError,
+    ModelNotFound,
+    ModelUnsupported,
+    PromptTooLong,
+    SessionNotFound,
+    StoreError,
+    StoreFull,
+    StoreUnreadable,
+)
+
+try:
+    import mlx.core  # noqa: F401
+except ImportError as error:
+    raise BackendMissing(
+        "MLX has no backend on this machine: install one with the extra cpu, cuda12 or cuda13, "
+        "for example pip install 'agent-memory-mlx[cpu]'."
+    ) from error
+
+from agent_memory_core.config import EngineConfig, SamplingParams, resolve_sampling, resolve_settings
+from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
+from agent_memory_core.messages import (
+    ChatRequest,
+    ChatResult,
+    Delta,
+    InvalidToolCall,
+    Message,
+    SessionInfo,
+    SessionKey,
+    ToolCall,
+    TurnReport,
+    Usage,
+)
+from agent_memory_core.model_profile import sampling_for, settings_for
+
+__all__ = [
+    "AgentMemory",
+    "AgentMemoryError",
+    "AsyncChatStream",
+    "BackendMissing",
+    "Cancelled",
+    "ChatRequest",
+    "ChatResult",
+    "ChatStream",
+    "Delta",
+    "EngineConfig",
+    "EngineStopped",
+    "InvalidRequest",
+    "InvalidSetting",
+    "InvalidToolCall",
+    "Message",
+    "ModelError",
+    "ModelNotFound",
+    "ModelUnsupported",
+    "PromptTooLong",
+    "SamplingParams",
+    "SessionInfo",
+    "SessionKey",
+    "SessionNotFound",
+    "StoreError",
+    "StoreFull",
+    "StoreUnreadable",
+    "ToolCall",
+    "TurnReport",
+    "Usage",
+    "resolve_sampling",
+    "resolve_settings",
+    "sampling_for",
+    "settings_for",
+]

@@ -1,0 +1,173 @@
+"""The two threads between memory and disk: one writer, one reader. Neither ever waits for the engine.
+
+The writer takes host bytes of evaluated arrays and makes a turn durable; its queue is bounded in bytes, and a
+full queue makes the engine wait rather than drop a save. The reader fills newly allocated arrays straight from
+the files. Arrays handed over are evaluated before, since a lazy array belongs to the thread that made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from agent_memory_core.block import Block, BlockHash
+from agent_memory_core.block_store import BlockStore, HostTensor, LoadedBlock, Record
+from agent_memory_core.catalog import BranchCommit, BranchRow
+from agent_memory_core.errors import StoreError
+
+log = logging.getLogger("agent_memory")
+
+MAX_PENDING = 512 * 2**20
+"""Most bytes that wait to be written."""
+
+_DTYPES = {
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[mx.array, memoryview]:
+    """An evaluated array and its writable bytes, to be filled before anything reads it."""
+    array = mx.zeros(shape, _DTYPES[dtype])
+    mx.eval(array)
+    return array, memoryview(array).cast("B")  # type: ignore[arg-type]
+
+
+def to_record(block: Block) -> Record:
+    """The host form of a block whose arrays are evaluated. It shares their memory."""
+    tensors = tuple(
+        HostTensor(name, _NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
+        for name, x in block.kv.items()
+    )
+    return Record(block.hash, block.parent, block.tokens, block.is_tail, tensors)
+
+
+def memory_is_writable() -> bool:
+    """Whether bytes written through an array's memoryview are what MLX then reads on this backend."""
+    array, view = allocate("U32", (4,))
+    view[:] = b"\x01\x00\x00\x00" * 4
+    return bool(mx.all(array == 1).item())
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One turn to make durable. ``commit`` is made late, when the turns before it have been committed."""
+
+    blocks: tuple[Block, ...]
+    commit: Callable[[], BranchCommit]
+    done: Callable[[BranchRow | None], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to write."""
+        return sum(block.nbytes for block in self.blocks)
+
+
+class _Worker:
+    """A daemon thread that takes jobs from a queue until it is told to stop."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Finish all jobs and end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+        # A thread that ran MLX and simply ends aborts the process at exit.
+        mx.synchronize()
+        mx.clear_streams()
+
+
+class BlockWriter:
+    """Makes turns durable in the order they are handed in."""
+
+    def __init__(self, store: BlockStore, max_pending: int = MAX_PENDING) -> None:
+        self._store = store
+        self._max_pending = max_pending
+        self._pending = 0
+        self._room = threading.Condition()
+        self._worker = _Worker("agent-memory-writer")
+        self.failed = 0
+
+    def submit(self, save: Save) -> None:
+        """Queue a turn; wait while more than `MAX_PENDING` bytes are under way."""
+        with self._room:
+            self._room.wait_for(
+                lambda: self._pending == 0 or self._pending + save.nbytes <= self._max_pending
+            )
+            self._pending += save.nbytes
+        self._worker.put(lambda: self._write(save))
+
+    def flush(self) -> None:
+        """Wait until all that is queued is written."""
+        done = threading.Event()
+        self._worker.put(done.set)
+        done.wait()
+
+    def close(self) -> None:
+        """Write all that is queued, then end."""
+        self._worker.close()
+
+    def _write(self, save: Save) -> None:
+        row: BranchRow | None = None
+        try:
+            row = self._store.commit([to_record(block) for block in save.blocks], save.commit())
+        except (StoreError, OSError) as error:
+            # The answer stands and older states stay readable; only this turn will be computed again.
+            self.failed += 1
+            log.warning("a turn could not be saved: %s", error)
+        finally:
+            with self._room:
+                self._pending -= save.nbytes
+                self._room.notify_all()
+        save.done(row)
+
+
+class BlockReader:
+    """Loads chains of blocks; stops a chain at its first block that cannot be had."""
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+        self._worker = _Worker("agent-memory-reader")
+
+    def submit(
+        self, root: BlockHash, keys: Sequence[BlockHash], done: Callable[[list[LoadedBlock]], None]
+    ) -> None:
+        """Load blocks in order and hand the list, possibly shorter, to ``done`` on the reader's thread."""
+        self._worker.put(lambda: done(self._load(root, keys)))
+
+    def close(self) -> None:
+        """Finish what is queued, then end."""
+        self._worker.close()
+
+    def _load(self, root: BlockHash, keys: Sequence[BlockHash]) -> list[LoadedBlock]:
+        loaded: list[LoadedBlock] = []
+        for key in keys:
+            block = self._store.load(root, key, _allocate_or_raise)
+            if block is None:
+                break
+            loaded.append(block)
+        return loaded
+
+
+def _allocate_or_raise(dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
+    return allocate(dtype, shape)

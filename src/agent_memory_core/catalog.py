@@ -1,0 +1,793 @@
+"""The index of a store: which blocks it holds, which branches reach them, whose they are. One SQLite database.
+
+A block row is held by its child rows and by the branches that end at it; ``refs`` counts both. Triggers keep
+the counts and the byte total in step with every insert, move and delete, so a crash cannot part them. Only
+rows with no refs may go, which makes every removal leaf first. A block whose file was lost while something
+still hangs from it stays as a *ghost*: its tokens are known, its bytes are a miss until it is committed again,
+and what hangs from it is then of use again.
+
+Threads share one `Catalog` and never a connection; processes share the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_memory_core.block import BlockHash, block_hash, pack_tokens, tail_hash, unpack_tokens
+from agent_memory_core.config import Durability
+from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.messages import SessionInfo
+
+log = logging.getLogger("agent_memory")
+
+SessionState = Literal["new", "live", "evicted", "other_model"]
+
+VERSION = 1
+MAX_NAME = 512
+"""Most characters of a session id or a namespace."""
+
+MAX_CHILDREN = 1024
+"""Most rows `Catalog.children` returns: the newest."""
+
+_BUSY_SECONDS = 10.0
+_TOUCH_SECONDS = 60.0
+_TOMBSTONE_SECONDS = 30 * 24 * 3600.0
+_QUERY_KEYS = 256
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+_SCHEMA = """
+CREATE TABLE roots (root BLOB PRIMARY KEY, namespace TEXT NOT NULL, model TEXT NOT NULL, identity TEXT NOT NULL);
+CREATE TABLE sessions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, session_id TEXT NOT NULL, root BLOB NOT NULL,
+  pinned INTEGER NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL, UNIQUE (namespace, session_id, root));
+CREATE TABLE branches (
+  branch_id INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL,
+  generation INTEGER NOT NULL, head BLOB NOT NULL, tail BLOB, tokens INTEGER NOT NULL,
+  prompt_tokens INTEGER NOT NULL, lane TEXT NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL);
+CREATE INDEX branches_session ON branches (session);
+CREATE INDEX branches_head ON branches (head);
+CREATE INDEX branches_tail ON branches (tail);
+CREATE INDEX branches_age ON branches (last_use);
+CREATE TABLE blocks (
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, parent BLOB NOT NULL, root BLOB NOT NULL,
+  tokens BLOB NOT NULL, ntok INTEGER NOT NULL, is_tail INTEGER NOT NULL, nbytes INTEGER NOT NULL,
+  checksum TEXT NOT NULL, stored INTEGER NOT NULL, refs INTEGER NOT NULL, owner INTEGER NOT NULL,
+  last_use REAL NOT NULL);
+CREATE INDEX blocks_parent ON blocks (parent);
+CREATE INDEX blocks_owner ON blocks (owner);
+CREATE INDEX blocks_free ON blocks (last_use) WHERE refs = 0;
+CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'';
+CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO totals VALUES (0, 0);
+CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, bytes INTEGER NOT NULL);
+
+CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
+  UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.parent;
+  UPDATE blocks SET refs = (SELECT count(*) FROM blocks WHERE parent = NEW.key)
+    + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
+    WHERE id = NEW.id;
+END;
+CREATE TRIGGER block_changed AFTER UPDATE OF stored, nbytes ON blocks BEGIN
+  UPDATE totals SET files = files + NEW.stored - OLD.stored, bytes = bytes + NEW.nbytes - OLD.nbytes;
+END;
+CREATE TRIGGER block_removed AFTER DELETE ON blocks BEGIN
+  UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.parent;
+END;
+CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
+END;
+CREATE TRIGGER branch_moved AFTER UPDATE OF head, tail ON branches BEGIN
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
+END;
+CREATE TRIGGER branch_removed AFTER DELETE ON branches BEGIN
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
+END;
+"""
+
+_COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
+  + (SELECT count(*) FROM branches b WHERE b.head = blocks.key)
+  + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)"""
+_BLOCK = "SELECT key, parent, root, tokens, is_tail, nbytes, checksum, ntok FROM blocks"
+_BRANCH = """SELECT b.branch_id, b.generation, s.root, s.session_id, s.namespace, b.head, b.tail, b.tokens,
+  b.prompt_tokens, b.lane, b.created, b.last_use FROM sessions s JOIN branches b ON b.session = s.id"""
+_CHAIN = """WITH RECURSIVE chain (key, parent, tokens, ntok, depth) AS (
+  SELECT key, parent, tokens, ntok, 0 FROM blocks WHERE key = ?
+  UNION ALL SELECT b.key, b.parent, b.tokens, b.ntok, depth + 1 FROM chain JOIN blocks b ON b.key = chain.parent
+  WHERE depth < 1000000)
+  SELECT key, parent, tokens, ntok FROM chain ORDER BY depth DESC"""
+
+_PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
+  SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
+  UNION SELECT b.tail FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
+  UNION SELECT p.parent FROM reach r JOIN blocks p ON p.key = r.key)
+  SELECT coalesce(sum(nbytes), 0) FROM blocks WHERE key IN reach"""
+_SESSION_BYTES = """WITH RECURSIVE reach (namespace, session_id, key) AS (
+  SELECT s.namespace, s.session_id, b.head FROM branches b JOIN sessions s ON s.id = b.session
+  UNION SELECT s.namespace, s.session_id, b.tail FROM branches b JOIN sessions s ON s.id = b.session
+  UNION SELECT r.namespace, r.session_id, p.parent FROM reach r JOIN blocks p ON p.key = r.key)
+  SELECT r.namespace, r.session_id, sum(p.nbytes) FROM reach r JOIN blocks p ON p.key = r.key GROUP BY 1, 2"""
+_SESSIONS = """SELECT s.namespace, s.session_id,
+  coalesce((SELECT r.model FROM sessions t JOIN roots r ON r.root = t.root WHERE t.namespace = s.namespace
+    AND t.session_id = s.session_id ORDER BY t.last_use DESC LIMIT 1), ''),
+  count(*), max(b.tokens), max(s.pinned), min(s.created), max(b.last_use) AS used
+  FROM sessions s JOIN branches b ON b.session = s.id WHERE ? IS NULL OR s.namespace = ?
+  GROUP BY s.namespace, s.session_id ORDER BY used DESC, s.namespace, s.session_id"""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """One file known to the catalog.
+
+    ``nbytes`` is the size of the file, ``checksum`` the xxh3-128 of its payload in hex, ``ntok`` its number of
+    tokens. ``tokens`` is empty where a rebuild could not know them.
+    """
+
+    key: BlockHash
+    parent: BlockHash
+    root: BlockHash
+    tokens: tuple[int, ...]
+    is_tail: bool
+    nbytes: int
+    checksum: str
+    ntok: int
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRow:
+    """One branch of a session. ``head`` is its last full block, or the root; ``tokens`` counts all of it.
+
+    ``generation`` grows with every commit; ``prompt_tokens`` is where the model's last answer begins. Times are
+    in seconds since the epoch.
+    """
+
+    branch_id: int
+    generation: int
+    root: BlockHash
+    session_id: str
+    namespace: str
+    head: BlockHash
+    tail: BlockHash | None
+    tokens: int
+    prompt_tokens: int
+    lane: str
+    created: float
+    last_use: float
+
+
+@dataclass(frozen=True, slots=True)
+class BranchCommit:
+    """What a finished turn wants to be true: a branch, and the generation it is believed to have.
+
+    ``branch_id`` None asks for a new branch. ``token_ids``, where given, are all tokens of the branch: they
+    name blocks again whose tokens a rebuild lost, and are not looked at otherwise.
+    """
+
+    root: BlockHash
+    namespace: str
+    session_id: str
+    branch_id: int | None
+    generation: int
+    head: BlockHash
+    tail: BlockHash | None
+    tokens: int
+    prompt_tokens: int
+    lane: str
+    max_branches: int = 16
+    token_ids: tuple[int, ...] = ()
+
+
+class CatalogDamaged(StoreError):
+    """The database file is not one, or its pages contradict each other."""
+
+
+def validate_session_id(session_id: str) -> None:
+    """Refuse what cannot name a session. Any other text can: it is a bound value and never part of a path.
+
+    Raises:
+        InvalidRequest: empty, longer than `MAX_NAME`, or with control characters or lone surrogates.
+    """
+    _validate_name(session_id, "session id")
+
+
+def validate_namespace(namespace: str) -> None:
+    """Refuse what cannot name a namespace, by the rules of `validate_session_id`."""
+    _validate_name(namespace, "namespace")
+
+
+def _validate_name(name: str, what: str) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or _UNFIT.search(name):
+        shown = repr(name)[:80]
+        raise InvalidRequest(
+            f"{shown} cannot be a {what}: use 1 to {MAX_NAME} characters without control characters."
+        )
+
+
+def process_is_alive(pid: int) -> bool:
+    """Whether a process of that id runs on this machine, under any user."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+class Catalog:
+    """Blocks, branches and sessions of one store.
+
+    Reads that fail (a locked or damaged database) answer that nothing is known, and are counted in
+    `failed_reads`; writes raise StoreError. ``created`` says that the tables were made by this opening.
+
+    Raises:
+        CatalogDamaged: the file is not a sound database.
+        StoreUnreadable: it cannot be opened, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path, durability: Durability = "process") -> None:
+        self._path = path
+        self._synchronous = "FULL" if durability == "power" else "NORMAL"
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._local = threading.local()
+        self._closed = False
+        self.failed_reads = 0
+        try:
+            self.created = self._prepare()
+        except sqlite3.Error as error:
+            self.close()
+            if _is_damage(error):
+                raise CatalogDamaged(f"{path} is damaged: {error}.") from error
+            raise StoreUnreadable(f"{path} cannot be opened: {error}. Set another cache_dir.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    # -- connections --------------------------------------------------------------------------------------
+
+    def _prepare(self) -> bool:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with self._connection() as db:
+            if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise CatalogDamaged(f"{self._path} is damaged.")
+            db.execute("PRAGMA journal_mode = WAL")
+            version: int = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise StoreUnreadable(
+                    f"{self._path} is of version {version}, newer than {VERSION}: upgrade agent-memory-mlx or set "
+                    f"another cache_dir."
+                )
+            if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            return version == 0
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreError(f"the store at {self._path.parent} is closed.")
+        db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        # What was forgotten must not be left in free pages.
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute(f"PRAGMA fullfsync = {int(self._synchronous == 'FULL')}")
+        return db
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection for this thread alone; inside another use by the same thread, that one."""
+        current: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if current is not None:
+            yield current
+            return
+        try:
+            db = self._idle.pop()
+        except IndexError:
+            db = self._connect()
+        self._local.db = db
+        try:
+            yield db
+        finally:
+            self._local.db = None
+            self._idle.append(db)
+            if self._closed:
+                self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold the write lock of the store, against all processes; of what is written inside, all or nothing stays.
+
+        Inside another transaction of the same thread it is part of that one.
+
+        Raises:
+            StoreError: the database cannot be written, or stayed locked for ten seconds.
+        """
+        try:
+            with self._connection() as db:
+                if db.in_transaction:
+                    yield db
+                    return
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    yield db
+                    db.execute("COMMIT")
+                finally:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+            raise (StoreFull if full else StoreError)(f"{self._path} cannot be written: {error}.") from error
+
+    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a query; outside a transaction, none where the database cannot be read."""
+        try:
+            with self._connection() as db:
+                return db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            if getattr(self._local, "db", None) is not None:
+                raise
+            self.failed_reads += 1
+            log.warning("the catalog could not be read: %s", error)
+            return []
+
+    def close(self) -> None:
+        """Close every connection. Reads and writes afterwards raise StoreError."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    # -- roots and blocks ---------------------------------------------------------------------------------
+
+    def register_root(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Make a root known, with what it was hashed from. Once is enough."""
+        if self._read("SELECT 1 FROM roots WHERE root = ?", (root,)):
+            return
+        model = identity.get("name") or identity.get("model", "")
+        values = (root, namespace, model, json.dumps(dict(identity), sort_keys=True))
+        with self.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO roots VALUES (?, ?, ?, ?)", values)
+
+    def known_prefix(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading blocks are stored."""
+        for start in range(0, len(hashes), _QUERY_KEYS):
+            part = hashes[start : start + _QUERY_KEYS]
+            found = {
+                row[0]
+                for row in self._read(
+                    f"SELECT key FROM blocks WHERE stored AND key IN ({_marks(part)})", part
+                )
+            }
+            for index, key in enumerate(part, start):
+                if key not in found:
+                    return index
+        return len(hashes)
+
+    def row(self, key: BlockHash) -> BlockRow | None:
+        """The row of one stored block."""
+        return self.rows([key]).get(key)
+
+    def rows(self, keys: Sequence[BlockHash]) -> dict[BlockHash, BlockRow]:
+        """The rows of those blocks that are stored."""
+        found: dict[BlockHash, BlockRow] = {}
+        for start in range(0, len(keys), _QUERY_KEYS):
+            part = keys[start : start + _QUERY_KEYS]
+            for row in self._read(f"{_BLOCK} WHERE stored AND key IN ({_marks(part)})", part):
+                found[row[0]] = _block_row(row)
+        return found
+
+    def children(self, parent: BlockHash) -> list[BlockRow]:
+        """Stored blocks and tails that directly follow ``parent``, by key; at most the newest `MAX_CHILDREN`."""
+        sql = f"{_BLOCK} WHERE parent = ? AND stored ORDER BY id DESC LIMIT {MAX_CHILDREN}"
+        return sorted((_block_row(row) for row in self._read(sql, (parent,))), key=lambda row: row.key)
+
+    def all_keys(self) -> list[BlockHash]:
+        """The keys of all stored blocks."""
+        return [row[0] for row in self._read("SELECT key FROM blocks WHERE stored ORDER BY id")]
+
+    def drop(self, keys: Iterable[BlockHash]) -> None:
+        """Take note that files are lost.
+
+        Descendants stay, and while a block has any, or a branch ends at it, so does its row, as a ghost. The
+        next turn over it commits it again, and then all that follows is of use again.
+        """
+        with self.transaction() as db:
+            for key in keys:
+                db.execute("DELETE FROM blocks WHERE key = ? AND refs = 0", (key,))
+                db.execute("UPDATE blocks SET stored = 0, nbytes = 0, checksum = '' WHERE key = ?", (key,))
+
+    def rebuild(self, rows: Iterable[tuple[BlockRow, float]]) -> int:
+        """Adopt files found on disk, each with its age in seconds since the epoch; return how many were unknown.
+
+        Branches cannot be rebuilt, nor can token ids. A full block is found again by the hash of a prompt, and
+        that hash proves the ids; `BranchCommit.token_ids` brings them back.
+        """
+        new = 0
+        with self.transaction() as db:
+            for row, used in rows:
+                if db.execute("SELECT 1 FROM blocks WHERE key = ? AND stored", (row.key,)).fetchone() is None:
+                    self._put(db, row, 0, used)
+                    new += 1
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        return new
+
+    def _put(self, db: sqlite3.Connection, row: BlockRow, owner: int, now: float) -> None:
+        # Whoever writes a row has just seen its file: the last one to look knows what lies there.
+        db.execute(
+            """INSERT INTO blocks (key, parent, root, tokens, ntok, is_tail, nbytes, checksum, stored, refs, owner,
+              last_use) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
+              nbytes = excluded.nbytes, checksum = excluded.checksum,
+              tokens = CASE WHEN tokens = x'' THEN excluded.tokens ELSE tokens END""",
+            (
+                *(row.key, row.parent, row.root, pack_tokens(row.tokens), row.ntok, row.is_tail),
+                *(row.nbytes, row.checksum, owner, now),
+            ),
+        )
+
+    # -- branches and sessions ----------------------------------------------------------------------------
+
+    def branches(self, root: BlockHash, namespace: str, session_id: str) -> list[BranchRow]:
+        """The branches of a session under one root, oldest first.
+
+        Raises:
+            InvalidRequest: the id or the namespace cannot be one.
+        """
+        validate_namespace(namespace)
+        validate_session_id(session_id)
+        sql = f"{_BRANCH} WHERE s.namespace = ? AND s.session_id = ? AND s.root = ? ORDER BY b.branch_id"
+        return [BranchRow(*row) for row in self._read(sql, (namespace, session_id, root))]
+
+    def branch_tokens(self, branch: BranchRow) -> tuple[int, ...]:
+        """The exact token ids of a branch; where those of a block are unknown, all before it."""
+        chain = self._read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
+        tokens: list[int] = []
+        above = branch.root
+        for key, parent, packed, _ in chain or self._read(_CHAIN, (branch.head,)):
+            if parent != above or not packed:
+                break
+            tokens += unpack_tokens(packed)
+            above = key
+        return tuple(tokens[: branch.tokens])
+
+    def session_state(self, root: BlockHash, namespace: str, session_id: str) -> SessionState:
+        """Why a session has no branch under a root: never seen, evicted, or seen under other roots only."""
+        sql = """SELECT s.root, EXISTS (SELECT 1 FROM branches b WHERE b.session = s.id) FROM sessions s
+          WHERE s.namespace = ? AND s.session_id = ?"""
+        lives: dict[BlockHash, int] = dict(self._read(sql, (namespace, session_id)))
+        if root in lives:
+            return "live" if lives[root] else "evicted"
+        return "other_model" if lives else "new"
+
+    def commit(self, rows: Sequence[BlockRow], commit: BranchCommit) -> tuple[BranchRow, BlockHash | None]:
+        """Make a turn true in one transaction: its blocks, and its branch if that still is what was believed.
+
+        A branch that moved on or went away is left alone, and the turn becomes a new branch. Beyond
+        ``max_branches`` the least recently used other branch of the session goes.
+
+        Returns:
+            The branch, and the tail it had before if nothing needs that any more: its row is gone.
+
+        Raises:
+            StoreError: the database cannot be written; nothing changed.
+        """
+        now = time.time()
+        with self.transaction() as db:
+            session = self._session(db, commit, now)
+            for row in rows:
+                self._put(db, row, session, now)
+            branch_id, superseded = self._move(db, session, commit, now)
+            if commit.token_ids:
+                self._name_tokens(db, commit)
+            db.execute(
+                """DELETE FROM branches WHERE branch_id IN (SELECT branch_id FROM branches WHERE session = ? AND
+                  branch_id <> ? ORDER BY last_use DESC, branch_id DESC LIMIT -1 OFFSET ?)""",
+                (session, branch_id, max(0, commit.max_branches - 1)),
+            )
+            found = db.execute(f"{_BRANCH} WHERE b.branch_id = ?", (branch_id,)).fetchone()
+        return BranchRow(*found), superseded
+
+    def _session(self, db: sqlite3.Connection, commit: BranchCommit, now: float) -> int:
+        owner = (commit.namespace, commit.session_id)
+        db.execute(
+            """INSERT INTO sessions (namespace, session_id, root, pinned, created, last_use) VALUES (?, ?, ?,
+              (SELECT coalesce(max(pinned), 0) FROM sessions WHERE namespace = ? AND session_id = ?), ?, ?)
+              ON CONFLICT DO UPDATE SET last_use = excluded.last_use""",
+            (*owner, commit.root, *owner, now, now),
+        )
+        sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ? AND root = ?"
+        return int(db.execute(sql, (*owner, commit.root)).fetchone()[0])
+
+    def _move(
+        self, db: sqlite3.Connection, session: int, commit: BranchCommit, now: float
+    ) -> tuple[int, BlockHash | None]:
+        state = (commit.head, commit.tail, commit.tokens, commit.prompt_tokens, commit.lane)
+        old = db.execute(
+            "SELECT tail FROM branches WHERE branch_id = ? AND session = ? AND generation = ?",
+            (commit.branch_id, session, commit.generation),
+        ).fetchone()
+        if old is None:
+            added = db.execute(
+                """INSERT INTO branches (head, tail, tokens, prompt_tokens, lane, session, generation, created,
+                  last_use) VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?)""",
+                (*state, session, now, now),
+            )
+            assert added.lastrowid is not None
+            return added.lastrowid, None
+        assert commit.branch_id is not None
+        db.execute(
+            """UPDATE branches SET head = ?, tail = ?, tokens = ?, prompt_tokens = ?, lane = ?, last_use = ?,
+              generation = generation + 1 WHERE branch_id = ?""",
+            (*state, now, commit.branch_id),
+        )
+        tail = old[0]
+        freed = (
+            tail is not None and db.execute("DELETE FROM blocks WHERE key = ? AND refs = 0", (tail,)).rowcount
+        )
+        return commit.branch_id, tail if freed else None
+
+    def _name_tokens(self, db: sqlite3.Connection, commit: BranchCommit) -> None:
+        """Give their ids back to the rows of a chain that a rebuild left without, where the names prove them."""
+        wordless = "SELECT 1 FROM blocks WHERE tokens = x'' AND root = ? LIMIT 1"
+        if db.execute(wordless, (commit.root,)).fetchone() is None:
+            return
+        end = commit.tail or commit.head
+        start = 0
+        for key, parent, packed, ntok in db.execute(_CHAIN, (end,)).fetchall():
+            tokens = commit.token_ids[start : start + ntok]
+            start += ntok
+            if not packed and key in (block_hash(parent, tokens), tail_hash(parent, tokens)):
+                db.execute("UPDATE blocks SET tokens = ? WHERE key = ?", (pack_tokens(tokens), key))
+
+    def touch(self, branch_id: int) -> None:
+        """Note that a branch is in use; written at most once a minute."""
+        now = time.time()
+        stale = "SELECT 1 FROM branches WHERE branch_id = ? AND last_use < ?"
+        if self._read(stale, (branch_id, now - _TOUCH_SECONDS)):
+            with self.transaction() as db:
+                db.execute("UPDATE branches SET last_use = ? WHERE branch_id = ?", (now, branch_id))
+
+    def fork(self, namespace: str, session_id: str, new_session_id: str) -> None:
+        """Give a new session the branches that another one has now. Nothing is copied but names.
+
+        Raises:
+            SessionNotFound: the session has no branch.
+            InvalidRequest: the new id cannot be one, or is taken.
+        """
+        validate_session_id(new_session_id)
+        now = time.time()
+        with self.transaction() as db:
+            if _ids(db, namespace, new_session_id):
+                raise InvalidRequest(
+                    f"session {new_session_id!r} exists already: forget it or choose another id."
+                )
+            copied = 0
+            for old in self._known_ids(db, namespace, session_id):
+                new = db.execute(
+                    """INSERT INTO sessions (namespace, session_id, root, pinned, created, last_use)
+                      SELECT namespace, ?, root, 0, ?, ? FROM sessions WHERE id = ?""",
+                    (new_session_id, now, now, old),
+                ).lastrowid
+                copied += db.execute(
+                    """INSERT INTO branches (session, generation, head, tail, tokens, prompt_tokens, lane, created,
+                      last_use) SELECT ?, 1, head, tail, tokens, prompt_tokens, lane, ?, ? FROM branches
+                      WHERE session = ? ORDER BY branch_id""",
+                    (new, now, now, old),
+                ).rowcount
+            if not copied:
+                raise _no_session(namespace, session_id)
+
+    def forget(self, namespace: str, session_id: str) -> list[BlockRow]:
+        """Drop a session under all roots, and return the rows whose files may go now.
+
+        These are the blocks that only it reached, and those it once stored that nothing reaches any more.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
+        with self.transaction() as db:
+            doomed: list[BlockHash] = []
+            for session in self._known_ids(db, namespace, session_id):
+                doomed += [key for (key,) in db.execute("SELECT key FROM blocks WHERE owner = ?", (session,))]
+                for ends in db.execute("SELECT head, tail FROM branches WHERE session = ?", (session,)):
+                    doomed += [key for key in ends if key is not None]
+                db.execute("DELETE FROM branches WHERE session = ?", (session,))
+                db.execute("DELETE FROM sessions WHERE id = ?", (session,))
+            return self._remove_free(db, doomed)
+
+    def _remove_free(self, db: sqlite3.Connection, keys: list[BlockHash]) -> list[BlockRow]:
+        """Remove those of ``keys`` that nothing holds, and every ancestor that this leaves so."""
+        removed: list[BlockRow] = []
+        while keys:
+            found = db.execute(f"{_BLOCK} WHERE key = ? AND refs = 0", (keys.pop(),)).fetchone()
+            if found is not None:
+                removed.append(_block_row(found))
+                db.execute("DELETE FROM blocks WHERE key = ?", (found[0],))
+                keys.append(found[1])
+        return removed
+
+    def pin(self, namespace: str, session_id: str, pinned: bool) -> None:
+        """Keep a session from eviction, or no longer.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
+        with self.transaction() as db:
+            for session in self._known_ids(db, namespace, session_id):
+                db.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (pinned, session))
+
+    def _known_ids(self, db: sqlite3.Connection, namespace: str, session_id: str) -> list[int]:
+        found = _ids(db, namespace, session_id)
+        if not found:
+            raise _no_session(namespace, session_id)
+        return found
+
+    def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
+        """Sessions with at least one branch, last used first; None lists all namespaces.
+
+        ``nbytes`` are those of the files its branches reach: a shared file counts in each of its sessions.
+        ``model`` is the one used last.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self.transaction() as db:
+            sizes = {row[:2]: row[2] for row in db.execute(_SESSION_BYTES)}
+            found = db.execute(_SESSIONS, (namespace, namespace)).fetchall()
+        return [
+            SessionInfo(
+                sid, space, model, branches, tokens, sizes.get((space, sid), 0), bool(pinned), created, used
+            )
+            for space, sid, model, branches, tokens, pinned, created, used in found
+        ]
+
+    # -- room ---------------------------------------------------------------------------------------------
+
+    def total_bytes(self) -> int:
+        """Bytes of all stored files."""
+        return self.stats()["bytes"]
+
+    def stats(self) -> dict[str, int]:
+        """How many files and bytes are stored and reserved, and for how many sessions and branches."""
+        sql = """SELECT files, bytes, (SELECT coalesce(sum(bytes), 0) FROM reservations),
+          (SELECT count(*) FROM branches), (SELECT count(DISTINCT session) FROM branches) FROM totals"""
+        names = ("files", "bytes", "reserved", "branches", "sessions")
+        return dict(zip(names, next(iter(self._read(sql)), (0,) * len(names)), strict=True))
+
+    def evictable_bytes(self) -> int:
+        """Bytes of all files that eviction could free: those that no pinned session reaches."""
+        return self.total_bytes() - int(next(iter(self._read(_PINNED_BYTES)), (0,))[0])
+
+    def reserve(
+        self, nbytes: int, quota: int, shortfall: int, keep: Collection[BlockHash], keep_branch: int | None
+    ) -> tuple[int, list[BlockRow]]:
+        """Set ``nbytes`` of ``quota`` aside, for `release`; evict for them, and at least ``shortfall`` bytes.
+
+        ``keep`` and ``keep_branch`` are what the turn itself builds on; see `evict` for the rest.
+        """
+        with self.transaction() as db:
+            for (pid,) in db.execute("SELECT DISTINCT pid FROM reservations").fetchall():
+                if not process_is_alive(pid):
+                    db.execute("DELETE FROM reservations WHERE pid = ?", (pid,))
+            now = time.time()
+            db.executemany(
+                "UPDATE blocks SET last_use = ? WHERE key = ? AND refs = 0", [(now, key) for key in keep]
+            )
+            state = self.stats()
+            needed = max(shortfall, state["bytes"] + state["reserved"] + nbytes - quota)
+            gone = self.evict(needed, keep, keep_branch)
+            added = db.execute("INSERT INTO reservations (pid, bytes) VALUES (?, ?)", (os.getpid(), nbytes))
+            assert added.lastrowid is not None
+            return added.lastrowid, gone
+
+    def release(self, reservation: int) -> None:
+        """Give back what `reserve` set aside."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM reservations WHERE id = ?", (reservation,))
+
+    def evict(
+        self, needed: int, keep: Collection[BlockHash] = (), keep_branch: int | None = None
+    ) -> list[BlockRow]:
+        """Remove rows of at least ``needed`` bytes and return them: their files may go.
+
+        First blocks that no branch reaches, leaf first and oldest first; then the least recently used branches
+        of sessions that are not pinned, and what they alone reached. A session whose last branch goes stays
+        known as evicted for a month.
+
+        Raises:
+            StoreFull: all that may go is less than that; nothing was removed.
+        """
+        gone: list[BlockRow] = []
+        with self.transaction() as db:
+            while needed > 0:
+                batch = self._oldest_free(db, keep)
+                if not batch and not self._expire(db, keep_branch):
+                    raise StoreFull(
+                        f"the disk budget lacks {needed} bytes, and what it holds belongs to pinned sessions or to the "
+                        f"turn itself: raise disk_budget_mb, free space on the volume, or unpin or forget a session."
+                    )
+                for row in batch:
+                    if needed > 0:
+                        db.execute("DELETE FROM blocks WHERE key = ?", (row.key,))
+                        needed -= row.nbytes
+                        gone.append(row)
+        return gone
+
+    def _oldest_free(self, db: sqlite3.Connection, keep: Collection[BlockHash]) -> list[BlockRow]:
+        limit = 64 + len(keep)
+        found = db.execute(f"{_BLOCK} WHERE refs = 0 ORDER BY last_use, id LIMIT {limit}").fetchall()
+        return [_block_row(row) for row in found if row[0] not in keep]
+
+    def _expire(self, db: sqlite3.Connection, keep_branch: int | None) -> bool:
+        """Drop the least recently used branch that may go; return whether there was one."""
+        found = db.execute(
+            """SELECT b.branch_id FROM branches b JOIN sessions s ON s.id = b.session
+              WHERE NOT s.pinned AND b.branch_id IS NOT ? ORDER BY b.last_use, b.branch_id LIMIT 1""",
+            (keep_branch,),
+        ).fetchone()
+        if found is None:
+            return False
+        db.execute("DELETE FROM branches WHERE branch_id = ?", found)
+        db.execute(
+            """DELETE FROM sessions WHERE NOT pinned AND last_use < ?
+              AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = sessions.id)""",
+            (time.time() - _TOMBSTONE_SECONDS,),
+        )
+        return True
+
+    # -- audit --------------------------------------------------------------------------------------------
+
+    def audit(self, fix: bool = False) -> list[str]:
+        """Recount what the triggers keep; return what was wrong, in words, and set it right if told to."""
+        wrong: list[str] = []
+        with self.transaction() as db:
+            (miscounted,) = db.execute(f"SELECT count(*) FROM blocks WHERE refs <> {_COUNTED}").fetchone()
+            if miscounted:
+                wrong.append(f"{miscounted} blocks with a wrong count of references")
+            counted = db.execute(
+                "SELECT coalesce(sum(stored), 0), coalesce(sum(nbytes), 0) FROM blocks"
+            ).fetchone()
+            noted = db.execute("SELECT files, bytes FROM totals").fetchone()
+            if counted != noted:
+                wrong.append(f"totals are {noted} instead of {counted} files and bytes")
+            if fix and wrong:
+                db.execute(f"UPDATE blocks SET refs = {_COUNTED}")
+                db.execute("UPDATE totals SET files = ?, bytes = ?", counted)
+        return wrong
+
+
+def _ids(db: sqlite3.Connection, namespace: str, session_id: str) -> list[int]:
+    sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ?"
+    return [row[0] for row in db.execute(sql, (namespace, session_id))]
+
+
+def _no_session(namespace: str, session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"no session {session_id!r} in namespace {namespace!r}.")
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _block_row(row: Any) -> BlockRow:
+    key, parent, root, tokens, is_tail, nbytes, checksum, ntok = row
+    return BlockRow(key, parent, root, unpack_tokens(tokens), bool(is_tail), nbytes, checksum, ntok)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE

@@ -1,0 +1,624 @@
+"""The engine connects the rooms: the scheduler says, the runner does, the store keeps.
+
+One turn's way: `submit` encodes the request and queues a sequence; `step`, called again and again on one
+thread, admits it, loads and restores its known prefix, prefills what is new, decodes, and retires it: full
+blocks are sealed, the unfinished one becomes the branch's tail, and both are committed in one transaction
+before the last delta is handed out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import time
+from collections.abc import Callable, Sequence as ReadOnly
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agent_memory_core.block import Block, BlockHash, chain, common_prefix, root_hash
+from agent_memory_core.block_io import BlockReader, BlockWriter, Save
+from agent_memory_core.block_pool import BlockPool
+from agent_memory_core.block_store import BlockStore, LoadedBlock
+from agent_memory_core.branch import Branch
+from agent_memory_core.catalog import BranchRow
+from agent_memory_core.chat_template import ChatTemplate, TokenText
+from agent_memory_core.config import EngineConfig
+from agent_memory_core.detokenizer import Detokenizer, starts_in_reasoning
+from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.kv_blocks import KvBlocks
+from agent_memory_core.kv_layout import KvLayout
+from agent_memory_core.loader import LoadedModel
+from agent_memory_core.messages import (
+    ChatRequest,
+    Delta,
+    FinishReason,
+    HitTier,
+    MissReason,
+    SessionInfo,
+    SessionKey,
+    TurnReport,
+    Usage,
+)
+from agent_memory_core.model_profile import Profile, cache_spec
+from agent_memory_core.model_runner import ModelRunner, Row, Step
+from agent_memory_core.prefix_cache import Match, PrefixCache
+from agent_memory_core.scheduler import Chunk, Limits, Scheduler
+from agent_memory_core.sequence import Sequence
+from agent_memory_core.session_book import LiveSession, Owner, SessionBook, snapshot
+
+FORMAT = "1"
+"""Version of what blocks hold; part of every root."""
+
+
+class Ticket(Protocol):
+    """The caller's end of a turn. Both calls may come from any thread."""
+
+    def deliver(self, delta: Delta) -> None:
+        """Hand out a piece of the answer."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Hand out why there is no answer."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One request on its way through the engine."""
+
+    sequence: Sequence
+    ticket: Ticket
+    key: SessionKey
+    detokenizer: Detokenizer
+    request: ChatRequest
+    session: LiveSession | None
+    branch: Branch[TokenText] | None
+    known: int
+    state: MissReason
+    arrived: float
+    tool_calls: int = 0
+    reasoning_tokens: int = 0
+    row: Row | None = None
+    tier: HitTier = "none"
+    restore_started: float = 0.0
+    restore_seconds: float = 0.0
+    first_token: float = 0.0
+    damaged: bool = False
+
+    @property
+    def owner(self) -> Owner:
+        """Namespace and session id; only for a turn that has a session."""
+        assert self.key.session_id is not None
+        return self.key.namespace, self.key.session_id
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine has done since it began."""
+
+    turns: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cache_read: int = 0
+    completion_tokens: int = 0
+    blocks_sealed: int = 0
+    steps: int = 0
+    misses: dict[str, int] = field(default_factory=dict)
+
+
+class Engine:
+    """One model, one pool, one store. Not thread-safe: one thread owns it."""
+
+    def __init__(
+        self, loaded: LoadedModel, config: EngineConfig, memory_bytes: int, store: BlockStore | None
+    ) -> None:
+        self.loaded = loaded
+        self.config = config
+        self.store = store
+        self.counters = Counters()
+        layout = KvLayout(loaded.model)
+        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens)
+        self.pool = BlockPool(memory_bytes)
+        self.prefixes = PrefixCache(self.pool, config.block_tokens)
+        self.limits = Limits(
+            max_batch_size=config.max_batch_size,
+            prefill_chunk=config.prefill_chunk,
+            prefill_chunk_busy=config.prefill_chunk_busy,
+            block_tokens=config.block_tokens,
+            bytes_per_token=layout.bytes_per_token,
+            context_length=min(config.context_length or loaded.context_length, loaded.context_length),
+        )
+        self.scheduler = Scheduler(self.pool, self.limits, self._match)
+        eos = sorted(loaded.tokenizer.eos_token_ids)
+        self._eos = frozenset(eos)
+        self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
+        self.template = ChatTemplate(loaded.tokenizer)
+        self.sessions = SessionBook(self.template, store.catalog if store else None)
+        self.reader = BlockReader(store) if store else None
+        self.writer = BlockWriter(store) if store else None
+        self._turns: dict[int, Turn] = {}
+        self._next_id = 0
+        self._roots: dict[str, BlockHash] = {}
+        self._loads: queue.SimpleQueue[tuple[int, list[LoadedBlock]]] = queue.SimpleQueue()
+        self.on_load: Callable[[], None] = lambda: None
+
+    # -- a turn's beginning -------------------------------------------------------------------------------
+
+    def submit(self, request: ChatRequest, key: SessionKey, ticket: Ticket, *, prewarm: bool = False) -> int:
+        """Queue a turn and return its id.
+
+        Raises:
+            InvalidRequest: the template cannot render it, or it can never fit.
+            StoreFull: its session could not be saved.
+        """
+        arrived = time.perf_counter()
+        root = self.root(key.namespace)
+        owned = key.session_id is not None and not key.ephemeral
+        session = self.sessions.open(root, (key.namespace, key.session_id or "")) if key.session_id else None
+        branches = session.branches if session else []
+        prompt = self.template.encode(request, [b.text for b in branches], generation_prompt=not prewarm)
+        ids = list(prompt.token_ids)
+        sequence = Sequence(
+            seq_id=self._next_id,
+            root=root,
+            token_ids=ids,
+            max_tokens=0 if prewarm else request.sampling.max_tokens,
+            block_tokens=self.config.block_tokens,
+        )
+        branch = session.continued_by(ids, key.lane) if session and owned else None
+        turn = Turn(
+            sequence=sequence,
+            ticket=ticket,
+            key=key,
+            detokenizer=Detokenizer(
+                self.loaded.tokenizer,
+                stop=request.sampling.stop,
+                tools=request.tools,
+                in_reasoning=starts_in_reasoning(self.loaded.tokenizer, prompt.text),
+            ),
+            request=request,
+            session=session if owned else None,
+            branch=branch,
+            known=max((common_prefix(b.token_ids, ids) for b in branches), default=0),
+            state=self._state(root, key, branches, ids),
+            arrived=arrived,
+        )
+        self._next_id += 1
+        self._turns[sequence.seq_id] = turn
+        try:
+            if turn.session is not None and self.store is not None:
+                self.store.ensure_room(self._estimate(sequence))
+            self.scheduler.add(sequence)
+        except Exception:
+            del self._turns[sequence.seq_id]
+            raise
+        if branch is not None:
+            branch.busy = True
+        return sequence.seq_id
+
+    def root(self, namespace: str) -> BlockHash:
+        """What the chains of a namespace start from; walls between namespaces begin here."""
+        if namespace not in self._roots:
+            identity = {
+                "format": FORMAT,
+                "model": self.loaded.fingerprint,
+                "namespace": namespace,
+                **self.blocks.identity(),
+            }
+            self._roots[namespace] = root_hash(identity)
+            if self.store is not None:
+                self.store.identify(self._roots[namespace], identity | {"name": self.loaded.name}, namespace)
+        return self._roots[namespace]
+
+    def _match(self, sequence: Sequence) -> Match:
+        turn = self._turns[sequence.seq_id]
+        tier = self.store.catalog if self.store is not None and turn.key.session_id is not None else None
+        return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, tier)
+
+    def _estimate(self, sequence: Sequence) -> int:
+        new_blocks = sequence.num_prompt // self.config.block_tokens + 1 - len(self._match(sequence).blocks)
+        return new_blocks * self.blocks.block_bytes + self.config.block_tokens * self.limits.bytes_per_token
+
+    def _state(
+        self, root: BlockHash, key: SessionKey, branches: ReadOnly[Branch[TokenText]], ids: ReadOnly[int]
+    ) -> MissReason:
+        """Why this prompt may know less than it could."""
+        if not branches:
+            if self.store is None or key.session_id is None:
+                return "new"
+            state = self.store.catalog.session_state(root, key.namespace, key.session_id)
+            return {"evicted": "evicted", "other_model": "model_changed"}.get(state, "new")  # type: ignore[return-value]
+        nearest = max(branches, key=lambda b: common_prefix(b.token_ids, ids))
+        shared = common_prefix(nearest.token_ids, ids)
+        if shared == len(nearest.token_ids):
+            return ""
+        return "template" if shared >= nearest.prompt_tokens else "diverged"
+
+    # -- a step -------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Do one round of work; return whether there is more that can be done now."""
+        self._take_loads()
+        batch = self.scheduler.schedule()
+        self.counters.steps += 1
+        for sequence in batch.admitted:
+            self._load(self._turns[sequence.seq_id])
+        for sequence in batch.joining:
+            self._join(self._turns[sequence.seq_id])
+        for step in self.runner.decode():
+            self._decoded(self._turns[step.row.seq_id], step)
+        if batch.chunk is not None:
+            self._prefill(self._turns[batch.chunk.sequence.seq_id], batch.chunk)
+        return self.scheduler.has_work()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any turn is in flight."""
+        return bool(self._turns)
+
+    def _load(self, turn: Turn) -> None:
+        turn.restore_started = time.perf_counter()
+        sequence = turn.sequence
+        missing = [hit.key for hit in sequence.match.hits if hit.block is None]
+        if not missing:
+            self._restore(turn)
+            return
+        assert self.reader is not None
+        turn.tier = "warm"
+
+        def done(loaded: list[LoadedBlock]) -> None:
+            self._loads.put((sequence.seq_id, loaded))
+            self.on_load()
+
+        self.reader.submit(sequence.root, missing, done)
+
+    def _take_loads(self) -> None:
+        while True:
+            try:
+                seq_id, loaded = self._loads.get_nowait()
+            except queue.Empty:
+                return
+            turn = self._turns.get(seq_id)
+            if turn is not None:
+                self._loaded(turn, loaded)
+
+    def _loaded(self, turn: Turn, loaded: list[LoadedBlock]) -> None:
+        wanted = turn.sequence.match.tokens
+        found = {block.hash: block for block in (self._usable(turn.sequence, x) for x in loaded) if block}
+        self.scheduler.loaded(turn.sequence, found)
+        turn.damaged = turn.sequence.match.tokens < wanted
+        self._restore(turn)
+
+    def _usable(self, sequence: Sequence, loaded: LoadedBlock) -> Block | None:
+        """The block as the pool wants it, if its arrays are of the right form and its tokens are the prompt's."""
+        tokens = self._tokens_of(sequence, loaded)
+        if not self.blocks.fits(loaded.tensors, len(tokens), is_tail=loaded.is_tail):
+            return None
+        return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, is_tail=loaded.is_tail)
+
+    def _tokens_of(self, sequence: Sequence, loaded: LoadedBlock) -> tuple[int, ...]:
+        if loaded.key in sequence.hashes:
+            # A catalog rebuilt from the files has lost the ids; the name alone proves them.
+            start, stop = sequence.block_range(sequence.hashes.index(loaded.key))
+            return tuple(sequence.token_ids[start:stop])
+        return loaded.tokens
+
+    def _restore(self, turn: Turn) -> None:
+        sequence = turn.sequence
+        if sequence.match.tokens and turn.tier == "none":
+            turn.tier = "hot"
+        room = min(sequence.remaining + 1, self.config.prefill_chunk)
+        cache = self.blocks.restore(sequence.match, room)
+        self.scheduler.restored(sequence)
+        turn.row = self.runner.row(sequence.seq_id, turn.request.sampling, cache)
+        turn.restore_seconds = time.perf_counter() - turn.restore_started if sequence.num_cached else 0.0
+
+    def _prefill(self, turn: Turn, chunk: Chunk) -> None:
+        assert turn.row is not None
+        sequence = turn.sequence
+        wants_token = chunk.is_last and sequence.max_tokens > 0
+        logits = self.runner.prefill(
+            turn.row, sequence.token_ids[chunk.start : chunk.stop], logits=wants_token
+        )
+        self.scheduler.computed(chunk)
+        if logits is not None:
+            token = self.runner.sample(turn.row, logits, sequence.token_ids)
+            turn.first_token = time.perf_counter()
+            self.scheduler.update(sequence, token)
+            if self._emit(turn, token) or sequence.max_tokens == 1:
+                self._finish(
+                    turn,
+                    turn.row.cache,
+                    "stop" if turn.detokenizer.stopped or token in self._eos else "length",
+                )
+                return
+        elif chunk.is_last:
+            self._finish(turn, turn.row.cache, "stop")
+            return
+        self._seal(turn, turn.row.cache, chunk.stop)
+
+    def _join(self, turn: Turn) -> None:
+        assert turn.row is not None
+        self.runner.join(turn.row, turn.sequence.token_ids, turn.sequence.max_tokens - 1)
+
+    def _decoded(self, turn: Turn, step: Step) -> None:
+        self.scheduler.update(turn.sequence, step.token)
+        ended = self._emit(turn, step.token)
+        if step.cache is not None:
+            self._finish(turn, step.cache, "stop" if ended else "length")
+        elif ended:
+            self._finish(turn, self.runner.stop(step.row), "stop")
+
+    def _emit(self, turn: Turn, token: int) -> bool:
+        """Hand a token's text out; return whether it ends the answer."""
+        if token in self._eos:
+            return True
+        delta = turn.detokenizer.push(token)
+        turn.tool_calls += len(delta.tool_calls)
+        turn.reasoning_tokens += bool(delta.reasoning)
+        if delta != _NOTHING:
+            turn.ticket.deliver(dataclasses.replace(delta, token_ids=(token,)))
+        return turn.detokenizer.stopped
+
+    # -- a turn's end -------------------------------------------------------------------------------------
+
+    def _finish(self, turn: Turn, cache: list[Any], reason: FinishReason) -> None:
+        sequence = turn.sequence
+        completion = len(sequence.generated)
+        last = turn.detokenizer.finish()
+        turn.tool_calls += len(last.tool_calls)
+        if turn.tool_calls and reason == "stop":
+            reason = "tool_calls"
+        self._keep(turn, cache)
+        self._seal(turn, cache, sequence.num_computed)
+        tail = self.blocks.tail(sequence, cache, sequence.num_computed)
+        if tail is not None:
+            self.pool.put(tail)
+        report = self._report(turn, reason, completion)
+        self._commit(turn, tail, last, report)
+        self._close(turn)
+
+    def _keep(self, turn: Turn, cache: list[Any]) -> None:
+        """Cut the sequence to the tokens that have KV and stand for text that was handed out."""
+        sequence = turn.sequence
+        length = self.blocks.layout.length(cache)
+        if turn.detokenizer.stopped:
+            length = min(length, sequence.num_prompt + turn.detokenizer.kept)
+        self.scheduler.keep(sequence, length)
+
+    def _seal(self, turn: Turn, cache: list[Any], length: int) -> None:
+        sequence = turn.sequence
+        first, last = sequence.num_sealed, length // self.config.block_tokens
+        if first >= last:
+            return
+        blocks = self.blocks.seal(sequence, cache, first, last)
+        stored = self._already_stored(sequence.hashes[first:last])
+        fresh = [block for block in blocks if block.hash not in stored]
+        self.counters.blocks_sealed += len(fresh)
+        self.scheduler.sealed(
+            sequence, last, fresh, persist=turn.session is not None and self.store is not None
+        )
+
+    def _already_stored(self, hashes: ReadOnly[BlockHash]) -> set[BlockHash]:
+        """Blocks that somebody stored while this sequence computed them: theirs are the ones that count."""
+        if self.store is None:
+            return set()
+        return {key for key in hashes if self.store.catalog.known_prefix([key])}
+
+    def _commit(self, turn: Turn, tail: Block | None, last: Delta, report: TurnReport) -> None:
+        session, sequence = turn.session, turn.sequence
+        if session is None or session.forgotten:
+            turn.ticket.deliver(dataclasses.replace(last, report=report))
+            return
+        branch = self._settle(turn, session, tail)
+        if self.writer is None:
+            turn.ticket.deliver(dataclasses.replace(last, report=report))
+            return
+        wanted = snapshot(session, turn.owner, branch)
+        session.writing.append(branch)
+        ticket = turn.ticket
+
+        def done(row: BranchRow | None) -> None:
+            if row is not None:
+                branch.branch_id, branch.generation = row.branch_id, row.generation
+            session.writing.remove(branch)
+            ticket.deliver(
+                dataclasses.replace(
+                    last,
+                    report=dataclasses.replace(report, branch_id=branch.branch_id, persisted=row is not None),
+                )
+            )
+
+        blocks = tuple(sequence.unsaved) + ((tail,) if tail is not None else ())
+        self.writer.submit(
+            Save(
+                blocks,
+                lambda: dataclasses.replace(wanted, branch_id=branch.branch_id, generation=branch.generation),
+                done,
+            )
+        )
+
+    def _settle(self, turn: Turn, session: LiveSession, tail: Block | None) -> Branch[TokenText]:
+        """Move the branch this turn continued, or add the one it began."""
+        sequence = turn.sequence
+        ids = tuple(sequence.token_ids[: sequence.num_computed])
+        branch = turn.branch
+        if branch is None:
+            branch = Branch(ids, self.template.text_of(ids), 0, sequence.root, None)
+            session.add(branch)
+        else:
+            branch.text = self._text(branch.text, ids)
+        branch.token_ids = ids
+        branch.prompt_tokens = min(sequence.num_prompt, len(ids))
+        branch.head = sequence.parent_of(len(ids) // self.config.block_tokens)
+        branch.tail = tail.hash if tail is not None else None
+        branch.lane = turn.key.lane
+        branch.used = self.sessions.clock()
+        return branch
+
+    def _text(self, known: TokenText, ids: tuple[int, ...]) -> TokenText:
+        if ids[: len(known.token_ids)] == known.token_ids:
+            return self.template.extend(known, ids[len(known.token_ids) :])
+        return self.template.text_of(ids)
+
+    def _report(self, turn: Turn, reason: FinishReason, completion: int) -> TurnReport:
+        sequence, now = turn.sequence, time.perf_counter()
+        counters = self.counters
+        counters.turns += 1
+        counters.prompt_tokens += sequence.num_prompt
+        counters.cache_read += sequence.num_cached
+        counters.completion_tokens += completion
+        miss = self._miss(turn)
+        if miss:
+            counters.misses[miss] = counters.misses.get(miss, 0) + 1
+        return TurnReport(
+            finish_reason=reason,
+            usage=Usage(
+                sequence.num_prompt, completion, sequence.num_cached, turn.reasoning_tokens
+            ),
+            hit_tier=turn.tier if sequence.num_cached else "none",
+            miss_reason=miss,
+            restore_seconds=turn.restore_seconds,
+            time_to_first_token=(turn.first_token or now) - turn.arrived,
+            total_seconds=now - turn.arrived,
+            session_id=turn.key.session_id,
+            branch_id=turn.branch.branch_id if turn.branch else None,
+            model=self.loaded.name,
+            persisted=False,
+        )
+
+    def _miss(self, turn: Turn) -> MissReason:
+        sequence = turn.sequence
+        if turn.damaged:
+            return "damaged"
+        if sequence.num_cached < min(turn.known, sequence.num_prompt - 1):
+            return "evicted"
+        return turn.state
+
+    def _close(self, turn: Turn) -> None:
+        if turn.branch is not None:
+            turn.branch.busy = False
+        self.scheduler.retire(turn.sequence)
+        self._turns.pop(turn.sequence.seq_id, None)
+
+    # -- sessions -----------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Wait until every turn that has ended is on disk."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def list_sessions(self, namespace: str | None) -> list[SessionInfo]:
+        """The sessions on disk, or in memory where there is no disk."""
+        self.flush()
+        if self.store is not None:
+            return self.store.sessions(namespace)
+        return [
+            self._info(owner, s) for owner, s in self.sessions if namespace in (None, owner[0]) and s.branches
+        ]
+
+    def fork(self, old: Owner, new_session_id: str) -> None:
+        """Give another session the branches of this one."""
+        self.flush()
+        if self.store is not None:
+            self.store.fork(*old, new_session_id)
+            return
+        source = self.sessions.open(self.root(old[0]), old)
+        if not source.branches:
+            raise SessionNotFound(f"there is no session {old[1]!r} in namespace {old[0]!r}.")
+        target = self.sessions.open(self.root(old[0]), (old[0], new_session_id))
+        if target.branches:
+            raise InvalidRequest(f"session {new_session_id!r} exists already: choose another id.")
+        target.branches = [dataclasses.replace(branch, busy=False) for branch in source.branches]
+
+    def forget(self, owner: Owner) -> bool:
+        """Delete a session from memory and disk."""
+        self.flush()
+        session = self.sessions.forget(owner)
+        branches = session.branches if session is not None else []
+        for branch in branches:
+            self.pool.discard(self._keys(self.root(owner[0]), branch))
+        on_disk = self.store.forget(*owner) if self.store is not None else False
+        return on_disk or bool(branches)
+
+    def stats(self) -> dict[str, Any]:
+        """What was done and what is held, in plain numbers."""
+        numbers: dict[str, Any] = dataclasses.asdict(self.counters)
+        numbers["model"] = self.loaded.name
+        numbers["waiting"], numbers["running"] = self.scheduler.waiting, len(self.scheduler.running)
+        numbers["memory"] = {
+            "budget_bytes": self.pool.budget,
+            "block_bytes": self.pool.block_bytes,
+            "reserved_bytes": self.pool.reserved,
+            "blocks": len(self.pool),
+            "evicted": self.pool.evicted,
+        }
+        if self.store is not None:
+            numbers["store"] = self.store.stats()
+            numbers["unsaved_turns"] = self.writer.failed if self.writer else 0
+        return numbers
+
+    def check_profile(self, profile: Profile) -> None:
+        """Compare what a profile says of the model with the model.
+
+        Raises:
+            InvalidSetting: they differ.
+        """
+        profile.check(cache_spec(self.blocks.layout.groups, self.loaded.config))
+
+    def _keys(self, root: BlockHash, branch: Branch[TokenText]) -> list[BlockHash]:
+        keys = chain(root, branch.token_ids, self.config.block_tokens)
+        return keys + ([branch.tail] if branch.tail is not None else [])
+
+    def _info(self, owner: Owner, session: LiveSession) -> SessionInfo:
+        keys = {key for branch in session.branches for key in self._keys(session.root, branch)}
+        held = [block for key in keys if (block := self.pool.get(key)) is not None]
+        return SessionInfo(
+            session_id=owner[1],
+            namespace=owner[0],
+            model=self.loaded.name,
+            branches=len(session.branches),
+            tokens=max(len(branch.token_ids) for branch in session.branches),
+            nbytes=sum(block.nbytes for block in held),
+            pinned=False,
+            created=session.created,
+            last_use=session.last_use,
+        )
+
+    # -- a turn cut short ---------------------------------------------------------------------------------
+
+    def cancel(self, seq_id: int) -> None:
+        """Free a turn's place at once. Its whole blocks stay findable in memory; its session is as it was."""
+        turn = self._turns.get(seq_id)
+        if turn is None:
+            return
+        self.counters.cancelled += 1
+        if turn.row is not None:
+            cache = self.runner.stop(turn.row)
+            self.scheduler.keep(
+                turn.sequence, max(turn.sequence.num_computed, self.blocks.layout.length(cache))
+            )
+            self._seal(turn, cache, turn.sequence.num_computed)
+        self._close(turn)
+
+    def fail_all(self, error: Exception) -> None:
+        """Give every turn in flight the same error and start afresh; what is at rest stays."""
+        self.runner.close()
+        for turn in list(self._turns.values()):
+            self.counters.failed += 1
+            self._close(turn)
+            turn.ticket.fail(error)
+
+    def close(self) -> None:
+        """Write what is queued and let go of everything."""
+        self.runner.close()
+        if self.writer is not None:
+            self.writer.close()
+        if self.reader is not None:
+            self.reader.close()
+        if self.store is not None:
+            self.store.close()
+
+
+_NOTHING = Delta()

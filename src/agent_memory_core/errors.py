@@ -1,0 +1,82 @@
+"""Every exception this distribution raises on purpose.
+
+    AgentMemoryError
+    ├── InvalidSetting        a constructor argument, environment variable or profile key (also a ValueError)
+    ├── InvalidRequest        a message list, session id or sampling value (also a ValueError)
+    │   └── PromptTooLong     the prompt and the answer's first token do not fit the context or the memory budget
+    ├── ModelError            the model cannot be used
+    │   ├── ModelNotFound     no such embedded model, folder or hub id
+    │   ├── ModelUnsupported  its layers keep a cache this engine cannot store
+    │   └── BackendMissing    MLX itself cannot be imported
+    ├── StoreError            the cache directory cannot be used
+    │   ├── StoreUnreadable   wrong owner, permissions, file system or a newer schema
+    │   ├── StoreFull         the disk budget cannot hold the turn and nothing may be evicted
+    │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
+    ├── Cancelled             the caller withdrew the request
+    └── EngineStopped         the engine was closed, or its thread ended on a fault it names
+
+Each message says what was wrong, with which value, and what to do about it. A miss, a damaged block or an
+evicted session is never an exception: it costs time.
+"""
+
+from __future__ import annotations
+
+
+class AgentMemoryError(Exception):
+    """Root of the tree: ``except AgentMemoryError`` catches all that follows."""
+
+
+class InvalidSetting(AgentMemoryError, ValueError):
+    """A setting is unknown or outside its range."""
+
+
+class InvalidRequest(AgentMemoryError, ValueError):
+    """A request cannot be understood; no work was done for it."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt can never fit, whatever else is freed."""
+
+
+class ModelError(AgentMemoryError):
+    """The model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """No embedded model, folder or hub id of that name."""
+
+
+class ModelUnsupported(ModelError):
+    """The model keeps a kind of cache that cannot be cut into blocks."""
+
+
+class BackendMissing(ModelError, ImportError):
+    """MLX cannot be imported on this machine."""
+
+
+class StoreError(AgentMemoryError):
+    """The cache directory cannot be used."""
+
+
+class StoreUnreadable(StoreError):
+    """The cache directory cannot be opened safely."""
+
+
+class StoreFull(StoreError):
+    """The disk budget is exhausted by what may not be evicted."""
+
+
+class SessionNotFound(StoreError, KeyError):
+    """No session of that id in that namespace."""
+
+    def __str__(self) -> str:
+        # KeyError would print the repr of its argument.
+        return str(self.args[0]) if self.args else ""
+
+
+class Cancelled(AgentMemoryError):
+    """The request was withdrawn before it ended; its session is as it was."""
+
+
+class EngineStopped(AgentMemoryError):
+    """The engine no longer takes requests."""

@@ -1,0 +1,398 @@
+"""AgentMemory: what users and adapters hold.
+
+    with AgentMemory() as memory:
+        history = [{"role": "user", "content": "My name is Ada."}]
+        answer = memory.chat(history, session="ada")
+
+The caller's history is the truth and is given whole at every turn; what of it is already known is found by its
+token ids and not computed again. A session id says who owns the memory on disk. No text of a conversation is
+kept here beyond the ids of its tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from agent_memory_core.block_store import BlockStore
+from agent_memory_core.catalog import validate_namespace, validate_session_id
+from agent_memory_core.config import EngineConfig, default_memory_budget_bytes
+from agent_memory_core.engine import Engine
+from agent_memory_core.engine_thread import AsyncTicket, EngineThread, Handle, SyncTicket
+from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.loader import load_model
+from agent_memory_core.messages import (
+    ChatRequest,
+    ChatResult,
+    Delta,
+    InvalidToolCall,
+    Message,
+    SessionInfo,
+    SessionKey,
+    ToolCall,
+    TurnReport,
+)
+from agent_memory_core.model_profile import find_profile, sampling_for, settings_for
+
+Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
+"""A request, one user message, or a list of messages as `Message` or as role and content mappings."""
+
+Owner = SessionKey | str | None
+
+_MIB = 2**20
+
+
+class AgentMemory:
+    """A model whose sessions outlive the call, the process and the machine's restarts.
+
+    Settings are those of `EngineConfig`; what is not given comes from ``AGENT_MEMORY_*`` variables, the model's
+    profile, then defaults. Nothing is loaded before the first turn.
+
+    Raises:
+        InvalidSetting: a setting is unknown or outside its range.
+    """
+
+    _shared: dict[EngineConfig, AgentMemory] = {}  # noqa: RUF012
+    _shared_lock = threading.Lock()
+
+    def __init__(self, config: EngineConfig | None = None, **settings: Any) -> None:
+        self.config = config if config is not None and not settings else _config(config, settings)
+        self._lock = threading.Lock()
+        self._store: BlockStore | None = None
+        self._thread = EngineThread(self._build)
+
+    @classmethod
+    def shared(cls, **settings: Any) -> AgentMemory:
+        """The one instance of this process for these settings: one engine per model and store."""
+        config = settings_for(settings)
+        with cls._shared_lock:
+            memory = cls._shared.get(config)
+            if memory is None or memory.closed:
+                memory = cls._shared[config] = cls(config)
+            return memory
+
+    # -- turns --------------------------------------------------------------------------------------------
+
+    @overload
+    def chat(
+        self, request: Conversation, session: Owner = None, *, stream: Literal[False] = False, **sampling: Any
+    ) -> ChatResult: ...
+    @overload
+    def chat(
+        self, request: Conversation, session: Owner = None, *, stream: Literal[True], **sampling: Any
+    ) -> ChatStream: ...
+
+    def chat(
+        self, request: Conversation, session: Owner = None, *, stream: bool = False, **sampling: Any
+    ) -> ChatResult | ChatStream:
+        """Run one turn. ``sampling`` are fields of `SamplingParams`, for a request that does not carry its own.
+
+        Raises:
+            InvalidRequest: the messages, the session id or a sampling value cannot be used.
+            PromptTooLong: the prompt can never fit.
+            ModelError: the model cannot be loaded.
+            StoreError: the cache directory cannot be used, or cannot take the turn.
+            EngineStopped: the engine was closed.
+        """
+        ticket = SyncTicket()
+        handle = self._thread.submit(self._request(request, sampling), _key(session), ticket)
+        answer = ChatStream(ticket, handle)
+        return answer if stream else _whole(list(answer))
+
+    @overload
+    async def achat(
+        self, request: Conversation, session: Owner = None, *, stream: Literal[False] = False, **sampling: Any
+    ) -> ChatResult: ...
+    @overload
+    async def achat(
+        self, request: Conversation, session: Owner = None, *, stream: Literal[True], **sampling: Any
+    ) -> AsyncChatStream: ...
+
+    async def achat(
+        self, request: Conversation, session: Owner = None, *, stream: bool = False, **sampling: Any
+    ) -> ChatResult | AsyncChatStream:
+        """`chat` for coroutines: nothing blocks the event loop and no thread waits."""
+        ticket = AsyncTicket()
+        handle = self._thread.submit(self._request(request, sampling), _key(session), ticket)
+        answer = AsyncChatStream(ticket, handle)
+        return answer if stream else _whole([delta async for delta in answer])
+
+    def prewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
+        """Evaluate a prompt's messages and tools without answering, so that a turn that begins with them is warm."""
+        ticket = SyncTicket()
+        handle = self._thread.submit(self._request(request, {}), _key(session), ticket, prewarm=True)
+        return _whole(list(ChatStream(ticket, handle))).report
+
+    # -- sessions -----------------------------------------------------------------------------------------
+
+    def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
+        """All sessions of a namespace, or of every namespace; the most recently used first."""
+        if self._thread.started:
+            return self._thread.call(lambda engine: engine.list_sessions(namespace)).result()
+        store = self._open_store()
+        return store.sessions(namespace) if store is not None else []
+
+    def fork(self, session_id: str, new_session_id: str, namespace: str = "default") -> None:
+        """Begin a new session with everything another one knows; nothing is copied.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            InvalidRequest: an id cannot be used, or the new one is taken.
+        """
+        old, new = (namespace, validate_session_id(session_id)), validate_session_id(new_session_id)
+        validate_namespace(namespace)
+        if self._thread.started:
+            self._thread.call(lambda engine: engine.fork(old, new)).result()
+        else:
+            self._required_store(session_id).fork(namespace, session_id, new)
+
+    def pin(self, session_id: str, namespace: str = "default", *, pinned: bool = True) -> None:
+        """Keep a session on disk whatever the budget, or no longer.
+
+        Raises:
+            SessionNotFound: there is no such session on disk.
+        """
+        if self._thread.started:
+            self._thread.call(lambda engine: engine.flush()).result()
+        self._required_store(session_id).pin(namespace, session_id, pinned)
+
+    def forget(self, session_id: str, namespace: str = "default") -> bool:
+        """Delete a session from memory and disk at once; what others share stays. Say whether there was one."""
+        owner = (namespace, session_id)
+        if self._thread.started:
+            return self._thread.call(lambda engine: engine.forget(owner)).result()
+        store = self._open_store()
+        return store.forget(namespace, session_id) if store is not None else False
+
+    # -- the engine ---------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the engine, the pool and the store; only the store's where nothing was asked yet."""
+        if self._thread.started:
+            return self._thread.call(lambda engine: engine.stats()).result()
+        store = self._open_store()
+        return {"store": store.stats()} if store is not None else {}
+
+    def count_tokens(self, request: Conversation) -> int:
+        """How many prompt tokens a request comes to. Loads the model."""
+        asked = self._request(request, {})
+        return self._thread.call(lambda engine: len(engine.template.encode(asked).token_ids)).result()
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text. Loads the model."""
+        return self._thread.call(lambda engine: engine.template.tokenize(text)).result()
+
+    @property
+    def model_name(self) -> str:
+        """The model as it was asked for."""
+        return self.config.model
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and answer together. Loads the model."""
+        return self._thread.call(lambda engine: engine.limits.context_length).result()
+
+    def load(self) -> None:
+        """Load the model now rather than at the first turn."""
+        self._thread.call(lambda engine: None).result()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, or the model could not be loaded."""
+        return self._thread.closed
+
+    def close(self) -> None:
+        """End turns in flight, write what is queued, free the model."""
+        self._thread.close()
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _build(self) -> Engine:
+        # The store first: a directory that cannot be used is known before gigabytes are loaded.
+        store = self._open_store()
+        loaded = load_model(self.config.model, self.config.adapter_path)
+        budget = self.config.memory_budget_mb
+        memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()
+        profile = find_profile(self.config.model)
+        engine = Engine(loaded, self.config, memory_bytes, store)
+        if profile is not None:
+            engine.check_profile(profile)
+        return engine
+
+    def _open_store(self) -> BlockStore | None:
+        config = self.config
+        with self._lock:
+            if self._store is None and config.cache_dir is not None:
+                quota = config.disk_budget_mb
+                self._store = BlockStore(
+                    config.cache_dir,
+                    quota_bytes=quota * _MIB if quota is not None else None,
+                    min_free_bytes=config.min_free_mb * _MIB,
+                    durability=config.durability,
+                )
+            return self._store
+
+    def _required_store(self, session_id: str) -> BlockStore:
+        store = self._open_store()
+        if store is None:
+            raise SessionNotFound(f"session {session_id!r} is not on disk: this memory has no cache_dir.")
+        return store
+
+    def _request(self, request: Conversation, sampling: Mapping[str, Any]) -> ChatRequest:
+        if isinstance(request, ChatRequest):
+            if sampling:
+                params = dataclasses.replace(request.sampling, **sampling)
+                request = dataclasses.replace(request, sampling=params)
+            return _checked(request)
+        params = sampling_for(self.config.model, _tuples(sampling))
+        items = [Message("user", request)] if isinstance(request, str) else [_message(m) for m in request]
+        return _checked(ChatRequest(tuple(items), sampling=params))
+
+
+class ChatStream(Iterator[Delta]):
+    """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn."""
+
+    def __init__(self, ticket: SyncTicket, handle: Handle) -> None:
+        self._ticket = ticket
+        self._handle = handle
+        self._done = False
+        self.report: TurnReport | None = None
+
+    def __next__(self) -> Delta:
+        if self._done:
+            raise StopIteration
+        try:
+            delta = self._ticket.get()
+        except BaseException:
+            self.close()
+            raise
+        if delta.report is not None:
+            self.report, self._done = delta.report, True
+        return delta
+
+    def close(self) -> None:
+        """Withdraw the turn if it has not ended."""
+        if not self._done:
+            self._done = True
+            self._handle.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncChatStream(AsyncIterator[Delta]):
+    """`ChatStream` for coroutines."""
+
+    def __init__(self, ticket: AsyncTicket, handle: Handle) -> None:
+        self._ticket = ticket
+        self._handle = handle
+        self._done = False
+        self.report: TurnReport | None = None
+
+    async def __anext__(self) -> Delta:
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            delta = await self._ticket.get()
+        except BaseException:
+            await self.aclose()
+            raise
+        if delta.report is not None:
+            self.report, self._done = delta.report, True
+        return delta
+
+    async def aclose(self) -> None:
+        """Withdraw the turn if it has not ended."""
+        self._withdraw()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._withdraw()
+
+    def __del__(self) -> None:
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        if not self._done:
+            self._done = True
+            self._handle.cancel()
+
+
+def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
+    return dataclasses.replace(config, **settings) if config is not None else settings_for(settings)
+
+
+def _tuples(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values with ``stop`` as the tuple it is kept as."""
+    values = dict(sampling)
+    stop = values.get("stop")
+    if stop is not None and not isinstance(stop, tuple):
+        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return values
+
+
+def _key(session: Owner) -> SessionKey:
+    key = session if isinstance(session, SessionKey) else SessionKey(session)
+    if key.session_id is not None:
+        validate_session_id(key.session_id)
+    validate_namespace(key.namespace)
+    return key
+
+
+def _message(item: Message | Mapping[str, Any]) -> Message:
+    if isinstance(item, Message):
+        return item
+    try:
+        return Message(**item)
+    except TypeError as error:
+        raise InvalidRequest(f"{dict(item)!r} is not a message: give role and content ({error}).") from None
+
+
+def _checked(request: ChatRequest) -> ChatRequest:
+    if not request.messages:
+        raise InvalidRequest("the list of messages is empty: give at least one.")
+    for message in request.messages:
+        if not isinstance(message.role, str) or not isinstance(message.content, str):
+            raise InvalidRequest(f"{message!r} is not valid: role and content must be strings.")
+    return request
+
+
+def _whole(deltas: Sequence[Delta]) -> ChatResult:
+    """Put the deltas of an ended turn together."""
+    report = deltas[-1].report
+    assert report is not None
+    calls: list[ToolCall] = [call for delta in deltas for call in delta.tool_calls]
+    invalid: list[InvalidToolCall] = [call for delta in deltas for call in delta.invalid_tool_calls]
+    return ChatResult(
+        text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        tool_calls=tuple(calls),
+        invalid_tool_calls=tuple(invalid),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        report=report,
+    )

@@ -1,0 +1,145 @@
+"""What crosses the border of the package: requests in, deltas out. Plain frozen data, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agent_memory_core.config import SamplingParams
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+HitTier = Literal["none", "hot", "warm"]
+"""Where the reused tokens came from: nowhere, memory only, or at least partly from disk."""
+
+MissReason = Literal["", "new", "evicted", "diverged", "template", "damaged", "model_changed"]
+"""Why prompt tokens that the session once knew, or could have known, were computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool: ``arguments`` keeps the key order in which the model wrote them."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidToolCall:
+    """Text between the model's tool markers that its parser could not read."""
+
+    text: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation, in the roles chat templates know (system, user, assistant, tool)."""
+
+    role: str
+    content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One turn to run. ``tools`` are OpenAI function schemas; ``template_kwargs`` go to the chat template."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKey:
+    """Who owns the memory of a turn. It never decides what is reused: token ids do.
+
+    ``session_id`` None means anonymous: shared by content in memory, never on disk. ``lane`` (an agent or a
+    node) labels and breaks ties. An ``ephemeral`` turn reads what is known and owns nothing.
+    """
+
+    session_id: str | None = None
+    namespace: str = "default"
+    lane: str = ""
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counted tokens of one turn. ``cache_read`` + ``cache_creation`` == ``prompt_tokens``."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cache_read: int
+    reasoning_tokens: int = 0
+
+    @property
+    def cache_creation(self) -> int:
+        """Prompt tokens whose forward pass was run in this turn."""
+        return self.prompt_tokens - self.cache_read
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReport:
+    """What one finished turn did, measured. Times are in seconds."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    hit_tier: HitTier
+    miss_reason: MissReason
+    restore_seconds: float
+    time_to_first_token: float
+    total_seconds: float
+    session_id: str | None
+    branch_id: int | None
+    model: str
+    persisted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer as it is made. The last one of a turn carries its ``report``."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    report: TurnReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatResult:
+    """A whole answer: the deltas of a turn put together."""
+
+    text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    invalid_tool_calls: tuple[InvalidToolCall, ...]
+    token_ids: tuple[int, ...]
+    report: TurnReport
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One line of the session list. ``tokens`` is the length of its longest branch."""
+
+    session_id: str
+    namespace: str
+    model: str
+    branches: int
+    tokens: int
+    nbytes: int
+    pinned: bool
+    created: float
+    last_use: float

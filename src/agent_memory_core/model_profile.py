@@ -1,0 +1,328 @@
+"""Model profiles: what is known of one model, as a TOML file, and checked against the model itself.
+
+A profile is optional; a model without one runs on the defaults. Every key is used or refused by name:
+
+    [model]       model_id, and the geometry that the loaded model must confirm
+    [inference]   sampling defaults, and whether the chat template can think
+    [optimal]     settings of the engine that suit the model
+    [thresholds]  limits of the engine that suit the model
+    [benchmark]   what was measured, on which machine: recorded, never acted on
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent_memory_core.config import (
+    ALWAYS_ON,
+    RETIRED,
+    EngineConfig,
+    SamplingParams,
+    check_setting,
+    resolve_sampling,
+    resolve_settings,
+)
+from agent_memory_core.errors import InvalidSetting
+
+CONFIGS_VARIABLE = "AGENT_MEMORY_MODEL_CONFIGS"
+"""Names a directory of profiles that is searched before the shipped ones."""
+
+_GEOMETRY = ("n_layers", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window")
+
+_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop"}
+
+_THINKING = ("supports_thinking", "extended_thinking")
+
+_SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "optimal": {
+        "max_batch_size": "max_batch_size",
+        "kv_bits": "kv_bits",
+        "block_tokens": "block_tokens",
+        "prefill_chunk": "prefill_chunk",
+        "prefill_chunk_busy": "prefill_chunk_busy",
+        "prefill_step_size": "prefill_chunk",
+        "chunked_prefill_max_chunk": "prefill_chunk",
+        "chunked_prefill_min_chunk": "prefill_chunk_busy",
+    },
+    "thresholds": {
+        "context_length": "context_length",
+        "memory_budget_mb": "memory_budget_mb",
+        "disk_budget_mb": "disk_budget_mb",
+        "min_free_mb": "min_free_mb",
+    },
+}
+"""Keys of a section, and the field of the engine's configuration that each one sets."""
+
+_REFUSED: Mapping[str, str] = {
+    **RETIRED,
+    "long_context_threshold": "prompts of any length are scheduled alike: set context_length",
+    "high_batch_threshold": "the batch is bounded by max_batch_size alone",
+    "memory_pressure_mb": "memory is bounded before it is used: set memory_budget_mb",
+    "min_cache_benefit_ratio": "whether a restore pays is measured, not set",
+}
+
+
+class LayerShape(Protocol):
+    """A group of layers that keep KV of one shape, as the layout of a loaded model has it."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def key_dim(self) -> int: ...
+    @property
+    def value_dim(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCacheSpec:
+    """What a loaded model says of its own KV: the truth that a profile is held against.
+
+    ``shapes`` are (KV heads, key dimension, value dimension), one for each sort of layer.
+    """
+
+    n_layers: int
+    shapes: frozenset[tuple[int, int, int]]
+    sliding_window: int | None = None
+    context_length: int | None = None
+
+    def values_of(self, key: str) -> set[int | None]:
+        """All values that layers have for a geometry ``key`` of a profile."""
+        if key == "n_layers":
+            return {self.n_layers}
+        if key == "sliding_window":
+            return {self.sliding_window}
+        position = ("n_kv_heads", "head_dim", "v_head_dim").index(key)
+        return {shape[position] for shape in self.shapes}
+
+
+def cache_spec(groups: Iterable[LayerShape], config: Mapping[str, Any]) -> ModelCacheSpec:
+    """Put together what the live caches (``groups``) and the model's ``config.json`` say."""
+    groups = tuple(groups)
+    text = {**config, **(config.get("text_config") or {})}
+    return ModelCacheSpec(
+        n_layers=sum(len(group.layers) for group in groups),
+        shapes=frozenset((group.heads, group.key_dim, group.value_dim) for group in groups),
+        sliding_window=text.get("sliding_window"),
+        context_length=text.get("max_position_embeddings"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One model's profile. ``settings`` and ``sampling`` go to `resolve_settings` and `resolve_sampling`."""
+
+    name: str
+    model_id: str
+    geometry: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, spec: ModelCacheSpec) -> None:
+        """Hold the profile against the loaded model.
+
+        Raises:
+            InvalidSetting: they disagree, so the profile is of another model.
+        """
+        for key, said in self.geometry.items():
+            found = spec.values_of(key)
+            if said not in found:
+                has = " and ".join(sorted(map(str, found)))
+                raise InvalidSetting(
+                    f"profile {self.name}: {key} = {said}, but the loaded model has {has}: rename the model's "
+                    f"folder, or put a profile of its own into {CONFIGS_VARIABLE}."
+                )
+        limit, asked = spec.context_length, self.settings.get("context_length")
+        if limit is not None and asked is not None and asked > limit:
+            raise InvalidSetting(
+                f"profile {self.name}: context_length = {asked}, but the model's limit is {limit}."
+            )
+
+
+def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profile | None:
+    """The profile of ``model`` (an embedded name, a folder or a hub id), or None where there is none.
+
+    It is matched by ``model_id``, by the last part of either path in lower case, or by the file's own name.
+
+    Raises:
+        InvalidSetting: the profile cannot be read, or a key of it is unknown.
+    """
+    for directory in _directories(os.environ if environ is None else environ):
+        for path in sorted(directory.glob("*.toml")):
+            document = _read(path)
+            if _matches(model, path.stem, document):
+                return _profile(path, document)
+    return None
+
+
+def settings_for(explicit: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> EngineConfig:
+    """`resolve_settings` with the profile of whichever model the other sources choose.
+
+    Raises:
+        InvalidSetting: a name or value of any source cannot be used.
+    """
+    config = resolve_settings(explicit, environ)
+    profile = find_profile(config.model, environ)
+    return resolve_settings(explicit, environ, profile.settings) if profile else config
+
+
+def sampling_for(
+    model: str, explicit: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> SamplingParams:
+    """`resolve_sampling` with the profile of ``model``.
+
+    Raises:
+        InvalidSetting: a name is unknown, or a variable or profile value cannot be used.
+        InvalidRequest: an explicit value is outside its range.
+    """
+    profile = find_profile(model, environ)
+    return resolve_sampling(explicit, environ, profile.sampling if profile else None)
+
+
+def read_profile(path: Path) -> Profile:
+    """Read one profile.
+
+    Raises:
+        InvalidSetting: the file cannot be read, or a key of it is unknown or out of range.
+    """
+    return _profile(path, _read(path))
+
+
+def shipped_directory() -> Path:
+    """Where the profiles of this distribution are: in the installed package, or beside ``src``."""
+    here = Path(__file__).resolve().parent
+    installed = here / "model_configs"
+    return installed if installed.is_dir() else here.parents[1] / "model_configs"
+
+
+def _directories(environ: Mapping[str, str]) -> list[Path]:
+    shipped = [shipped_directory()]
+    if CONFIGS_VARIABLE not in environ:
+        return shipped
+    own = Path(environ[CONFIGS_VARIABLE]).expanduser()
+    if not own.is_dir():
+        raise InvalidSetting(
+            f"{CONFIGS_VARIABLE}={environ[CONFIGS_VARIABLE]!r} is not a directory: unset or create it."
+        )
+    return [own, *shipped]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as wrong:
+        raise InvalidSetting(f"{path}: not a readable TOML file: {wrong}.") from wrong
+
+
+def _last_part(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _matches(model: str, stem: str, document: Mapping[str, Any]) -> bool:
+    section = document.get("model")
+    model_id = section.get("model_id") if isinstance(section, dict) else None
+    names = {stem} | ({_last_part(model_id)} if isinstance(model_id, str) else set())
+    return model == model_id or _last_part(model) in names
+
+
+_KNOWN: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"model_id", *_GEOMETRY}),
+    "inference": frozenset({*_SAMPLING, *_THINKING}),
+    **{section: frozenset(keys) for section, keys in _SETTINGS.items()},
+}
+
+
+def _profile(path: Path, document: Mapping[str, Any]) -> Profile:
+    sections = (*_KNOWN, "benchmark")
+    for name, section in document.items():
+        if name not in sections or not isinstance(section, dict):
+            choice = ", ".join(sections)
+            raise InvalidSetting(f"{path}: {name} is not a known section: choose from {choice}.")
+    model = _section(path, document, "model")
+    inference = _section(path, document, "inference")
+    return Profile(
+        name=path.stem,
+        model_id=_model_id(path, model),
+        geometry=_geometry(path, model),
+        settings=_settings(path, document),
+        sampling=_sampling(path, inference),
+        template_kwargs=_template_kwargs(path, inference),
+        benchmark=document.get("benchmark", {}),
+    )
+
+
+def _where(path: Path, section: str, key: str) -> str:
+    return f"{path}, [{section}] {key}"
+
+
+def _section(path: Path, document: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The known keys of one section; a key that could have no effect is refused by name."""
+    keys = {}
+    for key, value in document.get(section, {}).items():
+        where = _where(path, section, key)
+        if key in _KNOWN[section]:
+            keys[key] = value
+        elif key in _REFUSED:
+            raise InvalidSetting(f"{where} has no effect here: {_REFUSED[key]}. Delete it.")
+        elif key not in ALWAYS_ON:
+            choice = ", ".join(sorted(_KNOWN[section]))
+            raise InvalidSetting(f"{where} is not a known key: choose from {choice}.")
+        elif value is not True:
+            raise InvalidSetting(f"{where} = {value!r} is not possible: {ALWAYS_ON[key]}. Delete it.")
+    return keys
+
+
+def _model_id(path: Path, model: Mapping[str, Any]) -> str:
+    model_id = model.get("model_id")
+    if not isinstance(model_id, str) or not model_id:
+        where = _where(path, "model", "model_id")
+        raise InvalidSetting(f"{where} = {model_id!r} is not valid: say which model this is a profile of.")
+    return model_id
+
+
+def _geometry(path: Path, model: Mapping[str, Any]) -> dict[str, int]:
+    geometry = {key: model[key] for key in _GEOMETRY if key in model}
+    for key, value in geometry.items():
+        if type(value) is not int or value < 1:
+            where = _where(path, "model", key)
+            raise InvalidSetting(f"{where} = {value!r} is not valid: a whole number of at least 1.")
+    return geometry
+
+
+def _sampling(path: Path, inference: Mapping[str, Any]) -> dict[str, Any]:
+    sampling = {key: value for key, value in inference.items() if key in _SAMPLING}
+    for key, value in sampling.items():
+        check_setting(SamplingParams, key, value, _where(path, "inference", key))
+    return sampling
+
+
+def _template_kwargs(path: Path, inference: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template is told about thinking: nothing, where the model cannot think."""
+    can_think, thinks = (inference.get(key, False) for key in _THINKING)
+    if not isinstance(can_think, bool) or not isinstance(thinks, bool) or thinks > can_think:
+        raise InvalidSetting(
+            f"{path}, [inference]: supports_thinking = {can_think!r} with extended_thinking = {thinks!r} "
+            "is not valid: both are true or false, and only a model that supports it can think."
+        )
+    return {"enable_thinking": thinks} if can_think else {}
+
+
+def _settings(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for section, names in _SETTINGS.items():
+        for key, said in _section(path, document, section).items():
+            name, where = names[key], _where(path, section, key)
+            # TOML has no null.
+            value = None if key == "kv_bits" and said == "none" else said
+            check_setting(EngineConfig, name, value, where)
+            if settings.setdefault(name, value) != value:
+                raise InvalidSetting(f"{where}: {name} is already {settings[name]!r}. Delete one of the two.")
+    return settings

@@ -1,0 +1,174 @@
+"""The model at work: evaluate a chunk of a prompt, sample its first token, decode many sequences together.
+
+Prefill runs one sequence and one chunk at a time on the sequence's own cache: batching prompts of unlike
+length pads them on the right, which silently corrupts recurrent layers. Decoding is mlx-lm's BatchGenerator,
+joined with a cache already filled and the first token already sampled. Rows of unlike length decode in
+separate groups, since a batch pads every row to its longest.
+
+Everything here runs on the engine thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ReadOnly
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator, generation_stream
+
+from agent_memory_core.config import SamplingParams
+from agent_memory_core.kv_layout import KvLayout
+from agent_memory_core.sampling import LogitsProcessor, Sampler, make_processors, make_sampler
+
+PADDING_FLOOR = 512
+"""Rows up to this many tokens long always share a group: padding them costs little."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence on the model: its live cache while it prefills or waits, then its place in a group."""
+
+    seq_id: int
+    sampling: SamplingParams
+    sampler: Sampler
+    processors: list[LogitsProcessor]
+    cache: list[Any]
+    group: _Group | None = None
+    uid: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one decode step gave one row: ``token`` now has KV. ``cache`` is set when the row has ended."""
+
+    row: Row
+    token: int
+    finish_reason: str | None
+    cache: list[Any] | None
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Rows that share one BatchGenerator, and about the same length."""
+
+    generator: BatchGenerator
+    rows: dict[int, Row] = field(default_factory=dict)
+    shortest: int = 0
+    longest: int = 0
+
+    def admits(self, length: int) -> bool:
+        """Whether padding stays below half of what the longest row needs."""
+        longest = max(self.longest, length)
+        return longest <= PADDING_FLOOR or 2 * min(self.shortest, length) >= longest
+
+
+class ModelRunner:
+    """Runs one model for one engine."""
+
+    def __init__(
+        self, model: Any, layout: KvLayout, eos_token_ids: ReadOnly[int], max_batch_size: int
+    ) -> None:
+        self._model = model
+        self._layout = layout
+        self._eos = [[token] for token in sorted(eos_token_ids)]
+        self._max_batch_size = max_batch_size
+        self._groups: list[_Group] = []
+        self.vocab_size = 0
+
+    @property
+    def decoding(self) -> int:
+        """Rows in all groups."""
+        return sum(len(group.rows) for group in self._groups)
+
+    def row(self, seq_id: int, sampling: SamplingParams, cache: list[Any]) -> Row:
+        """A new sequence whose live cache holds its known prefix."""
+        sampler = make_sampler(sampling, self.vocab_size or 2**31)
+        return Row(seq_id, sampling, sampler, make_processors(sampling), cache)
+
+    def prefill(self, row: Row, token_ids: ReadOnly[int], *, logits: bool) -> mx.array | None:
+        """Evaluate prompt tokens on the row's cache; return the logits [1, vocab] after the last one if asked.
+
+        Without ``logits`` the output head is never computed.
+        """
+        with mx.stream(generation_stream):
+            output = self._model(mx.array([list(token_ids)]), cache=row.cache)
+            last = output[:, -1, :] if logits else None
+            mx.eval(self._layout.arrays(row.cache), [] if last is None else last)
+        if last is not None:
+            self.vocab_size = last.shape[-1]
+        return last
+
+    def sample(self, row: Row, logits: mx.array, token_ids: ReadOnly[int]) -> int:
+        """Sample the first token of a row from the logits of its prompt ``token_ids``."""
+        with mx.stream(generation_stream):
+            for processor in row.processors:
+                logits = processor(mx.array(list(token_ids)), logits)
+            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            return int(row.sampler(logprobs).item())
+
+    def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
+        """Let a row decode: ``token_ids`` are its prompt and its first token."""
+        length = len(token_ids)
+        group = next((g for g in self._groups if g.admits(length)), None)
+        if group is None:
+            group = _Group(self._new_generator(), shortest=length)
+            self._groups.append(group)
+        group.shortest, group.longest = min(group.shortest, length), max(group.longest, length)
+        (row.uid,) = group.generator.insert(
+            [[token_ids[-1]]],
+            max_tokens=[max_tokens],
+            caches=[row.cache],
+            all_tokens=[list(token_ids[:-1])],
+            samplers=[row.sampler],
+            logits_processors=[row.processors],
+        )
+        row.group, row.cache = group, []
+        group.rows[row.uid] = row
+
+    def decode(self) -> list[Step]:
+        """One decode step for every row."""
+        steps: list[Step] = []
+        for group in self._groups:
+            _, responses = group.generator.next()
+            if not responses and group.rows:
+                # The call that takes new rows in answers for the rows it already had.
+                _, responses = group.generator.next()
+            steps.extend(self._step(group, response) for response in responses)
+        self._groups = [group for group in self._groups if group.rows]
+        return steps
+
+    def stop(self, row: Row) -> list[Any]:
+        """Take a row out of its batch and return its live cache, which covers every token it was fed."""
+        if row.group is None:
+            return row.cache
+        caches = row.group.generator.remove([row.uid], return_prompt_caches=True)
+        del row.group.rows[row.uid]
+        self._groups = [group for group in self._groups if group.rows]
+        row.group = None
+        row.cache = caches[row.uid][0]
+        return row.cache
+
+    def close(self) -> None:
+        """Forget every row."""
+        self._groups.clear()
+
+    def _new_generator(self) -> BatchGenerator:
+        generator = BatchGenerator(
+            self._model,
+            stop_tokens=self._eos,
+            completion_batch_size=self._max_batch_size,
+            prefill_batch_size=self._max_batch_size,
+        )
+        # The constructor raises the wired limit on Metal, which is tied to kernel panics; closing puts the
+        # old limit back and leaves the generator usable.
+        generator.close()
+        return generator
+
+    def _step(self, group: _Group, response: Any) -> Step:
+        row = group.rows[response.uid]
+        if response.finish_reason is not None:
+            del group.rows[response.uid]
+            row.group = None
+            row.cache = response.prompt_cache
+        return Step(row, response.token, response.finish_reason, response.prompt_cache)

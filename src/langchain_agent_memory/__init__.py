@@ -1,0 +1,10 @@
+"""LangChain on persistent key-value memory: a chat model for MLX whose sessions outlive the process."""
+
+from importlib.metadata import version
+
+from agent_memory_core import SessionKey
+from langchain_agent_memory.chat_models import ChatMLXPersistent
+
+__version__ = version("agent-memory-mlx")
+
+__all__ = ["ChatMLXPersistent", "SessionKey", "__version__"]

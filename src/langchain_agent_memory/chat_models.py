@@ -1,0 +1,490 @@
+"""``ChatMLXPersistent``: a LangChain chat model that remembers across turns, restarts and branches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
+
+from agent_memory_core import (
+    AgentMemory,
+    ChatRequest,
+    EngineConfig,
+    InvalidRequest,
+    SamplingParams,
+    SessionKey,
+    sampling_for,
+    settings_for,
+)
+from langchain_agent_memory.messages import (
+    PROVIDER,
+    ChunkWriter,
+    ToolChoice,
+    to_ai_message,
+    to_core,
+    to_tool_choice,
+)
+from langchain_agent_memory.sessions import resolve_session
+
+logger = logging.getLogger("agent_memory.langchain")
+
+_KEY = "agent_memory_session"
+"""The keyword under which the resolved session travels from an entry point to the model's inside."""
+
+_SETTINGS = (
+    "model",
+    "adapter_path",
+    "cache_dir",
+    "kv_bits",
+    "memory_budget_mb",
+    "disk_budget_mb",
+    "max_batch_size",
+)
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+)
+_NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
+_OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
+# Said by frameworks to every model; here there is nothing for them to say.
+_WITHOUT_EFFECT = frozenset(
+    {"stream", "stream_usage", "strict", "parallel_tool_calls", "response_format", "timeout"}
+)
+
+
+class _NotGiven(str):
+    """The value of a field that was not given, spelled as what it usually comes to.
+
+    ``model_fields_set`` alone cannot tell: ``configurable_fields`` makes a new instance from every field of an
+    old one, and would so pass the defaults on as the user's own words, over environment and profile.
+    """
+
+
+def _not_given(usually: str) -> Any:
+    return _NotGiven(usually)
+
+
+class _Turn(NamedTuple):
+    """All that one call of the model comes down to."""
+
+    memory: AgentMemory
+    request: ChatRequest
+    session: SessionKey
+
+
+class ChatMLXPersistent(BaseChatModel):
+    """A chat model on MLX whose key-value memory lives as long as the conversation.
+
+    An instance holds configuration only: nothing is loaded or opened before the first call, and instances of
+    equal configuration share one engine. A field that is not given comes from the environment
+    (``AGENT_MEMORY_<FIELD>``), then the model's profile, then the default.
+
+    The session comes from the call: ``session_id=``, ``session_id`` or ``thread_id`` of its configuration, the
+    LangGraph thread it runs in, or the model's own ``session_id``; without any, nothing reaches the disk. See
+    ``langchain_agent_memory.sessions`` for the whole order.
+
+    A call may choose its own ``model``, ``session_id``, ``namespace``, sampling and ``stop``, and hand
+    ``chat_template_kwargs`` to the model's chat template; an option that means nothing here is refused.
+
+        llm = ChatMLXPersistent(model="tiny-chat")
+        llm.invoke("My name is Ada.", config={"configurable": {"thread_id": "ada"}})
+    """
+
+    model: str = Field(default=_not_given("tiny-chat"), validation_alias=AliasChoices("model", "model_name"))
+    """An embedded name, a hub id or a folder."""
+    adapter_path: str | None = None
+    """A folder of LoRA adapters for that model."""
+    cache_dir: str | Path | None = _not_given("~/.agent_memory/caches")
+    """Where sessions live on disk; None keeps everything in memory."""
+    session_id: str | None = None
+    """The session of calls that name none."""
+    namespace: str = Field(default="default", min_length=1)
+    """Whose sessions these are: nothing is shared between namespaces."""
+    kv_bits: Literal[4, 8, "8/4"] | None = _not_given("8/4")
+    """Encoding of keys and values at rest: 4 or 8 bits, ``"8/4"`` for keys and values apart, None as computed."""
+    memory_budget_mb: int | None = None
+    """MiB for all keys and values in memory."""
+    disk_budget_mb: int | None = None
+    """MiB for the store."""
+    max_batch_size: int | None = None
+    """Sequences decoded together."""
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens of this total probability; 1 is off."""
+    top_k: int | None = None
+    """Sample from this many of the likeliest tokens; 0 is off."""
+    min_p: float | None = None
+    """Leave out tokens less likely than this share of the likeliest; 0 is off."""
+    repetition_penalty: float | None = None
+    """Above 1 makes repetition less likely; 1 is off."""
+    seed: int | None = None
+    """Makes sampled answers repeatable."""
+    max_tokens: int | None = Field(
+        default=None, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
+    )
+    """Most tokens of an answer."""
+    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    """Texts that end an answer; they are not part of it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+
+    # Configuration ------------------------------------------------------------------------------------------
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forget_what_was_not_given(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if not isinstance(value, _NotGiven)}
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand_home(cls, value: str | Path | None) -> Path | None:
+        return None if value is None else Path(value).expanduser()
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> ChatMLXPersistent:
+        """Refuse impossible values now; what the environment and a profile say is read at the first call."""
+        EngineConfig(**self._given(_SETTINGS))
+        SamplingParams(**self._given(_SAMPLING), stop=tuple(self.stop or ()))
+        return self
+
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        """Fields that the user set, by name."""
+        given = {name: getattr(self, name) for name in names if name in self.model_fields_set}
+        return {name: value for name, value in given.items() if _says_something(name, value)}
+
+    def _settings(self, model: str | None = None) -> dict[str, Any]:
+        """What the engine is asked for; ``model`` is a call's own choice."""
+        settings = self._given(_SETTINGS)
+        if model is not None and model != self.model:
+            settings.pop("adapter_path", None)  # adapters fit one model
+            settings["model"] = model
+        return settings
+
+    @property
+    def memory(self) -> AgentMemory:
+        """The memory behind this model, for what is no chat: list, fork, pin or forget sessions."""
+        return self._memory()
+
+    def _memory(self, model: str | None = None) -> AgentMemory:
+        return AgentMemory.shared(**self._settings(model))
+
+    @property
+    def _llm_type(self) -> str:
+        return "mlx-persistent"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What an answer depends on; it is part of the response cache's key."""
+        engine = settings_for(self._settings())
+        sampling = sampling_for(engine.model, self._given(_SAMPLING))
+        return {
+            "model": engine.model,
+            "adapter_path": engine.adapter_path,
+            "kv_bits": engine.kv_bits,
+            **{name: getattr(sampling, name) for name in _SAMPLING},
+            "stop": list(self.stop or ()),
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params["ls_provider"] = PROVIDER
+        return params
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return ModelProfile(
+            text_inputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            text_outputs=True,
+            open_weights=True,
+            tool_calling=True,
+            tool_choice=False,
+            tool_call_streaming=True,
+            structured_output=False,
+        )
+
+    # Entry points: resolve the session before BaseChatModel drops the configuration -------------------------
+
+    def invoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        return super().invoke(input, config, stop=stop, **self._with_session(config, kwargs))
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        return await super().ainvoke(input, config, stop=stop, **self._with_session(config, kwargs))
+
+    # Neither of the next two is a generator itself: its first line has to run at the call.
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        return super().stream(input, config, stop=stop, **self._with_session(config, kwargs))
+
+    def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        return super().astream(input, config, stop=stop, **self._with_session(config, kwargs))
+
+    # Versions 1 and 2 of the events come by way of the methods above.
+    def stream_events(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        version: str = "v2",
+        **kwargs: Any,
+    ) -> Any:
+        if version == "v3":
+            kwargs = self._with_session(config, kwargs)
+        return super().stream_events(input, config, version=version, **kwargs)  # type: ignore[call-overload]
+
+    def astream_events(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        version: str = "v2",
+        **kwargs: Any,
+    ) -> Any:
+        if version == "v3":
+            kwargs = self._with_session(config, kwargs)
+        return super().astream_events(input, config, version=version, **kwargs)  # type: ignore[call-overload]
+
+    def _with_session(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if _KEY in kwargs:
+            return kwargs
+        rest = dict(kwargs)
+        key = self._take_session(rest, config=config)
+        return {**rest, _KEY: key}
+
+    def _take_session(
+        self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None
+    ) -> SessionKey:
+        """Take out of ``kwargs`` what a call says of its session, and return the key."""
+        own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
+        key: SessionKey | None = kwargs.pop(_KEY, None)
+        return key or resolve_session(
+            config,
+            run_manager=run_manager,
+            default_session_id=self.session_id,
+            default_namespace=self.namespace,
+            **own,
+        )
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """What traces are told of a call: nothing of its session."""
+        self._take_session(kwargs)
+        return super()._get_invocation_params(stop=stop, **kwargs)
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The response cache's key beside the prompt: sessions share their answers, namespaces do not."""
+        key = self._take_session(kwargs)
+        return f"{super()._get_llm_string(stop=stop, **kwargs)}---{key.namespace}"
+
+    # One turn -----------------------------------------------------------------------------------------------
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn = self._turn(messages, stop, run_manager, kwargs)
+        return _result(to_ai_message(turn.memory.chat(turn.request, turn.session)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn = self._turn(messages, stop, run_manager, kwargs)
+        return _result(to_ai_message(await turn.memory.achat(turn.request, turn.session)))
+
+    # Token callbacks are LangChain's to call: run_manager is here for the session alone.
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        turn = self._turn(messages, stop, run_manager, kwargs)
+        writer = ChunkWriter(blocks=self.output_version == "v1")
+        answer = turn.memory.chat(turn.request, turn.session, stream=True)
+        try:
+            for delta in answer:
+                for chunk in writer.chunks(delta):
+                    yield ChatGenerationChunk(message=chunk)
+        finally:
+            answer.close()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        turn = self._turn(messages, stop, run_manager, kwargs)
+        writer = ChunkWriter(blocks=self.output_version == "v1")
+        answer = await turn.memory.achat(turn.request, turn.session, stream=True)
+        try:
+            async for delta in answer:
+                for chunk in writer.chunks(delta):
+                    yield ChatGenerationChunk(message=chunk)
+        finally:
+            await answer.aclose()
+
+    def _turn(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: object | None,
+        kwargs: Mapping[str, Any],
+    ) -> _Turn:
+        options = {_OTHER_NAMES.get(name, name): value for name, value in kwargs.items()}
+        session = self._take_session(options, run_manager=run_manager)
+        memory = self._memory(options.pop("model", None))
+        tools = [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
+        choice = to_tool_choice(options.pop("tool_choice", None), tools)
+        template = options.pop("chat_template_kwargs", None) or {}
+        _say_what_is_not_enforced(choice, options)
+        request = ChatRequest(
+            messages=to_core(messages),
+            # A model is kept from calling tools by not being shown any, at the price of the prefix that has them.
+            tools=() if choice.mode == "none" else tuple(tools),
+            sampling=self._sampling(memory.model_name, options, stop),
+            template_kwargs=template,
+        )
+        return _Turn(memory, request, session)
+
+    def _sampling(self, model: str, options: Mapping[str, Any], stop: list[str] | None) -> SamplingParams:
+        """How this answer is sampled: the call's options over the model's own."""
+        unknown = sorted(set(options) - {*_SAMPLING, "stop"} - _WITHOUT_EFFECT)
+        if unknown:
+            raise InvalidRequest(
+                f"unknown option {unknown[0]!r}: choose from {', '.join(sorted({*_SAMPLING, 'stop'}))}."
+            )
+        own = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        ends = next((e for e in (stop, options.get("stop"), self.stop) if e is not None), ())
+        own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
+        return sampling_for(model, {**self._given(_SAMPLING), **own})
+
+    # Tools --------------------------------------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return this model with ``tools`` to call.
+
+        Args:
+            tools: functions, LangChain tools, pydantic classes, typed dictionaries or JSON schemas.
+            tool_choice: "auto" or None, "none", "any", "required" or True, the name of a tool, or OpenAI's
+                ``{"type": "function", "function": {"name": ...}}``.
+            strict: whether arguments have to fit their schema.
+            kwargs: further options of every call.
+
+        Raises:
+            InvalidRequest: ``tool_choice`` is none of these, or names a tool that is not there.
+        """
+        offered = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        if tool_choice is not None:
+            to_tool_choice(tool_choice, offered)
+            kwargs["tool_choice"] = tool_choice
+        return self.bind(tools=offered, **kwargs)
+
+    # Tokens -------------------------------------------------------------------------------------------------
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's own tokens of ``text``; this loads the model."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._memory().encode(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Return the length of the prompt that ``messages`` and ``tools`` come to; this loads the model."""
+        if not messages:
+            return 0
+        offered = tuple(convert_to_openai_tool(tool) for tool in tools or ())
+        return self._memory().count_tokens(ChatRequest(to_core(messages), offered))
+
+
+def _result(message: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _says_something(name: str, value: object) -> bool:
+    return value is not None or name in _NONE_MEANS_SOMETHING
+
+
+def _say_what_is_not_enforced(choice: ToolChoice, options: Mapping[str, Any]) -> None:
+    """Refuse or own up to what only a grammar could hold the model to.
+
+    Raises:
+        InvalidRequest: an answer in a format is asked for.
+    """
+    if options.get("response_format") is not None:
+        raise InvalidRequest(
+            "response_format is not valid: answers are not held to a format. "
+            "Bind the schema as a tool, as with_structured_output does."
+        )
+    if choice.mode == "required":
+        _warn_once("a forced tool_choice is not enforced: the model sees the tools and decides for itself")
+    if options.get("parallel_tool_calls") is False:
+        _warn_once("parallel_tool_calls=False is not enforced: the model may call several tools at once")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)

@@ -1,0 +1,332 @@
+"""Two translations without state or side effects: LangChain messages in, LangChain messages out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+from uuid import uuid4
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    InvalidToolCall as LangChainInvalidToolCall,
+    SystemMessage,
+    ToolCall as LangChainToolCall,
+    ToolMessage,
+)
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.utils.json import parse_partial_json
+
+from agent_memory_core import (
+    ChatResult,
+    Delta,
+    InvalidRequest,
+    InvalidToolCall,
+    Message,
+    ToolCall,
+    TurnReport,
+)
+
+PROVIDER = "mlx"
+
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+}
+_TEXT_BLOCKS = frozenset({"text", "text-plain", "input_text", "output_text"})
+_REASONING_BLOCKS = {"reasoning": "reasoning", "thinking": "thinking"}
+_CALL_BLOCKS = {"tool_use": "input", "tool_call": "args"}
+# Said again in a message's tool_calls, or of use to nobody but the provider that wrote them.
+_IGNORED_BLOCKS = frozenset(
+    {"tool_call_chunk", "invalid_tool_call", "input_json_delta", "function_call", "redacted_thinking"}
+)
+# Before the text of a call that could not be read, where LangChain would read it as one after all.
+_UNREADABLE = "unreadable call: "
+
+
+# LangChain to core ------------------------------------------------------------------------------------------
+
+
+def to_core(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
+    """Return ``messages`` as a chat template knows them; leading system messages become one.
+
+    Raises:
+        InvalidRequest: there are none, or one holds something that no text model reads.
+    """
+    if not messages:
+        raise InvalidRequest("messages=[] is not valid: at least one message.")
+    return _merge_leading_systems([_message(message) for message in messages])
+
+
+def _merge_leading_systems(messages: list[Message]) -> tuple[Message, ...]:
+    """Most templates read one system message, the first."""
+    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    if count < 2:
+        return tuple(messages)
+    text = "\n\n".join(message.content for message in messages[:count] if message.content)
+    return (Message("system", text, name=messages[0].name), *messages[count:])
+
+
+def _message(message: BaseMessage) -> Message:
+    if isinstance(message, AIMessage):
+        return _assistant(message)
+    role = _role(message)
+    text = _text(message.content, role, joint="\n")
+    if isinstance(message, ToolMessage):
+        return Message(
+            role, _tool_text(text, message.status), message.name, tool_call_id=message.tool_call_id
+        )
+    return Message(role, text, message.name)
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, HumanMessage):
+        return "user"
+    if isinstance(message, SystemMessage):
+        return "system"
+    if isinstance(message, (ToolMessage, FunctionMessage)):
+        return "tool"
+    if isinstance(message, ChatMessage) and message.role in _ROLES:
+        return _ROLES[message.role]
+    kind = f"role {message.role!r}" if isinstance(message, ChatMessage) else type(message).__name__
+    raise InvalidRequest(f"a message of {kind} is not valid: user, assistant, system or tool.")
+
+
+def _assistant(message: AIMessage) -> Message:
+    # The model wrote this text in one piece, so its blocks meet without a seam.
+    text = _text(message.content, "assistant", joint="")
+    unread = (_unread(call["args"] or "") for call in message.invalid_tool_calls)
+    return Message(
+        role="assistant",
+        content="\n".join(filter(None, (text, *unread))),
+        name=message.name,
+        tool_calls=tuple(_calls(message)),
+        reasoning=_reasoning(message),
+    )
+
+
+def _calls(message: AIMessage) -> Iterator[ToolCall]:
+    for call in message.tool_calls:
+        yield ToolCall(call["name"], call["args"], call["id"] or "")
+    if message.tool_calls:
+        return
+    for block in _blocks(message.content):
+        arguments = _CALL_BLOCKS.get(block.get("type", ""))
+        if arguments is not None:
+            yield ToolCall(block["name"], block.get(arguments) or {}, block.get("id") or "")
+
+
+def _reasoning(message: AIMessage) -> str | None:
+    known = message.additional_kwargs.get("reasoning_content")
+    if isinstance(known, str) and known:
+        return known
+    found = (
+        block.get(_REASONING_BLOCKS[block["type"]])
+        for block in _blocks(message.content)
+        if block.get("type") in _REASONING_BLOCKS
+    )
+    return "".join(filter(None, found)) or None
+
+
+def _tool_text(text: str, status: str) -> str:
+    """What a tool said, with a failure said in words: no chat template shows a status."""
+    if status != "error" or text.lstrip().lower().startswith("error"):
+        return text
+    return f"Error: {text}"
+
+
+def _blocks(content: object) -> Iterator[Mapping[str, Any]]:
+    if isinstance(content, list):
+        yield from (block for block in content if isinstance(block, Mapping))
+
+
+def _text(content: str | list[str | dict[Any, Any]], role: str, *, joint: str) -> str:
+    """The text of a message's content.
+
+    Raises:
+        InvalidRequest: a block is no text, nor a part of an answer that is kept elsewhere.
+    """
+    if isinstance(content, str):
+        return content
+    return joint.join(filter(None, (_block_text(block, role) for block in content)))
+
+
+def _block_text(block: str | dict[Any, Any], role: str) -> str:
+    if isinstance(block, str):
+        return block
+    kind = block.get("type", "text" if isinstance(block.get("text"), str) else None)
+    if kind in _TEXT_BLOCKS:
+        return str(block.get("text") or "")
+    if role == "assistant" and (kind in _CALL_BLOCKS or kind in _REASONING_BLOCKS or kind in _IGNORED_BLOCKS):
+        return ""
+    raise InvalidRequest(
+        f"a block of type {kind!r} in a {role} message is not valid: this model reads text alone. "
+        "Pass text blocks, or the text itself."
+    )
+
+
+class ToolChoice(NamedTuple):
+    """Whether an answer may (auto), must not (none) or must (required) call a tool; ``name`` says which it must."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+
+
+def to_tool_choice(value: object, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
+    """Return what a ``tool_choice``, in any form that is in use, means for ``tools`` (OpenAI function schemas).
+
+    Raises:
+        InvalidRequest: the form is unknown, or no such tool is there.
+    """
+    if value is None or value is False:
+        return ToolChoice()
+    word = "required" if value is True else _word_or_name(value)
+    names = [str(tool["function"]["name"]) for tool in tools]
+    if word in ("auto", "none"):
+        return ToolChoice("none" if word == "none" else "auto")
+    if word in ("any", "required") and names:
+        return ToolChoice("required")
+    if word in names:
+        return ToolChoice("required", word)
+    known = ", ".join(names) or "no tool, for none is bound"
+    raise InvalidRequest(f'tool_choice={value!r} is not valid: "auto", "none", "any", "required" or {known}.')
+
+
+def _word_or_name(value: object) -> str | None:
+    """The word or tool name in ``"any"``, ``{"type": "any"}``, ``{"name": ...}`` or OpenAI's nested form."""
+    if not isinstance(value, Mapping):
+        return value if isinstance(value, str) else None
+    function = value.get("function")
+    named = function if isinstance(function, Mapping) else value
+    found = named.get("name", value.get("type"))
+    return found if isinstance(found, str) else None
+
+
+# Core to LangChain ------------------------------------------------------------------------------------------
+
+
+def to_ai_message(result: ChatResult) -> AIMessage:
+    """Return a whole answer as one message."""
+    return AIMessage(
+        content=result.text,
+        additional_kwargs={"reasoning_content": result.reasoning} if result.reasoning else {},
+        tool_calls=[
+            LangChainToolCall(name=c.name, args=dict(c.arguments), id=_call_id(c), type="tool_call")
+            for c in result.tool_calls
+        ],
+        invalid_tool_calls=[_invalid_call(c) for c in result.invalid_tool_calls],
+        usage_metadata=_usage(result.report),
+        response_metadata=_metadata(result.report),
+    )
+
+
+class ChunkWriter:
+    """Deltas of one answer as chunks; it counts tool calls, for LangChain tells them apart by number.
+
+    Args:
+        blocks: the chunks' content will be turned into content blocks. LangChain then numbers text blocks from
+            zero and would take a call of the same number for more of that text, so calls begin far off.
+    """
+
+    def __init__(self, *, blocks: bool = False) -> None:
+        self._next_call = 1000 if blocks else 0
+
+    def chunks(self, delta: Delta) -> Iterator[AIMessageChunk]:
+        """Yield what ``delta`` holds, one kind of content a chunk; the last of an answer has its report."""
+        if delta.reasoning:
+            yield _chunk(additional_kwargs={"reasoning_content": delta.reasoning})
+        if delta.text:
+            yield _chunk(content=delta.text)
+        calls: tuple[ToolCall | InvalidToolCall, ...] = (*delta.tool_calls, *delta.invalid_tool_calls)
+        for call in calls:
+            yield _chunk(tool_call_chunks=[_call_chunk(call, self._next_call)])
+            self._next_call += 1
+        if delta.report is not None:
+            yield _last_chunk(delta.report)
+
+
+def _chunk(content: str = "", **fields: Any) -> AIMessageChunk:
+    return AIMessageChunk(content=content, response_metadata={"model_provider": PROVIDER}, **fields)
+
+
+def _last_chunk(report: TurnReport) -> AIMessageChunk:
+    return AIMessageChunk(
+        content="",
+        usage_metadata=_usage(report),
+        response_metadata=_metadata(report),
+        chunk_position="last",
+    )
+
+
+def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
+    if isinstance(call, InvalidToolCall):
+        name, arguments = None, _unreadable(call.text)
+    else:
+        name, arguments = call.name, json.dumps(dict(call.arguments), ensure_ascii=False)
+    return ToolCallChunk(name=name, args=arguments, id=_call_id(call), index=index, type="tool_call_chunk")
+
+
+def _invalid_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
+    return LangChainInvalidToolCall(
+        name=None, args=_unreadable(call.text), id=_call_id(call), error=call.error, type="invalid_tool_call"
+    )
+
+
+def _call_id(call: ToolCall | InvalidToolCall) -> str:
+    known = call.id if isinstance(call, ToolCall) else ""
+    return known or f"call_{uuid4().hex}"
+
+
+def _unreadable(text: str) -> str:
+    """``text`` such that LangChain, which mends broken JSON, does not make a call without a name of it."""
+    if text:
+        try:
+            parse_partial_json(text)
+        except (ValueError, RecursionError):
+            return text
+    return _UNREADABLE + text
+
+
+def _unread(args: str) -> str:
+    """What the model wrote, from what ``_unreadable`` made of it."""
+    return args.removeprefix(_UNREADABLE)
+
+
+def _usage(report: TurnReport) -> UsageMetadata:
+    usage = report.usage
+    return UsageMetadata(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        input_token_details=InputTokenDetails(
+            cache_read=usage.cache_read, cache_creation=usage.cache_creation
+        ),
+        output_token_details=OutputTokenDetails(reasoning=usage.reasoning_tokens),
+    )
+
+
+def _metadata(report: TurnReport) -> dict[str, Any]:
+    """What ``response_metadata`` says of a turn. Merging chunks joins texts: it goes on one chunk alone."""
+    return {
+        "model_provider": PROVIDER,
+        "model_name": report.model,
+        "finish_reason": report.finish_reason,
+        "hit_tier": report.hit_tier,
+        "miss_reason": report.miss_reason,
+        "restore_ms": round(report.restore_seconds * 1000, 3),
+        "ttft_ms": round(report.time_to_first_token * 1000, 3),
+        "session_id": report.session_id,
+        "branch_id": report.branch_id,
+        "persisted": report.persisted,
+    }

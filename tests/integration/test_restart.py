@@ -1,0 +1,98 @@
+"""Restart is invisible: same process, evicted, and killed plus restarted give the same bits."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import drive
+import mlx.core as mx
+import pytest
+import tiny_models
+from mlx_lm import load, stream_generate
+
+from agent_memory_core import EngineConfig
+
+BLOCK = 64
+CODECS: list[Any] = [None, 8, "8/4", 4]
+# Where each turn's branch ends, relative to a block boundary.
+ENDS = [0, -1, 1, 0, 1, -1]
+NEW = 8
+
+
+def config(model: str, store: Path, bits: Any) -> EngineConfig:
+    return EngineConfig(
+        model=model, cache_dir=store, kv_bits=bits, block_tokens=BLOCK, min_free_mb=0, memory_budget_mb=64
+    )
+
+
+def padded(driver: drive.Driver, history: drive.History, end: int) -> drive.History:
+    """Add a user message so long that prompt and answer end ``end`` tokens off a block boundary."""
+    for filler in range(20, 20 + 2 * BLOCK):
+        asked = [*history, {"role": "user", "content": "Tell me " + "1" * filler}]
+        if (driver.memory.count_tokens(asked) + NEW - end) % BLOCK == 0:
+            return asked
+    raise AssertionError("one digit is one token, so some length must fit")
+
+
+def killed_turn(jobs: list[dict[str, Any]]) -> list[drive.Seen]:
+    """One turn of every job in a new process that is killed with SIGKILL after its answers."""
+    coded = base64.b64encode(json.dumps(jobs).encode()).decode()
+    done = subprocess.run(
+        [sys.executable, drive.__file__, coded], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return [drive.Seen(**answer) for answer in json.loads(done.stdout)]
+
+
+@pytest.fixture(scope="module", params=["llama", "deepseek_v2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    shape = {"llama": tiny_models.LLAMA, "deepseek_v2": tiny_models.DEEPSEEK_V2}[request.param]
+    return tiny_models.write(tmp_path_factory.mktemp("models") / request.param, shape)
+
+
+def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(model: str, tmp_path: Path) -> None:
+    hot = {bits: drive.Driver(config(model, tmp_path / f"hot-{i}", bits)) for i, bits in enumerate(CODECS)}
+    evicted = {bits: drive.Driver(config(model, tmp_path / f"evicted-{i}", bits)) for i, bits in enumerate(CODECS)}
+    histories: dict[Any, drive.History] = {bits: [] for bits in CODECS}
+    for turn, end in enumerate(ENDS):
+        jobs, first, second = [], {}, {}
+        for i, bits in enumerate(CODECS):
+            asked = padded(hot[bits], histories[bits], end)
+            first[bits] = hot[bits].turn(asked, "s")
+            evicted[bits].evict()
+            second[bits] = evicted[bits].turn(asked, "s")
+            histories[bits] = [*asked, {"role": "assistant", "content": first[bits].text}]
+            settings = {
+                "model": model, "cache_dir": str(tmp_path / f"killed-{i}"), "kv_bits": bits,
+                "block_tokens": BLOCK, "min_free_mb": 0, "memory_budget_mb": 64,
+            }  # fmt: skip
+            jobs.append({"config": settings, "history": asked, "session": "s"})
+        for bits, third in zip(CODECS, killed_turn(jobs), strict=True):
+            same = [(s.logits, s.token_ids, s.cache_read) for s in (first[bits], second[bits], third)]
+            assert same[0] == same[1] == same[2], f"turn {turn}, codec {bits}"
+            if turn:
+                assert (first[bits].tier, second[bits].tier, third.tier) == ("hot", "warm", "warm")
+    for driver in (*hot.values(), *evicted.values()):
+        driver.memory.close()
+
+
+def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Path) -> None:
+    network, tokenizer = load(model)
+    driver = drive.Driver(config(model, tmp_path / "raw", None))
+    history: drive.History = []
+    for end in ENDS:
+        history = padded(driver, history, end)
+        seen = driver.turn(history, "s")
+        prompt = tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=True)
+        plain = [out.token for out in stream_generate(network, tokenizer, prompt, max_tokens=NEW)]
+        assert seen.token_ids == plain[: len(seen.token_ids)]
+        assert len(seen.token_ids) == NEW
+        history = [*history, {"role": "assistant", "content": seen.text}]
+    driver.memory.close()
+    mx.clear_cache()

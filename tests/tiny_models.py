@@ -1,0 +1,103 @@
+"""Tiny random models in the folders that mlx-lm loads: real architectures, real files, no download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+
+import agent_memory_core
+
+TOKENIZER = Path(agent_memory_core.__file__).parent / "tiny_chat"
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": True,
+}
+QWEN3: dict[str, Any] = LLAMA | {"model_type": "qwen3", "head_dim": 32}
+MISTRAL: dict[str, Any] = LLAMA | {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
+DEEPSEEK_V2: dict[str, Any] = {
+    "model_type": "deepseek_v2",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "n_shared_experts": None,
+    "n_routed_experts": None,
+    "kv_lora_rank": 32,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 64,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 1.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+    "rms_norm_eps": 1e-5,
+}
+
+
+def build(config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -> Any:
+    """A model of ``config`` with random weights of ``seed``, evaluated."""
+    config = {"vocab_size": _vocab_size()} | config
+    model_class, args_class = _get_classes(config)
+    mx.random.seed(seed)
+    model = model_class(args_class.from_dict(config))
+    model.set_dtype(dtype)
+    # Unit-scale logits, so that greedy answers of a random model are not all the same token.
+    model.update(_scaled(model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def write(folder: Path, config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -> str:
+    """A model folder with tiny-chat's tokenizer; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build(config, seed, dtype)
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"}
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder / name)
+    eos = json.loads((TOKENIZER / "config.json").read_text())["eos_token_id"]
+    full = {"vocab_size": _vocab_size(), "eos_token_id": eos} | config
+    (folder / "config.json").write_text(json.dumps(full))
+    return str(folder)
+
+
+def _vocab_size() -> int:
+    return int(json.loads((TOKENIZER / "config.json").read_text())["vocab_size"])
+
+
+def _scaled(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {
+            name: value * 4 if name == "weight" and not isinstance(value, dict) and value.ndim > 1 else _scaled(value)
+            for name, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [_scaled(value) for value in tree]
+    return tree

@@ -1,0 +1,217 @@
+"""The books under a state machine: a whole engine's life without a model, a file or a clock.
+
+Every rule is one thing that can happen to the pool, the prefix cache and the scheduler together; the invariants
+hold after each of them. The tier is a dictionary, a block's KV is the tokens it stands for.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from agent_memory_core.block import Block, BlockHash, root_hash, tail_hash
+from agent_memory_core.block_pool import BlockPool
+from agent_memory_core.errors import PromptTooLong
+from agent_memory_core.prefix_cache import Match, PrefixCache
+from agent_memory_core.scheduler import Limits, Scheduler
+from agent_memory_core.sequence import Sequence, Status
+
+BLOCK = 4
+BUDGET = 220
+LIMITS = Limits(
+    max_batch_size=2,
+    prefill_chunk=12,
+    prefill_chunk_busy=4,
+    block_tokens=BLOCK,
+    bytes_per_token=1,
+    context_length=60,
+    grow=8,
+)
+ROOTS = [root_hash({"namespace": name}) for name in "ab"]
+
+
+@dataclass
+class DictTier:
+    """A tier in memory: ancestors are stored before and dropped after their children."""
+
+    blocks: dict[BlockHash, Block] = field(default_factory=dict)
+
+    def known_prefix(self, hashes: list[BlockHash]) -> int:
+        return next((i for i, key in enumerate(hashes) if key not in self.blocks), len(hashes))
+
+    def children(self, parent: BlockHash) -> list[Row]:
+        found = [b for b in self.blocks.values() if b.parent == parent]
+        return [Row(b.hash, b.tokens) for b in sorted(found, key=lambda b: b.hash)]
+
+
+@dataclass
+class Row:
+    key: BlockHash
+    tokens: tuple[int, ...]
+
+
+class Books(RuleBasedStateMachine):
+    """One engine's books with a pretended model: the KV of a token is the token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(BUDGET)
+        self.tier = DictTier()
+        self.prefixes = PrefixCache(self.pool, BLOCK)
+        self.scheduler = Scheduler(self.pool, LIMITS, self.match)
+        self.live: dict[int, list[int]] = {}
+        self.turns: dict[int, Sequence] = {}
+        self.ended: list[list[int]] = []
+        self.ids = 0
+
+    def match(self, sequence: Sequence) -> Match:
+        return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, self.tier)
+
+    @rule(
+        heads=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6),
+        root=st.sampled_from(ROOTS),
+        new=st.integers(0, 9),
+    )
+    def add(self, heads: list[list[int]], root: BlockHash, new: int) -> None:
+        for head in heads:
+            self._add(head, root, new)
+
+    @precondition(lambda self: self.ended)
+    @rule(
+        data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=9), root=st.sampled_from(ROOTS)
+    )
+    def go_on(self, data: st.DataObject, more: list[int], root: BlockHash) -> None:
+        self._add(data.draw(st.sampled_from(self.ended)) + more, root, 3)
+
+    def _add(self, ids: list[int], root: BlockHash, new: int) -> None:
+        sequence = Sequence(self.ids, root, list(ids), new, BLOCK)
+        self.ids += 1
+        try:
+            self.scheduler.add(sequence)
+        except PromptTooLong:
+            assert (
+                len(ids) + min(1, new) > LIMITS.context_length or LIMITS.live_bytes(len(ids) + new) > BUDGET
+            )
+            return
+        self.turns[sequence.seq_id] = sequence
+
+    @rule(seed=st.integers(0, 99))
+    def step(self, seed: int) -> None:
+        chance = random.Random(seed)
+        batch = self.scheduler.schedule()
+        for sequence in batch.admitted:
+            self._load(sequence, chance)
+        for sequence in [s for s in self.scheduler.running if s.status is Status.DECODE]:
+            self.live[sequence.seq_id].append(sequence.token_ids[-1])
+            if len(sequence.generated) == sequence.max_tokens:
+                self._finish(sequence)
+            else:
+                self.scheduler.update(sequence, chance.randint(0, 1))
+        if batch.chunk is None:
+            return
+        chunk, sequence = batch.chunk, batch.chunk.sequence
+        assert chunk.stop > chunk.start
+        self.live[sequence.seq_id] += sequence.token_ids[chunk.start : chunk.stop]
+        self.scheduler.computed(chunk)
+        if chunk.is_last and sequence.max_tokens:
+            self.scheduler.update(sequence, chance.randint(0, 1))
+        if chunk.is_last and sequence.max_tokens <= 1:
+            self._finish(sequence)
+        else:
+            self._seal(sequence)
+
+    def _load(self, sequence: Sequence, chance: random.Random) -> None:
+        missing = [hit.key for hit in sequence.match.hits if hit.block is None]
+        lost = chance.random() < 0.2
+        rows = [self.tier.blocks[key] for key in missing[: len(missing) // 2 if lost else None]]
+        copies = {b.hash: Block(b.hash, b.parent, b.tokens, b.nbytes, b.kv, b.is_tail) for b in rows}
+        self.scheduler.loaded(sequence, copies)
+        known = [token for hit in sequence.match.hits for token in hit.block.kv[: hit.take]]  # type: ignore[union-attr]
+        assert known == sequence.token_ids[: len(known)], "what is reused is decided by the tokens alone"
+        assert len(known) < sequence.num_prompt, "one prompt token is always left to evaluate"
+        self.live[sequence.seq_id] = known
+        self.scheduler.restored(sequence)
+        assert sequence.num_cached == len(known)
+
+    def _seal(self, sequence: Sequence) -> None:
+        live = self.live[sequence.seq_id]
+        assert live == sequence.token_ids[: len(live)], "the live cache stands for the sequence's own tokens"
+        last = len(live) // BLOCK
+        fresh = []
+        for index in range(sequence.num_sealed, last):
+            start, stop = sequence.block_range(index)
+            tokens = tuple(sequence.token_ids[start:stop])
+            key = sequence.hashes[index]
+            fresh.append(Block(key, sequence.parent_of(index), tokens, 20, live[start:stop]))
+        self.scheduler.sealed(
+            sequence, last, [b for b in fresh if b.hash not in self.tier.blocks], persist=True
+        )
+
+    def _finish(self, sequence: Sequence) -> None:
+        live = self.live[sequence.seq_id]
+        self.scheduler.keep(sequence, len(live))
+        self._seal(sequence)
+        start = len(live) // BLOCK * BLOCK
+        for block in sequence.unsaved:
+            self.tier.blocks.setdefault(block.hash, block)
+        if start < len(live):
+            parent = sequence.parent_of(start // BLOCK)
+            tokens = tuple(live[start:])
+            tail = Block(tail_hash(parent, tokens), parent, tokens, 10, live[start:], is_tail=True)
+            self.pool.put(tail)
+            self.tier.blocks[tail.hash] = tail
+        self.ended.append(list(live))
+        self._retire(sequence)
+
+    def _retire(self, sequence: Sequence) -> None:
+        self.scheduler.retire(sequence)
+        self.live.pop(sequence.seq_id, None)
+        del self.turns[sequence.seq_id]
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        sequence = self.turns[data.draw(st.sampled_from(sorted(self.turns)))]
+        if sequence.status not in (Status.WAITING, Status.LOADING):
+            self._seal(sequence)
+        self._retire(sequence)
+
+    @rule(data=st.data())
+    def tier_drops_a_leaf(self, data: st.DataObject) -> None:
+        parents = {b.parent for b in self.tier.blocks.values()}
+        leaves = sorted(key for key in self.tier.blocks if key not in parents)
+        if leaves:
+            del self.tier.blocks[data.draw(st.sampled_from(leaves))]
+
+    @rule()
+    def everybody_is_served(self) -> None:
+        for seed in range(400):
+            if not self.turns:
+                break
+            self.step(seed)
+        assert not self.turns, "a sequence starved"
+        assert self.pool.reserved == 0
+
+    @invariant()
+    def books_add_up(self) -> None:
+        self.scheduler.check()
+
+    @invariant()
+    def blocks_stand_for_their_tokens(self) -> None:
+        for turn in self.turns.values():
+            for block in turn.held:
+                assert tuple(block.kv) == block.tokens
+
+    @invariant()
+    def what_must_still_be_written_is_held(self) -> None:
+        for turn in self.turns.values():
+            held = {block.hash for block in turn.held}
+            assert all(block.hash in held for block in turn.unsaved if self.pool.get(block.hash) is block)
+
+
+TestBooks = Books.TestCase
+TestBooks.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

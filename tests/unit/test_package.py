@@ -1,0 +1,96 @@
+"""What holds for the packages as wholes: public names, the tree of errors, and who may be imported."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent_memory_core import errors
+
+SRC = Path(errors.__file__).parents[1]
+PACKAGES = ("agent_memory_core", "langchain_agent_memory", "llama_index_agent_memory")
+CORE = sorted(f"agent_memory_core.{path.stem}" for path in SRC.glob("agent_memory_core/[!_]*.py"))
+FRAMEWORKS = ("langchain", "langchain_core", "langgraph", "llama_index", *PACKAGES[1:])
+
+
+def run(program: str, *arguments: str) -> str:
+    """Run ``program`` in a new interpreter that sees this checkout; give what it printed."""
+    environ = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_sorted_and_there(package: str) -> None:
+    module = importlib.import_module(package)
+    names = list(getattr(module, "__all__", ()))
+    assert names == sorted(set(names))
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_say_that_they_are_typed(package: str) -> None:
+    assert (SRC / package / "py.typed").is_file()
+
+
+def test_the_core_imports_no_framework() -> None:
+    program = (
+        "import importlib, sys\n"
+        "known, modules = sys.argv[1].split(','), sys.argv[2].split(',')\n"
+        "for module in modules: importlib.import_module(module)\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules} & set(known)))\n"
+    )
+    assert run(program, ",".join(FRAMEWORKS), ",".join(CORE)) == ""
+
+
+def tree(cls: type, depth: int = 0) -> list[str]:
+    """Class names of ``cls`` and its descendants in ``errors``, indented by depth, in the order of the file."""
+    lines = ["  " * depth + cls.__name__]
+    children = [c for c in vars(errors).values() if inspect.isclass(c) and c.__bases__[0] is cls]
+    for child in children:
+        lines += tree(child, depth + 1)
+    return lines
+
+
+def drawn() -> list[tuple[str, str]]:
+    """The docstring's tree: each line's name with its indentation, and the words beside it."""
+    assert errors.__doc__ is not None
+    lines = []
+    for line in errors.__doc__.splitlines():
+        art = line.strip()
+        name = art.lstrip("│├└─ ")
+        if name and (art != name or name == "AgentMemoryError"):
+            depth = (len(art) - len(name)) // 4
+            words = name.split(maxsplit=1)
+            lines.append(("  " * depth + words[0], words[1] if len(words) > 1 else ""))
+    return lines
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    assert [name for name, _ in drawn()] == tree(errors.AgentMemoryError)
+
+
+def test_what_the_tree_calls_also_a_builtin_is_one() -> None:
+    said = {name.strip(): re.search(r"\(also an? (\w+)\)", words) for name, words in drawn()}
+    found = {name: match.group(1) for name, match in said.items() if match}
+    assert set(found.values()) >= {"ValueError", "KeyError"}
+    for name, builtin in found.items():
+        assert issubclass(getattr(errors, name), getattr(builtins, builtin)), name
+
+
+@pytest.mark.parametrize("name", [name.strip() for name, _ in drawn()])
+def test_every_error_can_be_caught_as_one_and_says_what_it_was_told(name: str) -> None:
+    words = "the model 'x' was not found: check the name."
+    error = getattr(errors, name)(words)
+    assert isinstance(error, errors.AgentMemoryError)
+    assert str(error) == words

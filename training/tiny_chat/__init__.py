@@ -1,0 +1,1 @@
+"""Everything that makes the tiny chat model: its conversations, its tokenizer, its training and its evaluation."""
