@@ -37,11 +37,12 @@ class Seen:
 
 
 class Driver:
-    """One memory with its last-chunk logits recorded on the way by."""
+    """One memory with its prompts' ids and last-chunk logits recorded on the way by."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.memory = AgentMemory(config)
         self.logits: list[bytes] = []
+        self.prompts: list[list[int]] = []
         self.engine(self._listen)
 
     def engine(self, function: Any) -> Any:
@@ -57,7 +58,14 @@ class Driver:
                 self.logits.append(bytes(memoryview(found.astype(mx.float32))))
             return found
 
+        add = engine.scheduler.add
+
+        def added(sequence: Any) -> None:
+            self.prompts.append(list(sequence.token_ids))
+            add(sequence)
+
         engine.runner.prefill = recorded  # type: ignore[method-assign]
+        engine.scheduler.add = added  # type: ignore[method-assign]
 
     def turn(self, history: History, session: str | None, max_tokens: int = 8, **more: Any) -> Seen:
         """One greedy turn; the answer is not added to ``history``."""

@@ -38,10 +38,8 @@ DEEPSEEK_V2: dict[str, Any] = {
     "moe_intermediate_size": 32,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
-    "n_shared_experts": None,
-    "n_routed_experts": None,
     "kv_lora_rank": 32,
-    "q_lora_rank": None,
+    "q_lora_rank": 32,
     "qk_rope_head_dim": 16,
     "qk_nope_head_dim": 32,
     "v_head_dim": 64,
@@ -95,7 +93,9 @@ def _vocab_size() -> int:
 def _scaled(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {
-            name: value * 4 if name == "weight" and not isinstance(value, dict) and value.ndim > 1 else _scaled(value)
+            name: value * 4
+            if name == "weight" and not isinstance(value, dict) and value.ndim > 1
+            else _scaled(value)
             for name, value in tree.items()
         }
     if isinstance(tree, list):

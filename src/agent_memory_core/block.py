@@ -55,11 +55,13 @@ def tail_hash(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
     return hashlib.sha256(b"agent-memory tail 1" + parent + pack_tokens(tokens)).digest()
 
 
-def chain(root: BlockHash, tokens: Sequence[int], block_tokens: int) -> list[BlockHash]:
-    """Names of all full blocks of ``tokens``, in order."""
-    hashes: list[BlockHash] = []
-    parent = root
-    for start in range(0, len(tokens) - block_tokens + 1, block_tokens):
+def chain(
+    root: BlockHash, tokens: Sequence[int], block_tokens: int, known: Sequence[BlockHash] = ()
+) -> list[BlockHash]:
+    """Names of all full blocks of ``tokens``, in order; the first of them may be ``known`` already."""
+    hashes = list(known)
+    parent = hashes[-1] if hashes else root
+    for start in range(len(hashes) * block_tokens, len(tokens) - block_tokens + 1, block_tokens):
         parent = block_hash(parent, tokens[start : start + block_tokens])
         hashes.append(parent)
     return hashes

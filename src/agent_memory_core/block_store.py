@@ -46,10 +46,11 @@ from agent_memory_core.catalog import (
     BranchRow,
     Catalog,
     CatalogDamaged,
-    process_is_alive,
+    is_alive,
+    process_name,
 )
 from agent_memory_core.config import Durability
-from agent_memory_core.errors import StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull, StoreUnreadable
 from agent_memory_core.messages import SessionInfo
 
 log = logging.getLogger("agent_memory")
@@ -76,24 +77,9 @@ _FOREIGN = {errno.ELOOP, errno.ENXIO}
 _STALE_SECONDS = 3600.0
 _ATTEMPTS = 3
 _UNLINK_AT_ONCE = 128
-_REMOTE = {
-    "nfs",
-    "nfs4",
-    "smbfs",
-    "smb3",
-    "cifs",
-    "afpfs",
-    "webdav",
-    "9p",
-    "fuse.sshfs",
-    "afs",
-    "ceph",
-    "lustre",
-}
+_REMOTE = {"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "fuse.sshfs"}
 _F_BARRIERFSYNC = 85
 _F_FULLFSYNC = 51
-# Tells the temporary files of this process from those of an earlier one that had the same id.
-_LIFE = uuid.uuid4().hex[:12]
 
 Allocate = Callable[[str, tuple[int, ...]], tuple[Any, memoryview]]
 """From a safetensors dtype and a shape to an array and its writable bytes, which the store fills."""
@@ -139,7 +125,7 @@ class LoadedBlock:
 class CheckReport:
     """What an audit found.
 
-    ``missing`` are rows without a file; ``damaged`` files that are not what they should be; ``foreign`` files
+    ``missing`` are rows without a file; ``damaged`` files that are not what they should be or cannot be read; ``foreign`` files
     that are none of ours; ``catalog`` wrong counts; ``over_quota`` bytes. ``unknown`` sound files without a row
     and ``leftovers`` in ``tmp/`` are what a killed process leaves: they do no harm.
     """
@@ -155,7 +141,7 @@ class CheckReport:
     leftovers: int
 
     @property
-    def ok(self) -> bool:
+    def clean(self) -> bool:
         """Whether nothing is wrong but what a killed process leaves."""
         return not (self.missing or self.damaged or self.foreign or self.catalog or self.over_quota)
 
@@ -244,11 +230,8 @@ class BlockStore:
         old = time.time() - _STALE_SECONDS
         found: list[Path] = []
         for path in self._tmp.iterdir():
-            pid, _, rest = path.name.partition(".")
-            ours = pid == str(os.getpid())
-            alive = pid.isdecimal() and (rest.startswith(_LIFE) if ours else process_is_alive(int(pid)))
             with suppress(FileNotFoundError):
-                if not alive or path.lstat().st_mtime < old:
+                if not is_alive(path.name.rpartition(".")[0]) or path.lstat().st_mtime < old:
                     found.append(path)
         return found
 
@@ -331,15 +314,20 @@ class BlockStore:
         """See `Catalog.pin`."""
         self.catalog.pin(namespace, session_id, pinned)
 
-    def forget(self, namespace: str, session_id: str) -> None:
-        """Drop a session and delete what it alone reached, and all that lies in quarantine.
+    def session_branches(self, namespace: str, session_id: str) -> list[BranchRow]:
+        """See `Catalog.session_branches`."""
+        return self.catalog.session_branches(namespace, session_id)
 
-        Raises:
-            SessionNotFound: there is no such session.
-        """
-        self._unlink(self.catalog.forget(namespace, session_id))
+    def forget(self, namespace: str, session_id: str) -> bool:
+        """Drop a session, delete what it alone reached and all that lies in quarantine; say if there was one."""
+        try:
+            gone = self.catalog.forget(namespace, session_id)
+        except SessionNotFound:
+            return False
+        self._unlink(gone)
         for path in self._quarantine.iterdir():
             _remove(path)
+        return True
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -412,9 +400,7 @@ class BlockStore:
 
     def _write_all(self, new: Sequence[_NewFile], commit: BranchCommit) -> list[BlockRow]:
         rows: list[BlockRow] = []
-        folders: set[Path] = set()
         for index, file in enumerate(new):
-            folders |= self._make_dirs(file.path.parent)
             try:
                 rows.append(self._publish(file))
             except OSError as error:
@@ -422,14 +408,13 @@ class BlockStore:
                     raise
                 self._make_space(new[index:], commit)
                 rows.append(self._publish_or_full(file))
-        if self._durable and folders:
-            _sync_folders(folders)
+        if self._durable and new:
+            _sync_folder(self._ns, barrier=False)
         return rows
 
     def _make_space(self, pending: Sequence[_NewFile], commit: BranchCommit) -> None:
         keep = {key for file in pending for key in (file.row.key, file.row.parent)} | {commit.head}
-        gone = self.catalog.evict(sum(file.row.nbytes for file in pending), keep, commit.branch_id)
-        self._evicted(gone)
+        self._evicted(self.catalog.evict(sum(file.row.nbytes for file in pending), keep, commit.branch_id))
 
     def _publish_or_full(self, file: _NewFile) -> BlockRow:
         try:
@@ -443,25 +428,32 @@ class BlockStore:
         """Give a file its bytes and its name. One that is there already and sound is kept instead."""
         tmp = self._write_tmp(file.views)
         try:
-            for _ in range(_ATTEMPTS):
-                with suppress(FileExistsError):
-                    _link(tmp, file.path)
-                    return file.row
-                try:
-                    with _open_file(file.path) as (fd, size):
-                        theirs = _adopted(fd, size, file.row.root, file.row.key, file.row.is_tail)
-                        _verify(fd, size, theirs)
-                    return replace(theirs, tokens=file.row.tokens)
-                except FileNotFoundError:
-                    pass
-                except _Damaged as damage:
-                    self._set_aside(file.path, str(damage))
+            changed = self._make_dirs(file.path.parent)
+            row = self._link_or_adopt(tmp, file)
+            for folder in changed if self._durable else ():
+                _sync_folder(folder, barrier=True)
+            return row
         finally:
             tmp.unlink(missing_ok=True)
-        raise StoreError(f"{file.path} cannot be replaced.")
+
+    def _link_or_adopt(self, tmp: Path, file: _NewFile) -> BlockRow:
+        for _ in range(_ATTEMPTS):
+            with suppress(FileExistsError):
+                _link(tmp, file.path)
+                return file.row
+            try:
+                with _open_file(file.path) as (fd, size):
+                    theirs = replace(file.row, checksum=_read_header(fd, size).said.get("xxh3_128", ""))
+                    _verify(fd, size, theirs)
+                return theirs
+            except FileNotFoundError:
+                continue
+            except _Damaged as damage:
+                self._set_aside(file.path, str(damage))
+        raise StoreError(f"{file.path} cannot be replaced: is another program writing there?")
 
     def _write_tmp(self, views: Sequence[memoryview]) -> Path:
-        path = self._tmp / f"{os.getpid()}.{_LIFE}.{uuid.uuid4().hex}"
+        path = self._tmp / f"{process_name()}.{uuid.uuid4().hex}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(path, flags, 0o600)
         try:
@@ -476,13 +468,14 @@ class BlockStore:
             os.close(fd)
         return path
 
-    def _make_dirs(self, folder: Path) -> set[Path]:
-        """Make a folder below ``ns/``; return the folders that got a new entry by that, and itself."""
-        changed = {folder}
+    def _make_dirs(self, folder: Path) -> list[Path]:
+        """Make a folder below ``ns/``; return the folders in which a file in it makes a new entry."""
+        changed = [folder]
         if not folder.is_dir():
-            for parent in (*reversed(folder.relative_to(self._ns).parents), folder.relative_to(self._ns)):
-                if _make_dir(self._ns / parent):
-                    changed.add((self._ns / parent).parent)
+            below = folder.relative_to(self._ns)
+            for made in (self._ns, *(self._ns / part for part in reversed(below.parents)), folder):
+                if _make_dir(made):
+                    changed.append(made.parent)
         return changed
 
     def _unlink(self, rows: Sequence[BlockRow]) -> None:
@@ -511,9 +504,7 @@ class BlockStore:
             StoreFull: so it is.
         """
         state = self.catalog.stats()
-        lacking = max(
-            state["bytes"] + state["reserved"] + nbytes - self.quota_bytes, self._volume_lacks(nbytes)
-        )
+        lacking = max(state["bytes"] + nbytes - self.quota_bytes, self._volume_lacks(nbytes))
         if lacking > 0 and lacking > self.catalog.evictable_bytes():
             raise StoreFull(
                 f"{nbytes} bytes cannot be stored in {self.path}: pinned sessions and other programs leave no room in "
@@ -556,23 +547,23 @@ class BlockStore:
                 return _read_block(fd, size, row, allocate)
         except FileNotFoundError:
             self._count("miss_gone")
-            self._drop(row, path)
+            self._drop(key, path)
         except _Damaged as damage:
             self._count("miss_damaged")
-            self._drop(row, path, str(damage))
+            self._drop(key, path, str(damage))
         except (OSError, MemoryError) as error:
             self._count("miss_failed")
             log.warning("%s could not be read: %s", path, error)
         return None
 
-    def _drop(self, row: BlockRow, path: Path, damage: str = "") -> None:
+    def _drop(self, key: BlockHash, path: Path, damage: str = "") -> None:
         """Take a lost or damaged block out of the catalog, and its file out of the way."""
         try:
             with self.catalog.transaction():
                 if damage:
                     self._set_aside(path, damage)
                 if not os.path.lexists(path):
-                    self.catalog.drop([row.key])
+                    self.catalog.drop([key])
         except (StoreError, OSError) as error:
             log.warning("%s could not be set aside: %s", path, error)
 
@@ -593,54 +584,55 @@ class BlockStore:
         adopted, leftovers removed, counts set right, and what is over the quota evicted. Foreign files stay.
         """
         foreign: list[Path] = []
-        damaged: list[Path] = []
-        unknown: list[tuple[Path, BlockRow, float]] = []
+        damaged: dict[Path, tuple[BlockHash, str]] = {}
+        unknown: dict[Path, tuple[BlockRow, float]] = {}
         missing = set(self.catalog.all_keys())
         files = nbytes = 0
         for path, root, key, is_tail in self._files(foreign):
             if key is None:
                 continue
-            row = self.catalog.row(key)
             missing.discard(key)
+            row = self.catalog.row(key)
             try:
                 with _open_file(path) as (fd, size):
                     seen = _adopted(fd, size, root, key, is_tail)
                     _verify(fd, size, row or seen)
-                    files, nbytes = files + 1, nbytes + size
                     if row is None:
-                        unknown.append((path, seen, os.fstat(fd).st_mtime))
+                        unknown[path] = (seen, os.fstat(fd).st_mtime)
+                files, nbytes = files + 1, nbytes + size
             except FileNotFoundError:
                 continue
             except (_Damaged, OSError) as damage:
-                damaged.append(path)
-                if fix and isinstance(damage, _Damaged):
-                    self._drop(row or replace(_NO_ROW, key=key), path, str(damage))
+                damaged[path] = (key, str(damage))
         # What went away while this looked is not missing.
-        gone = [
-            row for row in self.catalog.rows(sorted(missing)).values() if not os.path.lexists(self._path(row))
-        ]
-        wrong = self.catalog.audit(fix)
-        over = max(0, self.catalog.total_bytes() - self.quota_bytes)
+        gone = [row for row in self.catalog.rows(sorted(missing)).values() if not self._lies_there(row)]
         report = CheckReport(
             files=files,
             nbytes=nbytes,
             missing=tuple(row.key for row in gone),
             damaged=tuple(damaged),
             foreign=tuple(foreign),
-            unknown=tuple(path for path, _, _ in unknown),
-            catalog=tuple(wrong),
-            over_quota=over,
+            unknown=tuple(unknown),
+            catalog=tuple(self.catalog.audit()),
+            over_quota=max(0, self.catalog.total_bytes() - self.quota_bytes),
             leftovers=len(list(self._tmp.iterdir())),
         )
         if fix:
-            self._fix(gone, [(row, used) for _, row, used in unknown])
+            self._fix([row.key for row in gone], damaged, list(unknown.values()))
         return report
 
-    def _fix(self, gone: Sequence[BlockRow], unknown: Sequence[tuple[BlockRow, float]]) -> None:
-        for row in gone:
-            self._drop(row, self._path(row))
+    def _fix(
+        self,
+        missing: Sequence[BlockHash],
+        damaged: Mapping[Path, tuple[BlockHash, str]],
+        unknown: Sequence[tuple[BlockRow, float]],
+    ) -> None:
+        self.catalog.audit(fix=True)
         with self.catalog.transaction():
+            self.catalog.drop(missing)
             self.catalog.rebuild([(row, used) for row, used in unknown if self._lies_there(row)])
+        for path, (key, reason) in damaged.items():
+            self._drop(key, path, reason)
         for leftover in self._leftovers():
             leftover.unlink(missing_ok=True)
         self._evicted(self.catalog.evict(self.catalog.total_bytes() - self.quota_bytes))
@@ -775,13 +767,12 @@ def _sync(fd: int, *, barrier: bool) -> None:
     os.fsync(fd)
 
 
-def _sync_folders(folders: set[Path]) -> None:
-    for index, folder in enumerate(sorted(folders)):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _sync(fd, barrier=index < len(folders) - 1)
-        finally:
-            os.close(fd)
+def _sync_folder(folder: Path, *, barrier: bool) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _sync(fd, barrier=barrier)
+    finally:
+        os.close(fd)
 
 
 # -- the file ---------------------------------------------------------------------------------------------
@@ -947,6 +938,8 @@ def _adopted(fd: int, size: int, root: BlockHash, key: BlockHash, is_tail: bool)
 
 def _verify(fd: int, size: int, row: BlockRow) -> None:
     """Compare a whole file with its row."""
+    if size != row.nbytes:
+        raise _Damaged(f"it has {size} bytes instead of {row.nbytes}")
     header = _read_header(fd, size)
     _check_said(header, row)
     digest = xxhash.xxh3_128()

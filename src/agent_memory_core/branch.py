@@ -22,7 +22,8 @@ Text = TypeVar("Text")
 
 @dataclass(slots=True, eq=False)
 class Branch(Generic[Text]):
-    """One line of a session. ``text`` is the template's record of its ids and what they stand for.
+    """One line of a session. ``text`` is the template's record of its ids and what they stand for; ``hashes``
+    name its full blocks.
 
     ``branch_id`` and ``generation`` are what the catalog says; the writer alone sets them. ``prompt_tokens``
     is where the last answer begins. A ``busy`` branch has a turn in flight.
@@ -31,7 +32,7 @@ class Branch(Generic[Text]):
     token_ids: tuple[int, ...]
     text: Text
     prompt_tokens: int
-    head: BlockHash
+    hashes: list[BlockHash]
     tail: BlockHash | None
     lane: str = ""
     branch_id: int | None = None

@@ -18,6 +18,7 @@ import re
 import sqlite3
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ _BUSY_SECONDS = 10.0
 _TOUCH_SECONDS = 60.0
 _TOMBSTONE_SECONDS = 30 * 24 * 3600.0
 _QUERY_KEYS = 256
+_LIFE = uuid.uuid4().hex[:12]
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -72,7 +74,7 @@ CREATE INDEX blocks_free ON blocks (last_use) WHERE refs = 0;
 CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'';
 CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0);
-CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, bytes INTEGER NOT NULL);
 
 CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
   UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
@@ -200,35 +202,44 @@ class CatalogDamaged(StoreError):
     """The database file is not one, or its pages contradict each other."""
 
 
-def validate_session_id(session_id: str) -> None:
-    """Refuse what cannot name a session. Any other text can: it is a bound value and never part of a path.
+def validate_session_id(session_id: str) -> str:
+    """Return a session id, unless it cannot be one. Any other text can: it is a bound value and never part of a path.
 
     Raises:
         InvalidRequest: empty, longer than `MAX_NAME`, or with control characters or lone surrogates.
     """
-    _validate_name(session_id, "session id")
+    return _validate_name(session_id, "session id")
 
 
-def validate_namespace(namespace: str) -> None:
-    """Refuse what cannot name a namespace, by the rules of `validate_session_id`."""
-    _validate_name(namespace, "namespace")
+def validate_namespace(namespace: str) -> str:
+    """Return a namespace, unless it cannot be one by the rules of `validate_session_id`."""
+    return _validate_name(namespace, "namespace")
 
 
-def _validate_name(name: str, what: str) -> None:
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or _UNFIT.search(name):
-        shown = repr(name)[:80]
-        raise InvalidRequest(
-            f"{shown} cannot be a {what}: use 1 to {MAX_NAME} characters without control characters."
-        )
+def _validate_name(name: str, what: str) -> str:
+    if isinstance(name, str) and 0 < len(name) <= MAX_NAME and not _UNFIT.search(name):
+        return name
+    shown = repr(name)[:80]
+    raise InvalidRequest(
+        f"{shown} cannot be a {what}: use 1 to {MAX_NAME} characters without control characters."
+    )
 
 
-def process_is_alive(pid: int) -> bool:
-    """Whether a process of that id runs on this machine, under any user."""
+def process_name() -> str:
+    """This process: its id, and what tells it from an earlier one that had the same id."""
+    return f"{os.getpid()}.{_LIFE}"
+
+
+def is_alive(process: str) -> bool:
+    """Whether the process of that name runs on this machine, as far as can be told."""
+    pid = process.partition(".")[0]
+    if pid == str(os.getpid()):
+        return process == process_name()
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(int(pid), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
         return True
     return True
 
@@ -253,7 +264,7 @@ class Catalog:
         self.failed_reads = 0
         try:
             self.created = self._prepare()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self.close()
             if _is_damage(error):
                 raise CatalogDamaged(f"{path} is damaged: {error}.") from error
@@ -278,6 +289,10 @@ class Catalog:
                 )
             if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            try:
+                db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations LIMIT 0")
+            except sqlite3.OperationalError as error:
+                raise CatalogDamaged(f"{self._path} is damaged: {error}.") from error
             return version == 0
 
     def _connect(self) -> sqlite3.Connection:
@@ -329,20 +344,21 @@ class Catalog:
                     yield db
                     db.execute("COMMIT")
                 finally:
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
+                    db.rollback()
         except sqlite3.Error as error:
             full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
             raise (StoreFull if full else StoreError)(f"{self._path} cannot be written: {error}.") from error
 
-    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows of a query; outside a transaction, none where the database cannot be read."""
+    def _read(self, sql: str, values: Sequence[Any] = (), *, strict: bool = False) -> list[Any]:
+        """All rows of a query. One that fails has none, unless it is ``strict`` or part of a transaction."""
         try:
             with self._connection() as db:
                 return db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             if getattr(self._local, "db", None) is not None:
                 raise
+            if strict:
+                raise StoreError(f"{self._path} cannot be read: {error}.") from error
             self.failed_reads += 1
             log.warning("the catalog could not be read: %s", error)
             return []
@@ -443,15 +459,14 @@ class Catalog:
     # -- branches and sessions ----------------------------------------------------------------------------
 
     def branches(self, root: BlockHash, namespace: str, session_id: str) -> list[BranchRow]:
-        """The branches of a session under one root, oldest first.
-
-        Raises:
-            InvalidRequest: the id or the namespace cannot be one.
-        """
-        validate_namespace(namespace)
-        validate_session_id(session_id)
+        """The branches of a session under one root, oldest first."""
         sql = f"{_BRANCH} WHERE s.namespace = ? AND s.session_id = ? AND s.root = ? ORDER BY b.branch_id"
         return [BranchRow(*row) for row in self._read(sql, (namespace, session_id, root))]
+
+    def session_branches(self, namespace: str, session_id: str) -> list[BranchRow]:
+        """The branches of a session under all roots, oldest first."""
+        sql = f"{_BRANCH} WHERE s.namespace = ? AND s.session_id = ? ORDER BY b.branch_id"
+        return [BranchRow(*row) for row in self._read(sql, (namespace, session_id))]
 
     def branch_tokens(self, branch: BranchRow) -> tuple[int, ...]:
         """The exact token ids of a branch; where those of a block are unknown, all before it."""
@@ -608,7 +623,10 @@ class Catalog:
                     doomed += [key for key in ends if key is not None]
                 db.execute("DELETE FROM branches WHERE session = ?", (session,))
                 db.execute("DELETE FROM sessions WHERE id = ?", (session,))
-            return self._remove_free(db, doomed)
+            removed = self._remove_free(db, doomed)
+        # The log still has the tokens.
+        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+        return removed
 
     def _remove_free(self, db: sqlite3.Connection, keys: list[BlockHash]) -> list[BlockRow]:
         """Remove those of ``keys`` that nothing holds, and every ancestor that this leaves so."""
@@ -646,9 +664,8 @@ class Catalog:
         Raises:
             StoreError: the database cannot be read.
         """
-        with self.transaction() as db:
-            sizes = {row[:2]: row[2] for row in db.execute(_SESSION_BYTES)}
-            found = db.execute(_SESSIONS, (namespace, namespace)).fetchall()
+        sizes = {row[:2]: row[2] for row in self._read(_SESSION_BYTES, strict=True)}
+        found = self._read(_SESSIONS, (namespace, namespace), strict=True)
         return [
             SessionInfo(
                 sid, space, model, branches, tokens, sizes.get((space, sid), 0), bool(pinned), created, used
@@ -681,9 +698,9 @@ class Catalog:
         ``keep`` and ``keep_branch`` are what the turn itself builds on; see `evict` for the rest.
         """
         with self.transaction() as db:
-            for (pid,) in db.execute("SELECT DISTINCT pid FROM reservations").fetchall():
-                if not process_is_alive(pid):
-                    db.execute("DELETE FROM reservations WHERE pid = ?", (pid,))
+            for (process,) in db.execute("SELECT DISTINCT process FROM reservations").fetchall():
+                if not is_alive(process):
+                    db.execute("DELETE FROM reservations WHERE process = ?", (process,))
             now = time.time()
             db.executemany(
                 "UPDATE blocks SET last_use = ? WHERE key = ? AND refs = 0", [(now, key) for key in keep]
@@ -691,7 +708,9 @@ class Catalog:
             state = self.stats()
             needed = max(shortfall, state["bytes"] + state["reserved"] + nbytes - quota)
             gone = self.evict(needed, keep, keep_branch)
-            added = db.execute("INSERT INTO reservations (pid, bytes) VALUES (?, ?)", (os.getpid(), nbytes))
+            added = db.execute(
+                "INSERT INTO reservations (process, bytes) VALUES (?, ?)", (process_name(), nbytes)
+            )
             assert added.lastrowid is not None
             return added.lastrowid, gone
 
@@ -789,5 +808,5 @@ def _block_row(row: Any) -> BlockRow:
     return BlockRow(key, parent, root, unpack_tokens(tokens), bool(is_tail), nbytes, checksum, ntok)
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, IsADirectoryError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE

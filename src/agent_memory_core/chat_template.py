@@ -1,9 +1,9 @@
 """Requests to exact token ids: a session goes on with its own tokens, only new text is tokenised.
 
 A prompt is rendered by the model's own template, once. Where its text begins with the text of a known branch,
-the branch's ids are taken over as they are, however the model chose to spell its answer; the rest is tokenised
-behind the last token taken over. Both meet at a *seam*: after a special token, before one, or where the
-tokenizer itself would cut, so that no merge is torn. Where a template rewrites history, the ids follow it.
+the branch's ids are taken over as they are, however the model chose to spell its answer; only the rest is
+tokenised. Both meet where the tokenizer itself would cut: behind a special token, before one, or, in templates
+without them, at the end of a word or line. Where a template rewrites history, the ids follow it.
 
 What a template cannot say is said in plain messages, as its model most likely saw them in training:
 
@@ -23,7 +23,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -160,13 +160,6 @@ class ChatTemplate:
         self._decoder = TextDecoder(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added: dict[int, str] = {token_id: self._decoder.inner([token_id]) for token_id in added}
-        # Tokens that the tokenizer surely finds in a text wherever their letters stand.
-        self._cuts = {
-            self._added[i]
-            for i, token in added.items()
-            if token.content == self._added[i] and not (token.lstrip or token.rstrip or token.single_word)
-        }
-        self._cut_lengths = sorted({len(text) for text in self._cuts}, reverse=True)
         self._abilities = self._try_out()
 
     # Text
@@ -189,9 +182,7 @@ class ChatTemplate:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"a message is not valid Unicode and cannot be tokenised: {error}"
-            ) from error
+            raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {error}") from error
         return text
 
     def _apply(
@@ -310,41 +301,25 @@ class ChatTemplate:
         return self._continue(known[source], source, agreed[source], text) or self._align(known, text)
 
     def _continue(self, branch: TokenText, source: int, agreed: tuple[int, int], text: str) -> Prompt | None:
-        """Take over the agreed pieces, less those behind the last clean seam; None where text is not exact."""
+        """Take over the agreed pieces; None where no clean seam follows them."""
         count, at = agreed
-        for last in reversed(branch.pieces[max(count - 3, 0) : count]):
-            new = self._after(branch, last, text, at)
-            if new is not None:
-                if self._decoder.inner(new) != text[at:]:
-                    return None
-                return Prompt((*branch.token_ids[: last.end], *new), text, last.end, source)
-            at -= len(last.text)
-        return None
-
-    def _after(self, branch: TokenText, last: Piece, text: str, at: int) -> list[int] | None:
-        """Token ids of ``text[at:]``, which follows ``last``; None where no clean seam lies between."""
-        rest = text[at:]
-        if not self._is_plain(branch, last):
-            if self._cut_at(text, at - len(last.text)) != last.text:
-                return None
-            # Behind its token, so that a tokenizer that puts a space before a text does not put one here.
-            ids = self.tokenize(last.text + rest)
-            return ids[1:] if ids[:1] == [branch.token_ids[last.start]] else None
-        if not rest or self._cut_at(text, at):
-            return self.tokenize(rest)
-        before = self._added.get(branch.token_ids[last.start - 1], "") if last.start else ""
-        alone, both = self.tokenize(before + last.text), self.tokenize(before + last.text + rest)
-        return both[len(alone) :] if both[: len(alone)] == alone else None
-
-    def _cut_at(self, text: str, at: int) -> str:
-        """The special token that the tokenizer finds at ``at``, the longest of several."""
-        slices = (text[at : at + length] for length in self._cut_lengths)
-        return next((part for part in slices if part in self._cuts), "")
+        if not count:
+            return None
+        last, rest = branch.pieces[count - 1], text[at:]
+        # The rest is tokenised behind the last piece, so that a tokenizer that puts a space before a text does
+        # not put one here; behind a plain piece, a cut there proves that no merge crosses the seam.
+        run = last.text
+        if self._is_plain(branch, last) and last.start:
+            run = self._added[branch.token_ids[last.start - 1]] + run
+        new = self.tokenize(run + rest)[len(self.tokenize(run)) :]
+        if self._decoder.inner(new) != rest:
+            return None
+        return Prompt((*branch.token_ids[: last.end], *new), text, last.end, source)
 
     def _align(self, known: Sequence[TokenText], text: str) -> Prompt:
         """Compare tokens with tokens, for tokenizers whose ids do not decode to the text they came from."""
         fresh = self.text_of(self.tokenize(text))
-        counts = [self._common_pieces(branch, fresh) for branch in known]
+        counts = [_common_pieces(branch, fresh) for branch in known]
         source = max(range(len(known)), key=counts.__getitem__)
         count = counts[source]
         if not count:
@@ -352,13 +327,6 @@ class ChatTemplate:
         end = known[source].pieces[count - 1].end
         ids = known[source].token_ids[:end] + fresh.token_ids[fresh.pieces[count - 1].end :]
         return Prompt(ids, text, end, source)
-
-    def _common_pieces(self, branch: TokenText, fresh: TokenText) -> int:
-        pairs = zip(branch.pieces, fresh.pieces, strict=False)
-        for count, (old, new) in enumerate(pairs):
-            if old.text != new.text or self._is_plain(branch, old) != self._is_plain(fresh, new):
-                return count
-        return min(len(branch.pieces), len(fresh.pieces))
 
 
 def _agreement(branch: TokenText, text: str) -> tuple[int, int]:
@@ -371,6 +339,11 @@ def _agreement(branch: TokenText, text: str) -> tuple[int, int]:
             return count, at
         at += len(piece.text)
     return len(branch.pieces), at
+
+
+def _common_pieces(branch: TokenText, fresh: TokenText) -> int:
+    pairs = zip(branch.pieces, fresh.pieces, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].text == pair[1].text, pairs))
 
 
 def _rendered(message: Message, form: _CallForm | None) -> Rendered:

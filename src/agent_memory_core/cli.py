@@ -24,7 +24,9 @@ from agent_memory_core.messages import SessionKey, TurnReport
 from agent_memory_core.model_profile import settings_for
 from agent_memory_core.transcript import Transcript
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Persistent KV-cache memory for LLM agents on MLX.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Persistent KV-cache memory for LLM agents on MLX."
+)
 sessions_app = typer.Typer(no_args_is_help=True, help="What is remembered, and for whom.")
 app.add_typer(sessions_app, name="sessions")
 
@@ -38,7 +40,11 @@ SessionId = Annotated[str, typer.Argument(help="The session's id.")]
 
 
 @app.command()
-def demo(picture: Annotated[Path, typer.Option(help="Where to save the bar chart.")] = Path("agent-memory-demo.png")) -> None:
+def demo(
+    picture: Annotated[Path, typer.Option(help="Where to save the bar chart.")] = Path(
+        "agent-memory-demo.png"
+    ),
+) -> None:
     """Three agents share a brief, are killed, and resume where they were."""
     demonstration.run(out, picture)
 
@@ -168,7 +174,7 @@ def check(
     with err.status("reading every block"):
         report = _store(cache_dir).check(fix=fix)
     out.print(report)
-    if not report.clean and not fix:
+    if not report.ok and not fix:
         raise typer.Exit(1)
 
 

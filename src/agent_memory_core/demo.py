@@ -162,7 +162,11 @@ def _asked(folder: Path, histories: str) -> Outcome:
 
 def _environment() -> dict[str, str]:
     # The demonstration shows the defaults, whatever the user's own settings are.
-    return {name: value for name, value in os.environ.items() if not name.startswith(("AGENT_MEMORY_", "SEMANTIC_"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AGENT_MEMORY_", "SEMANTIC_"))
+    }
 
 
 def _table(outcome: Outcome) -> Table:
@@ -195,10 +199,14 @@ def draw(outcome: Outcome, picture: Path) -> bool:
     axes = figure.subplots()
     places = range(len(outcome.lines))
     cold = axes.bar([p - 0.2 for p in places], [x.cold * 1000 for x in outcome.lines], 0.4, label="cold")
-    warm = axes.bar([p + 0.2 for p in places], [x.resumed * 1000 for x in outcome.lines], 0.4, label="resumed")
+    warm = axes.bar(
+        [p + 0.2 for p in places], [x.resumed * 1000 for x in outcome.lines], 0.4, label="resumed"
+    )
     for bars in (cold, warm):
         axes.bar_label(bars, fmt="%.0f")
-    axes.set_xticks(list(places), [f"{x.agent}\n{x.reused} of {x.prompt_tokens} tokens reused" for x in outcome.lines])
+    axes.set_xticks(
+        list(places), [f"{x.agent}\n{x.reused} of {x.prompt_tokens} tokens reused" for x in outcome.lines]
+    )
     axes.set_ylabel("time to first token, ms")
     axes.set_yscale("log")
     axes.set_title("Three agents after kill -9 and a new process")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence as ReadOnly
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from agent_memory_core.block import Block, BlockHash, chain, common_prefix, root_hash
+from agent_memory_core.block import Block, BlockHash, common_prefix, root_hash
 from agent_memory_core.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.block_pool import BlockPool
 from agent_memory_core.block_store import BlockStore, LoadedBlock
@@ -76,6 +76,7 @@ class Turn:
     known: int
     state: MissReason
     arrived: float
+    pending: list[int] = field(default_factory=list)
     tool_calls: int = 0
     reasoning_tokens: int = 0
     row: Row | None = None
@@ -134,7 +135,7 @@ class Engine:
         self._eos = frozenset(eos)
         self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
         self.template = ChatTemplate(loaded.tokenizer)
-        self.sessions = SessionBook(self.template, store.catalog if store else None)
+        self.sessions = SessionBook(self.template, store.catalog if store else None, config.block_tokens)
         self.reader = BlockReader(store) if store else None
         self.writer = BlockWriter(store) if store else None
         self._turns: dict[int, Turn] = {}
@@ -159,12 +160,15 @@ class Engine:
         branches = session.branches if session else []
         prompt = self.template.encode(request, [b.text for b in branches], generation_prompt=not prewarm)
         ids = list(prompt.token_ids)
+        nearest = max(branches, key=lambda b: common_prefix(b.token_ids, ids), default=None)
+        known = common_prefix(nearest.token_ids, ids) if nearest else 0
         sequence = Sequence(
             seq_id=self._next_id,
             root=root,
             token_ids=ids,
             max_tokens=0 if prewarm else request.sampling.max_tokens,
             block_tokens=self.config.block_tokens,
+            hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
         )
         branch = session.continued_by(ids, key.lane) if session and owned else None
         turn = Turn(
@@ -180,8 +184,8 @@ class Engine:
             request=request,
             session=session if owned else None,
             branch=branch,
-            known=max((common_prefix(b.token_ids, ids) for b in branches), default=0),
-            state=self._state(root, key, branches, ids),
+            known=known,
+            state=self._state(root, key, nearest, known),
             arrived=arrived,
         )
         self._next_id += 1
@@ -221,19 +225,16 @@ class Engine:
         return new_blocks * self.blocks.block_bytes + self.config.block_tokens * self.limits.bytes_per_token
 
     def _state(
-        self, root: BlockHash, key: SessionKey, branches: ReadOnly[Branch[TokenText]], ids: ReadOnly[int]
+        self, root: BlockHash, key: SessionKey, nearest: Branch[TokenText] | None, shared: int
     ) -> MissReason:
         """Why this prompt may know less than it could."""
-        if not branches:
-            if self.store is None or key.session_id is None:
-                return "new"
-            state = self.store.catalog.session_state(root, key.namespace, key.session_id)
-            return {"evicted": "evicted", "other_model": "model_changed"}.get(state, "new")  # type: ignore[return-value]
-        nearest = max(branches, key=lambda b: common_prefix(b.token_ids, ids))
-        shared = common_prefix(nearest.token_ids, ids)
-        if shared == len(nearest.token_ids):
-            return ""
-        return "template" if shared >= nearest.prompt_tokens else "diverged"
+        if nearest is not None:
+            if shared == len(nearest.token_ids):
+                return ""
+            return "template" if shared >= nearest.prompt_tokens else "diverged"
+        if self.store is None or key.session_id is None:
+            return "new"
+        return _STATES[self.store.catalog.session_state(root, key.namespace, key.session_id)]
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -357,8 +358,9 @@ class Engine:
         delta = turn.detokenizer.push(token)
         turn.tool_calls += len(delta.tool_calls)
         turn.reasoning_tokens += bool(delta.reasoning)
+        turn.pending.append(token)
         if delta != _NOTHING:
-            turn.ticket.deliver(dataclasses.replace(delta, token_ids=(token,)))
+            turn.ticket.deliver(_with_tokens(turn, delta))
         return turn.detokenizer.stopped
 
     # -- a turn's end -------------------------------------------------------------------------------------
@@ -366,7 +368,7 @@ class Engine:
     def _finish(self, turn: Turn, cache: list[Any], reason: FinishReason) -> None:
         sequence = turn.sequence
         completion = len(sequence.generated)
-        last = turn.detokenizer.finish()
+        last = _with_tokens(turn, turn.detokenizer.finish())
         turn.tool_calls += len(last.tool_calls)
         if turn.tool_calls and reason == "stop":
             reason = "tool_calls"
@@ -445,13 +447,13 @@ class Engine:
         ids = tuple(sequence.token_ids[: sequence.num_computed])
         branch = turn.branch
         if branch is None:
-            branch = Branch(ids, self.template.text_of(ids), 0, sequence.root, None)
+            branch = Branch(ids, self.template.text_of(ids), 0, [], None)
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))
-        branch.head = sequence.parent_of(len(ids) // self.config.block_tokens)
+        branch.hashes = list(sequence.hashes)
         branch.tail = tail.hash if tail is not None else None
         branch.lane = turn.key.lane
         branch.used = self.sessions.clock()
@@ -474,9 +476,7 @@ class Engine:
             counters.misses[miss] = counters.misses.get(miss, 0) + 1
         return TurnReport(
             finish_reason=reason,
-            usage=Usage(
-                sequence.num_prompt, completion, sequence.num_cached, turn.reasoning_tokens
-            ),
+            usage=Usage(sequence.num_prompt, completion, sequence.num_cached, turn.reasoning_tokens),
             hit_tier=turn.tier if sequence.num_cached else "none",
             miss_reason=miss,
             restore_seconds=turn.restore_seconds,
@@ -530,7 +530,9 @@ class Engine:
         target = self.sessions.open(self.root(old[0]), (old[0], new_session_id))
         if target.branches:
             raise InvalidRequest(f"session {new_session_id!r} exists already: choose another id.")
-        target.branches = [dataclasses.replace(branch, busy=False) for branch in source.branches]
+        target.branches = [
+            dataclasses.replace(branch, hashes=list(branch.hashes), busy=False) for branch in source.branches
+        ]
 
     def forget(self, owner: Owner) -> bool:
         """Delete a session from memory and disk."""
@@ -538,7 +540,7 @@ class Engine:
         session = self.sessions.forget(owner)
         branches = session.branches if session is not None else []
         for branch in branches:
-            self.pool.discard(self._keys(self.root(owner[0]), branch))
+            self.pool.discard(self._keys(branch))
         on_disk = self.store.forget(*owner) if self.store is not None else False
         return on_disk or bool(branches)
 
@@ -567,12 +569,11 @@ class Engine:
         """
         profile.check(cache_spec(self.blocks.layout.groups, self.loaded.config))
 
-    def _keys(self, root: BlockHash, branch: Branch[TokenText]) -> list[BlockHash]:
-        keys = chain(root, branch.token_ids, self.config.block_tokens)
-        return keys + ([branch.tail] if branch.tail is not None else [])
+    def _keys(self, branch: Branch[TokenText]) -> list[BlockHash]:
+        return branch.hashes + ([branch.tail] if branch.tail is not None else [])
 
     def _info(self, owner: Owner, session: LiveSession) -> SessionInfo:
-        keys = {key for branch in session.branches for key in self._keys(session.root, branch)}
+        keys = {key for branch in session.branches for key in self._keys(branch)}
         held = [block for key in keys if (block := self.pool.get(key)) is not None]
         return SessionInfo(
             session_id=owner[1],
@@ -622,3 +623,16 @@ class Engine:
 
 
 _NOTHING = Delta()
+_STATES: dict[str, MissReason] = {
+    "new": "new",
+    "live": "new",
+    "evicted": "evicted",
+    "other_model": "model_changed",
+}
+
+
+def _with_tokens(turn: Turn, delta: Delta) -> Delta:
+    """A delta with the tokens sampled since the last one; some of them may not have had text of their own."""
+    delta = dataclasses.replace(delta, token_ids=tuple(turn.pending))
+    turn.pending.clear()
+    return delta

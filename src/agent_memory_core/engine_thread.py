@@ -134,6 +134,10 @@ class EngineThread:
         except AgentMemoryError as error:
             self._refuse(error)
             return
+        except Exception as error:
+            log.exception("the engine could not be built")
+            self._refuse(EngineStopped(f"the engine could not be built: {error!r}"))
+            return
         engine.on_load = lambda: self._inbox.put(_Job(lambda _: None, lambda error: None))
         try:
             self._serve(engine)

@@ -46,7 +46,8 @@ class TensorCodec:
         """The inverse of `encode`, up to rounding."""
         if self.bits is None:
             return parts[0]
-        x = mx.dequantize(*parts, group_size=GROUP, bits=self.bits)
+        codes, scales, biases = parts
+        x = mx.dequantize(codes, scales, biases, group_size=GROUP, bits=self.bits)
         return x.swapaxes(-1, -2) if self.along == "tokens" else x
 
     def join(self, parts: Sequence[tuple[mx.array, ...]]) -> tuple[mx.array, ...]:

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _download, load
 
@@ -97,7 +102,15 @@ def load_model(model: str, adapter_path: str | None = None) -> LoadedModel:
     _without_compiler()
     try:
         network, tokenizer, *rest = load(str(folder), adapter_path=adapter_path, return_config=True)
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as error:
         raise ModelError(f"mlx-lm cannot load {str(folder)!r}: {error}") from error
     config: dict[str, Any] = rest[0]
     return LoadedModel(

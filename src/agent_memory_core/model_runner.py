@@ -105,7 +105,8 @@ class ModelRunner:
             for processor in row.processors:
                 logits = processor(mx.array(list(token_ids)), logits)
             logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            return int(row.sampler(logprobs).item())
+            token: int = row.sampler(logprobs).item()  # type: ignore[assignment]
+            return token
 
     def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
         """Let a row decode: ``token_ids`` are its prompt and its first token."""

@@ -39,6 +39,7 @@ class Sequence:
         token_ids: the prompt; generated tokens are appended.
         max_tokens: most tokens to generate; 0 only fills the cache.
         block_tokens: tokens in a full block.
+        hashes: names of the leading blocks that are known already; the rest are found here.
     """
 
     seq_id: int
@@ -46,6 +47,7 @@ class Sequence:
     token_ids: list[int]
     max_tokens: int
     block_tokens: int
+    hashes: list[BlockHash] = field(default_factory=list, repr=False)
     num_prompt: int = field(init=False)
     num_cached: int = 0
     num_computed: int = 0
@@ -56,11 +58,10 @@ class Sequence:
     held: list[Block] = field(default_factory=list, repr=False)
     reserved: int = 0
     waited: int = 0
-    hashes: list[BlockHash] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.token_ids)
-        self.hashes = chain(self.root, self.token_ids, self.block_tokens)
+        self.hashes = chain(self.root, self.token_ids, self.block_tokens, self.hashes)
 
     @property
     def remaining(self) -> int:

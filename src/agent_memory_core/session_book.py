@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent_memory_core.block import BlockHash
+from agent_memory_core.block import BlockHash, chain
 from agent_memory_core.branch import Branch, Session
 from agent_memory_core.catalog import BranchCommit, BranchRow, Catalog
 from agent_memory_core.chat_template import ChatTemplate, TokenText
@@ -39,8 +39,11 @@ class LiveSession(Session[TokenText]):
 class SessionBook:
     """Live sessions by owner; the least recently used idle ones are let go where a catalog can bring them back."""
 
-    def __init__(self, template: ChatTemplate, catalog: Catalog | None, max_live: int = 256) -> None:
+    def __init__(
+        self, template: ChatTemplate, catalog: Catalog | None, block_tokens: int, max_live: int = 256
+    ) -> None:
         self._template = template
+        self._block_tokens = block_tokens
         self._catalog = catalog
         self._max_live = max_live
         self._live: OrderedDict[Owner, LiveSession] = OrderedDict()
@@ -93,7 +96,7 @@ class SessionBook:
             token_ids=token_ids,
             text=self._template.text_of(token_ids),
             prompt_tokens=min(row.prompt_tokens, len(token_ids)),
-            head=row.head,
+            hashes=chain(row.root, token_ids, self._block_tokens),
             tail=row.tail,
             lane=row.lane,
             branch_id=row.branch_id,
@@ -118,7 +121,7 @@ def snapshot(session: LiveSession, owner: Owner, branch: Branch[TokenText]) -> B
         session_id=session_id,
         branch_id=None,
         generation=0,
-        head=branch.head,
+        head=branch.hashes[-1] if branch.hashes else session.root,
         tail=branch.tail,
         tokens=len(branch.token_ids),
         prompt_tokens=branch.prompt_tokens,

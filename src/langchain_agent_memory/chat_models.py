@@ -174,9 +174,9 @@ class ChatMLXPersistent(BaseChatModel):
     def _settings(self, model: str | None = None) -> dict[str, Any]:
         """What the engine is asked for; ``model`` is a call's own choice."""
         settings = self._given(_SETTINGS)
-        if model is not None and model != self.model:
-            settings.pop("adapter_path", None)  # adapters fit one model
-            settings["model"] = model
+        if model is not None and model != settings.get("model"):
+            # Adapters fit one model: those of the model's own settings, or the environment's, are not for this one.
+            settings |= {"model": model, "adapter_path": None}
         return settings
 
     @property
@@ -207,6 +207,8 @@ class ChatMLXPersistent(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
         params["ls_provider"] = PROVIDER
+        if "model" not in kwargs:
+            params["ls_model_name"] = settings_for(self._settings()).model
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:

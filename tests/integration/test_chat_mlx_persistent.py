@@ -23,14 +23,16 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.runnables import ConfigurableField, RunnableConfig
+from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langchain_core.tools import tool
 from langgraph.checkpoint.sqlite import SqliteSaver
 from pydantic import ValidationError
 
 from agent_memory_core import InvalidRequest, InvalidSetting, ModelNotFound, PromptTooLong
 from langchain_agent_memory import ChatMLXPersistent
+from langchain_agent_memory.chat_models import _warn_once
 
-LONG = SystemMessage("You are a careful assistant who remembers what people say. " * 30)
+LONG = SystemMessage("You are a careful assistant who remembers what people say. " * 12)
 QUESTION: list[BaseMessage] = [LONG, HumanMessage("My name is Ada. What is my name?")]
 
 
@@ -67,6 +69,16 @@ def wait_until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def reconfigured(model: ChatMLXPersistent) -> ChatMLXPersistent:
+    """What a configurable field makes of a model: a new one from all its fields, given or not."""
+    configurable = model.configurable_fields(seed=ConfigurableField(id="seed"))
+    assert isinstance(configurable, RunnableConfigurableFields)
+    made, _ = configurable.prepare({"configurable": {"seed": 3}})
+    assert isinstance(made, ChatMLXPersistent)
+    assert made.seed == 3
+    return made
 
 
 # Construction
@@ -107,13 +119,7 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("AGENT_MEMORY_KV_BITS", "8")
     monkeypatch.setenv("AGENT_MEMORY_MODEL", "elsewhere")
     given = ChatMLXPersistent(model="tiny-chat", kv_bits=None, max_tokens=9)
-    # A configurable field makes the instance anew from all its fields, given or not.
-    anew, _ = (
-        ChatMLXPersistent()
-        .configurable_fields(seed=ConfigurableField(id="seed"))
-        ._prepare({"configurable": {"seed": 3}})
-    )
-    assert isinstance(anew, ChatMLXPersistent)
+    anew = reconfigured(ChatMLXPersistent())
 
     def chosen(model: ChatMLXPersistent) -> list[Any]:
         return [model._identifying_params[name] for name in ("model", "kv_bits", "max_tokens", "seed")]
@@ -123,15 +129,11 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
 
 
 def test_copies_share_one_engine(llm: ChatMLXPersistent) -> None:
-    configurable, _ = llm.configurable_fields(seed=ConfigurableField(id="seed"))._prepare(
-        {"configurable": {"seed": 3}}
-    )
-    assert isinstance(configurable, ChatMLXPersistent)
     copies = [
         pickle.loads(pickle.dumps(llm)),
         copy.deepcopy(llm),
         llm.model_copy(update={"temperature": 1}),
-        configurable,
+        reconfigured(llm),
         ChatMLXPersistent(cache_dir=str(llm.cache_dir)),
     ]
     assert all(model.memory is llm.memory for model in copies)
@@ -270,6 +272,8 @@ def test_an_unknown_option_is_refused(llm: ChatMLXPersistent) -> None:
         llm.invoke("hi", tempreature=1)
     with pytest.raises(InvalidRequest, match="temperature=-1"):
         llm.invoke("hi", temperature=-1)
+    with pytest.raises(InvalidRequest, match="response_format"):
+        llm.invoke("hi", response_format={"type": "json_object"})
 
 
 def test_what_cannot_be_read_is_refused(llm: ChatMLXPersistent) -> None:
@@ -323,16 +327,16 @@ async def test_a_cancelled_task_frees_its_place(llm: ChatMLXPersistent, streams:
 @tool
 def get_weather(city: str) -> str:
     """Get the weather of a city."""
-    return f"It is sunny in {city}."
+    return "sunny"
 
 
 def test_tools_are_called_and_their_results_answered(llm: ChatMLXPersistent) -> None:
-    bound = llm.bind_tools([get_weather])
+    bound = llm.bind_tools([get_weather], max_tokens=80)
     ask = HumanMessage("What is the weather in Paris?")
     call = bound.invoke([ask])
     assert [(c["name"], c["args"]) for c in call.tool_calls] == [("get_weather", {"city": "Paris"})]
     assert call.response_metadata["finish_reason"] == "tool_calls"
-    streamed = merge(list(bound.stream([ask])))  # type: ignore[arg-type]
+    streamed = merge(list(bound.stream([ask])))
     assert [(c["name"], c["args"]) for c in streamed.tool_calls] == [("get_weather", {"city": "Paris"})]
     result = get_weather.invoke(call.tool_calls[0])
     assert isinstance(result, ToolMessage)
@@ -343,12 +347,13 @@ def test_tools_are_called_and_their_results_answered(llm: ChatMLXPersistent) -> 
 
 def test_no_tools_are_called_where_none_may_be(llm: ChatMLXPersistent) -> None:
     ask = "What is the weather in Paris?"
-    assert llm.bind_tools([get_weather], tool_choice="none").invoke(ask).tool_calls == []
+    assert llm.bind_tools([get_weather], tool_choice="none", max_tokens=80).invoke(ask).tool_calls == []
 
 
 def test_a_choice_that_is_not_enforced_is_owned_up_to(
     llm: ChatMLXPersistent, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "agent_memory"):
         llm.bind_tools([get_weather], tool_choice="any").invoke("What is the weather in Paris?")
     assert "tool_choice is not enforced" in caplog.text

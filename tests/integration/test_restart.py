@@ -58,7 +58,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(model: str, tmp_path: Path) -> None:
     hot = {bits: drive.Driver(config(model, tmp_path / f"hot-{i}", bits)) for i, bits in enumerate(CODECS)}
-    evicted = {bits: drive.Driver(config(model, tmp_path / f"evicted-{i}", bits)) for i, bits in enumerate(CODECS)}
+    evicted = {
+        bits: drive.Driver(config(model, tmp_path / f"evicted-{i}", bits)) for i, bits in enumerate(CODECS)
+    }
     histories: dict[Any, drive.History] = {bits: [] for bits in CODECS}
     for turn, end in enumerate(ENDS):
         jobs, first, second = [], {}, {}
@@ -89,10 +91,12 @@ def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Pat
     for end in ENDS:
         history = padded(driver, history, end)
         seen = driver.turn(history, "s")
-        prompt = tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=True)
+        prompt = driver.prompts[-1]
         plain = [out.token for out in stream_generate(network, tokenizer, prompt, max_tokens=NEW)]
         assert seen.token_ids == plain[: len(seen.token_ids)]
         assert len(seen.token_ids) == NEW
+        rendered = tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode(prompt) == rendered
         history = [*history, {"role": "assistant", "content": seen.text}]
     driver.memory.close()
     mx.clear_cache()

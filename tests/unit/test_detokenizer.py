@@ -152,8 +152,8 @@ def test_kept_tokens_stand_for_text_before_the_stop_string(
 def test_a_token_that_holds_the_beginning_of_the_stop_string_is_not_kept() -> None:
     tokenizer = made.tiny_chat()
     assert len(tokens(tokenizer, " weather")) == 1
-    reader, ids = Detokenizer(tokenizer, stop=["ther"]), tokens(tokenizer, "the weather is")
-    assert read(reader, ids).text == "the wea"[: "the weather is".index("ther")]
+    reader, ids = Detokenizer(tokenizer, stop=["eat"]), tokens(tokenizer, "the weather is")
+    assert read(reader, ids).text == "the w"
     assert reader.kept == 1
     assert reader.push(ids[-1]) == Delta()
     assert reader.kept == 1
@@ -254,6 +254,11 @@ def test_calls_are_read_however_they_are_spelled(seed: int, arguments: dict[str,
 def test_a_call_that_was_never_closed_still_counts(end: str) -> None:
     got = read_text(made.tiny_chat(), CALL.removesuffix("\n</tool_call>") + end)
     assert [call.name for call in got.tool_calls] == ["f"]
+
+
+def test_a_call_cut_in_two_is_given_as_text() -> None:
+    got = read_text(made.tiny_chat(), '<tool_call>{"name": "a</too')
+    assert [call.text for call in got.invalid_tool_calls] == ['{"name": "a</too']
 
 
 @pytest.mark.parametrize(

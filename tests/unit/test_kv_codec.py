@@ -38,7 +38,9 @@ def test_raw_is_exact() -> None:
     assert all(mx.array_equal(decoded[name], raw[name]) for name in DIMS)
 
 
-@pytest.mark.parametrize(("bits", "key_error", "value_error"), [(8, 0.012, 0.012), ("8/4", 0.012, 0.12), (4, 0.12, 0.12)])
+@pytest.mark.parametrize(
+    ("bits", "key_error", "value_error"), [(8, 0.012, 0.012), ("8/4", 0.012, 0.12), (4, 0.12, 0.12)]
+)
 def test_rounding_stays_within_what_the_bits_allow(bits: Any, key_error: float, value_error: float) -> None:
     codec, raw = KvCodec(bits, DIMS), part(128, 2, mx.float32)
     decoded = codec.decode([codec.encode(raw)])

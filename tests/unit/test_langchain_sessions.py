@@ -236,6 +236,17 @@ def test_a_thread_that_lost_its_context_is_anonymous() -> None:
     assert Recorder.keys == [SessionKey(None)]
 
 
+def test_callbacks_alone_carry_the_session_into_a_thread() -> None:
+    model = Recorder()
+
+    def node(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
+        _in_thread(lambda: model.invoke("hi", {"callbacks": config["callbacks"], "metadata": {"k": 1}}))
+        return {"messages": []}
+
+    _saved(node).invoke(INPUT, THREAD)
+    assert Recorder.keys == [SessionKey("T", lane="talk")]
+
+
 def test_the_model_has_a_session_of_its_own_for_calls_without_one() -> None:
     model = Recorder(session_id="mine", namespace="us")
     model.invoke("hi")

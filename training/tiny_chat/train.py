@@ -30,13 +30,7 @@ from training.tiny_chat.words import Source
 LARGE_STEPS: Final = 250
 WARMUP: Final = 60
 # Share of steps by row length: while the rate stays, in the first 60 % of its fall, and in the rest.
-LENGTHS: Final = {
-    256: (38, 20, 6),
-    512: (42, 36, 24),
-    1024: (15, 26, 30),
-    2048: (5, 18, 28),
-    4096: (0, 0, 12),
-}
+LENGTHS: Final = {256: (38, 20, 8), 512: (42, 36, 26), 1024: (15, 26, 32), 2048: (5, 18, 34)}
 GAPS: Final = 1500
 Integers = NDArray[np.int64]
 
@@ -118,7 +112,7 @@ class Rows:
             for _, first, last in spans:
                 weights[row, first:last] = 1.0
             turns.append(spans)
-            if gaps and length < 4096 and source.chance(0.5):
+            if gaps and source.chance(0.5):
                 self._spread(source, ids[row], positions[row])
         arrays = (ids[:, :-1], positions[:, :-1], ids[:, 1:], weights[:, 1:])
         inputs, places, targets, weighed = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
@@ -197,6 +191,7 @@ class Trainer:
                 )
             if step % 250 == 0:
                 print(f"step {step} held out: {self.examine()}", flush=True)
+            if step % 50 == 0:
                 self.save()
         print(
             f"end: step {self.done}, {tokens_until(self.done) / 1e6:.1f} M tokens, held out: {self.examine()}",

@@ -1,0 +1,184 @@
+"""Nobody waits for a stranger: counted in steps of the engine, which is driven by hand here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_memory_core import ChatRequest, Delta, EngineConfig, Message, SamplingParams, SessionKey
+from agent_memory_core.block_store import BlockStore
+from agent_memory_core.engine import Engine
+from agent_memory_core.loader import load_model
+
+MIB = 2**20
+
+
+class Heard:
+    """A ticket that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.deltas: list[Delta] = []
+        self.error: Exception | None = None
+
+    def deliver(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+
+    @property
+    def report(self) -> Any:
+        return self.deltas[-1].report if self.deltas else None
+
+
+def ask(text: str, new: int = 4) -> ChatRequest:
+    return ChatRequest((Message("user", text),), sampling=SamplingParams(max_tokens=new))
+
+
+@pytest.fixture
+def engine(llama: str, tmp_path: Path) -> Iterator[Engine]:
+    config = EngineConfig(model=llama, block_tokens=64, prefill_chunk=512, prefill_chunk_busy=128, max_batch_size=2)
+    store = BlockStore(tmp_path / "store")
+    engine = Engine(load_model(llama), config, 256 * MIB, store)
+    yield engine
+    engine.fail_all(RuntimeError("over"))
+    engine.close()
+
+
+def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:
+    """Step until something holds; return how many steps it took."""
+    for steps in range(most):
+        if until():
+            return steps
+        engine.step()
+        engine.scheduler.check()
+    raise AssertionError(f"nothing happened within {most} steps")
+
+
+def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> Heard:
+    heard = Heard()
+    engine.submit(request, key, heard)
+    run(engine, lambda: not engine.busy)
+    engine.flush()
+    return heard
+
+
+def chunks(engine: Engine) -> list[tuple[int, int]]:
+    """Record which sequence gets each prefill chunk, and how long the chunk is."""
+    seen: list[tuple[int, int]] = []
+    prefill = engine.runner.prefill
+
+    def recorded(row: Any, ids: Any, *, logits: bool) -> Any:
+        seen.append((row.seq_id, len(ids)))
+        return prefill(row, ids, logits=logits)
+
+    engine.runner.prefill = recorded  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted: bool) -> None:
+    first = finish(engine, ask("A question. " * 40), SessionKey("warm"))
+    if evicted:
+        engine.pool.discard(list(engine.pool._idle))
+    seen = chunks(engine)
+    stranger, warm = Heard(), Heard()
+    engine.submit(ask("7" * 4096), SessionKey("stranger"), stranger)
+    run(engine, lambda: len(seen) == 2)
+    history = (
+        Message("user", "A question. " * 40),
+        Message("assistant", "".join(d.text for d in first.deltas)),
+        Message("user", "And now?"),
+    )
+    began = len(seen)
+    seq_id = engine.submit(ChatRequest(history, sampling=SamplingParams(max_tokens=4)), SessionKey("warm"), warm)
+    run(engine, lambda: engine.scheduler.running == [] or bool(engine._turns[seq_id].first_token))
+    assert len(seen) - began <= 2, f"first token after the chunks {seen[began:]}"
+    assert seen[-1][0] == seq_id
+    run(engine, lambda: not engine.busy)
+    engine.flush()
+    assert warm.report.usage.cache_read > 100
+    assert stranger.report.usage.prompt_tokens > 4096
+
+
+def test_decoding_goes_on_while_a_stranger_prefills_in_smaller_chunks(engine: Engine) -> None:
+    seen = chunks(engine)
+    talking, stranger = Heard(), Heard()
+    engine.submit(ask("Talk.", new=40), SessionKey("talking"), talking)
+    run(engine, lambda: len(engine.runner._groups) == 1)
+    engine.submit(ask("7" * 2048), SessionKey("stranger"), stranger)
+    began, tokens = len(seen), engine.scheduler.running[0].generated
+    before = len(tokens)
+    run(engine, lambda: len(seen) == began + 8)
+    after = len(engine._turns[0].sequence.generated) if 0 in engine._turns else 40
+    assert after - before >= 8, "every step decodes before it prefills"
+    assert all(length <= 128 for _, length in seen[began:])
+
+
+def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: Engine) -> None:
+    texts = ["One.", "A longer second question of some length.", "3", "And a fourth, asked at the end of it all."]
+    alone = [finish(engine, ask(t, 5 + 7 * i), SessionKey(None, namespace=f"alone{i}")) for i, t in enumerate(texts)]
+    together = []
+    for i, text in enumerate(texts):
+        heard = Heard()
+        engine.submit(ask(text, 5 + 7 * i), SessionKey(None, namespace=f"together{i}"), heard)
+        together.append(heard)
+        run(engine, lambda i=i: len(engine._turns[i + 4].sequence.generated) > 2 if i + 4 in engine._turns else True)  # type: ignore[misc]
+    run(engine, lambda: not engine.busy)
+    for one, other in zip(alone, together, strict=True):
+        assert [t for d in one.deltas for t in d.token_ids] == [t for d in other.deltas for t in d.token_ids]
+
+
+@pytest.mark.parametrize("when", ["waiting", "prefill", "decode"])
+def test_a_cancelled_turn_frees_its_place_and_leaves_its_blocks(engine: Engine, when: str) -> None:
+    session = SessionKey("s")
+    before = finish(engine, ask("First."), session)
+    request = ask("8" * 2000, new=200)
+    heard = Heard()
+    seq_id = engine.submit(request, session, heard)
+    if when == "prefill":
+        run(engine, lambda: engine._turns[seq_id].sequence.num_computed >= 1024)
+    if when == "decode":
+        run(engine, lambda: len(engine._turns[seq_id].sequence.generated) > 70)
+    engine.cancel(seq_id)
+    engine.flush()
+    engine.scheduler.check()
+    assert not engine.busy
+    assert engine.pool.reserved == 0
+    assert engine.runner.decoding == 0
+    (info,) = engine.list_sessions(None)
+    assert (info.branches, info.tokens) == (1, before.report.usage.prompt_tokens + 4), "as last committed"
+    retry = finish(engine, ask("8" * 2000), session)
+    computed = retry.report.usage.cache_creation
+    assert computed <= {"waiting": 2100, "prefill": 1088, "decode": 64}[when]
+    assert retry.report.usage.cache_read >= {"waiting": 0, "prefill": 960, "decode": 1900}[when]
+
+
+def test_a_busy_branch_is_forked_and_not_waited_for(engine: Engine) -> None:
+    key = SessionKey("s")
+    first = finish(engine, ask("A beginning of some length for both. " * 12), key)
+    history = (
+        Message("user", "A beginning of some length for both. " * 12),
+        Message("assistant", "".join(d.text for d in first.deltas)),
+    )
+    both = [Heard(), Heard()]
+    for word, heard in zip(("left", "right"), both, strict=True):
+        request = ChatRequest((*history, Message("user", word)), sampling=SamplingParams(max_tokens=4))
+        engine.submit(request, key, heard)
+    run(engine, lambda: not engine.busy)
+    engine.flush()
+    assert all(h.report.usage.cache_read > 100 for h in both)
+    (info,) = engine.list_sessions(None)
+    assert info.branches == 2
+
+
+def test_a_fault_in_one_step_reaches_its_callers_and_the_engine_goes_on(engine: Engine) -> None:
+    heard = Heard()
+    engine.submit(ask("Hello."), SessionKey("s"), heard)
+    engine.fail_all(RuntimeError("a fault"))
+    assert str(heard.error) == "a fault"
+    assert engine.pool.reserved == 0
+    assert finish(engine, ask("Hello."), SessionKey("s")).report.usage.completion_tokens == 4
