@@ -125,9 +125,9 @@ class LoadedBlock:
 class CheckReport:
     """What an audit found.
 
-    ``missing`` are rows without a file; ``damaged`` files that are not what they should be or cannot be read; ``foreign`` files
-    that are none of ours; ``catalog`` wrong counts; ``over_quota`` bytes. ``unknown`` sound files without a row
-    and ``leftovers`` in ``tmp/`` are what a killed process leaves: they do no harm.
+    ``missing`` are rows without a file, ``damaged`` files that are not what they should be or cannot be read,
+    ``foreign`` files that are none of ours, ``catalog`` wrong counts, ``over_quota`` bytes. ``unknown`` sound
+    files without a row and ``leftovers`` in ``tmp/`` are what a killed process leaves: they do no harm.
     """
 
     files: int
@@ -586,12 +586,10 @@ class BlockStore:
         foreign: list[Path] = []
         damaged: dict[Path, tuple[BlockHash, str]] = {}
         unknown: dict[Path, tuple[BlockRow, float]] = {}
-        missing = set(self.catalog.all_keys())
         files = nbytes = 0
         for path, root, key, is_tail in self._files(foreign):
             if key is None:
                 continue
-            missing.discard(key)
             row = self.catalog.row(key)
             try:
                 with _open_file(path) as (fd, size):
@@ -602,14 +600,16 @@ class BlockStore:
                 files, nbytes = files + 1, nbytes + size
             except FileNotFoundError:
                 continue
-            except (_Damaged, OSError) as damage:
+            except _Damaged as damage:
                 damaged[path] = (key, str(damage))
-        # What went away while this looked is not missing.
-        gone = [row for row in self.catalog.rows(sorted(missing)).values() if not self._lies_there(row)]
+            except OSError:
+                damaged[path] = (key, "")
+        rows = self.catalog.rows(self.catalog.all_keys()).values()
+        missing = [row for row in rows if not os.path.lexists(self._path(row))]
         report = CheckReport(
             files=files,
             nbytes=nbytes,
-            missing=tuple(row.key for row in gone),
+            missing=tuple(row.key for row in missing),
             damaged=tuple(damaged),
             foreign=tuple(foreign),
             unknown=tuple(unknown),
@@ -618,21 +618,23 @@ class BlockStore:
             leftovers=len(list(self._tmp.iterdir())),
         )
         if fix:
-            self._fix([row.key for row in gone], damaged, list(unknown.values()))
+            self._fix(missing, damaged, list(unknown.values()))
         return report
 
     def _fix(
         self,
-        missing: Sequence[BlockHash],
+        missing: Sequence[BlockRow],
         damaged: Mapping[Path, tuple[BlockHash, str]],
         unknown: Sequence[tuple[BlockRow, float]],
     ) -> None:
         self.catalog.audit(fix=True)
-        with self.catalog.transaction():
-            self.catalog.drop(missing)
-            self.catalog.rebuild([(row, used) for row, used in unknown if self._lies_there(row)])
+        for row in missing:
+            self._drop(row.key, self._path(row))
         for path, (key, reason) in damaged.items():
-            self._drop(key, path, reason)
+            if reason:
+                self._drop(key, path, reason)
+        with self.catalog.transaction():
+            self.catalog.rebuild([(row, used) for row, used in unknown if self._lies_there(row)])
         for leftover in self._leftovers():
             leftover.unlink(missing_ok=True)
         self._evicted(self.catalog.evict(self.catalog.total_bytes() - self.quota_bytes))

@@ -48,7 +48,13 @@ _TOMBSTONE_SECONDS = 30 * 24 * 3600.0
 _QUERY_KEYS = 256
 _LIFE = uuid.uuid4().hex[:12]
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# A damaged database can make SQLite say things that are no text.
+_FAULTS = (sqlite3.Error, UnicodeDecodeError)
+# What may keep a sound database from being opened.
+_PASSING = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
+}
 
 _SCHEMA = """
 CREATE TABLE roots (root BLOB PRIMARY KEY, namespace TEXT NOT NULL, model TEXT NOT NULL, identity TEXT NOT NULL);
@@ -264,7 +270,7 @@ class Catalog:
         self.failed_reads = 0
         try:
             self.created = self._prepare()
-        except (sqlite3.Error, OSError) as error:
+        except (*_FAULTS, OSError) as error:
             self.close()
             if _is_damage(error):
                 raise CatalogDamaged(f"{path} is damaged: {error}.") from error
@@ -289,10 +295,8 @@ class Catalog:
                 )
             if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            try:
-                db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations LIMIT 0")
-            except sqlite3.OperationalError as error:
-                raise CatalogDamaged(f"{self._path} is damaged: {error}.") from error
+            # A database of something else fails here.
+            db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations LIMIT 0")
             return version == 0
 
     def _connect(self) -> sqlite3.Connection:
@@ -345,7 +349,7 @@ class Catalog:
                     db.execute("COMMIT")
                 finally:
                     db.rollback()
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
             raise (StoreFull if full else StoreError)(f"{self._path} cannot be written: {error}.") from error
 
@@ -354,7 +358,7 @@ class Catalog:
         try:
             with self._connection() as db:
                 return db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             if getattr(self._local, "db", None) is not None:
                 raise
             if strict:
@@ -474,9 +478,10 @@ class Catalog:
         tokens: list[int] = []
         above = branch.root
         for key, parent, packed, _ in chain or self._read(_CHAIN, (branch.head,)):
-            if parent != above or not packed:
+            part = _proven(key, parent, packed)
+            if parent != above or not part:
                 break
-            tokens += unpack_tokens(packed)
+            tokens += part
             above = key
         return tuple(tokens[: branch.tokens])
 
@@ -804,9 +809,18 @@ def _marks(values: Collection[Any]) -> str:
 
 
 def _block_row(row: Any) -> BlockRow:
-    key, parent, root, tokens, is_tail, nbytes, checksum, ntok = row
-    return BlockRow(key, parent, root, unpack_tokens(tokens), bool(is_tail), nbytes, checksum, ntok)
+    key, parent, root, packed, is_tail, nbytes, checksum, ntok = row
+    tokens = _proven(key, parent, packed)
+    return BlockRow(key, parent, root, tokens, bool(is_tail), nbytes, checksum, ntok)
+
+
+def _proven(key: BlockHash, parent: BlockHash, packed: bytes) -> tuple[int, ...]:
+    """The token ids of a row if its name says they are; else none."""
+    tokens = unpack_tokens(packed)
+    return tokens if key in (block_hash(parent, tokens), tail_hash(parent, tokens)) else ()
 
 
 def _is_damage(error: Exception) -> bool:
-    return isinstance(error, IsADirectoryError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+    if isinstance(error, OSError):
+        return isinstance(error, IsADirectoryError)
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING

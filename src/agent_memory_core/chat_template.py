@@ -306,12 +306,9 @@ class ChatTemplate:
         if not count:
             return None
         last, rest = branch.pieces[count - 1], text[at:]
-        # The rest is tokenised behind the last piece, so that a tokenizer that puts a space before a text does
-        # not put one here; behind a plain piece, a cut there proves that no merge crosses the seam.
-        run = last.text
-        if self._is_plain(branch, last) and last.start:
-            run = self._added[branch.token_ids[last.start - 1]] + run
-        new = self.tokenize(run + rest)[len(self.tokenize(run)) :]
+        # Behind the last piece, so that a tokenizer that puts a space before a text does not put one here, and so
+        # that the tokenizer shows whether it cuts where the piece ends.
+        new = self.tokenize(last.text + rest)[len(self.tokenize(last.text)) :]
         if self._decoder.inner(new) != rest:
             return None
         return Prompt((*branch.token_ids[: last.end], *new), text, last.end, source)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from agent_memory_core.errors import InvalidRequest, InvalidSetting
+from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSetting
 
 KvBits = Literal[4, 8, "8/4"] | None
 Durability = Literal["process", "power"]
@@ -143,16 +143,18 @@ class EngineConfig:
         )
 
 
-def known_settings(values: Mapping[str, Any], *, of: type) -> dict[str, Any]:
+def known_settings(
+    values: Mapping[str, Any], *, of: type, error: type[AgentMemoryError] = InvalidSetting
+) -> dict[str, Any]:
     """Return ``values`` as keyword arguments for the dataclass ``of``.
 
     Raises:
-        InvalidSetting: a name is not a field of it.
+        AgentMemoryError: a name is not a field of it; ``error`` says which kind.
     """
     names = {f.name for f in fields(of)}
     for name in values:
         if name not in names:
-            raise InvalidSetting(f"unknown setting {name!r}: choose from {', '.join(sorted(names))}.")
+            raise error(f"unknown setting {name!r}: choose from {', '.join(sorted(names))}.")
     return dict(values)
 
 

@@ -19,7 +19,12 @@ from typing import Any, Literal, Self, overload
 
 from agent_memory_core.block_store import BlockStore
 from agent_memory_core.catalog import validate_namespace, validate_session_id
-from agent_memory_core.config import EngineConfig, default_memory_budget_bytes
+from agent_memory_core.config import (
+    EngineConfig,
+    SamplingParams,
+    default_memory_budget_bytes,
+    known_settings,
+)
 from agent_memory_core.engine import Engine
 from agent_memory_core.engine_thread import AsyncTicket, EngineThread, Handle, SyncTicket
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
@@ -254,10 +259,12 @@ class AgentMemory:
     def _request(self, request: Conversation, sampling: Mapping[str, Any]) -> ChatRequest:
         if isinstance(request, ChatRequest):
             if sampling:
-                params = dataclasses.replace(request.sampling, **sampling)
+                given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
+                params = dataclasses.replace(request.sampling, **given)
                 request = dataclasses.replace(request, sampling=params)
             return _checked(request)
-        params = sampling_for(self.config.model, _tuples(sampling))
+        given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
+        params = sampling_for(self.config.model, given)
         items = [Message("user", request)] if isinstance(request, str) else [_message(m) for m in request]
         return _checked(ChatRequest(tuple(items), sampling=params))
 

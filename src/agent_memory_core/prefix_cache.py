@@ -14,6 +14,13 @@ from typing import Protocol
 from agent_memory_core.block import Block, BlockHash, common_prefix
 from agent_memory_core.block_pool import BlockPool
 
+MIN_PART = 32
+"""A part of a block smaller than this is computed rather than restored.
+
+A rule of sizes and not of measured rates, so that memory and disk are reused alike to the token. It also keeps
+strangers whose prompts merely begin alike from starting on each other's rounded KV.
+"""
+
 
 class Stored(Protocol):
     """What a tier says of one block it holds."""
@@ -129,6 +136,8 @@ class PrefixCache:
         best: Hit | None = None
         for key in sorted(known):
             shared = common_prefix(known[key], rest)
+            if shared < MIN_PART and shared < len(known[key]):
+                continue
             if shared > (best.take if best else 0):
                 best = Hit(key, shared, self._pool.get(key), key in stored)
         return best

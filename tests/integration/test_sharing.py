@@ -10,8 +10,7 @@ import drive
 import pytest
 import tiny_models
 
-from agent_memory_core import SessionKey
-from agent_memory_core import block as blocks
+from agent_memory_core import SessionKey, block as blocks
 
 Open = Callable[..., drive.Driver]
 
@@ -78,7 +77,9 @@ def test_the_cost_of_a_turn_does_not_grow_with_the_context(
         assert large <= 1.2 * small + 1, costs
 
 
-def test_models_of_equal_geometry_and_namespaces_never_share(llama: str, open_driver: Open, tmp_path: Path) -> None:
+def test_models_of_equal_geometry_and_namespaces_never_share(
+    llama: str, open_driver: Open, tmp_path: Path
+) -> None:
     other = tiny_models.write(tmp_path / "other", tiny_models.LLAMA, seed=1)
     one, two = open_driver(llama), open_driver(other)
     history: drive.History = [{"role": "user", "content": "The same long question for everybody. " * 8}]
@@ -96,7 +97,9 @@ def test_models_of_equal_geometry_and_namespaces_never_share(llama: str, open_dr
     assert {i.namespace for i in one.memory.sessions()} == {"default"}
 
 
-def test_another_model_under_the_same_session_is_told_as_such(llama: str, open_driver: Open, tmp_path: Path) -> None:
+def test_another_model_under_the_same_session_is_told_as_such(
+    llama: str, open_driver: Open, tmp_path: Path
+) -> None:
     other = tiny_models.write(tmp_path / "other", tiny_models.LLAMA, seed=1)
     question = [{"role": "user", "content": "Who are you?"}]
     open_driver(llama).turn(question, "s")
@@ -104,7 +107,9 @@ def test_another_model_under_the_same_session_is_told_as_such(llama: str, open_d
     assert (report.usage.cache_read, report.miss_reason) == (0, "model_changed")
 
 
-def test_anonymous_turns_share_in_memory_and_never_reach_the_disk(llama: str, open_driver: Open, tmp_path: Path) -> None:
+def test_anonymous_turns_share_in_memory_and_never_reach_the_disk(
+    llama: str, open_driver: Open, tmp_path: Path
+) -> None:
     driver = open_driver(llama)
     history: drive.History = [{"role": "user", "content": "A long anonymous question. " * 10}]
     assert driver.turn(history, None).cache_read == 0
@@ -113,7 +118,9 @@ def test_anonymous_turns_share_in_memory_and_never_reach_the_disk(llama: str, op
     owned = driver.turn(history, "now with an owner")
     assert owned.cache_read == owned.prompt_tokens - 1
     driver.evict()
-    assert driver.turn(history, "now with an owner").tier == "warm", "what an owner reused is now its own on disk"
+    assert driver.turn(history, "now with an owner").tier == "warm", (
+        "what an owner reused is now its own on disk"
+    )
 
 
 def test_an_ephemeral_turn_reads_and_owns_nothing(llama: str, open_driver: Open, tmp_path: Path) -> None:

@@ -338,13 +338,14 @@ def test_key_order_and_tools_reach_the_text() -> None:
 
 def test_a_request_is_not_changed() -> None:
     def render(messages: list[dict[str, Any]], tools: Any = None, **_: Any) -> str:
+        text = f"{messages} {tools}"
         messages[0]["content"] = "changed"
         for message in messages:
             for call in message.pop("tool_calls", []):
-                call["function"]["arguments"]["days"].clear()
+                call["function"]["arguments"].get("days", []).clear()
                 call["function"]["arguments"].clear()
         tools and tools[0]["function"]["parameters"].clear()
-        return "text"
+        return text
 
     template = ChatTemplate(TokenizerWrapper(made.bare()._tokenizer, chat_template=render))
     call = ToolCall("get_weather", {"city": {"name": "Paris"}, "days": [1]}, "call_1")
@@ -354,7 +355,7 @@ def test_a_request_is_not_changed() -> None:
         template_kwargs={"enable_thinking": False},
     )
     before = copy.deepcopy(request)
-    template.encode(request)
+    assert "'arguments': {'city': {'name': 'Paris'}, 'days': [1]}" in template.encode(request).text
     assert request == before
 
 
@@ -415,6 +416,15 @@ def test_no_bos_is_written_for_a_tokenizer_that_adds_none() -> None:
     tokenizer = made.byte_level(None, made.special("<s>"))
     tokenizer.bos_token = "<s>"
     assert ChatTemplate(tokenizer).render(chat("Hi")) == "user:\nHi\n\nassistant:\n"
+
+
+@pytest.mark.parametrize("make", [made.tiny_chat, made.llama3, made.untemplated])
+def test_without_a_generation_prompt_it_ends_with_the_last_message(make: Make) -> None:
+    template = template_of(make)
+    open_, closed = (template.render(chat("Hi", "Hello"), generation_prompt=on) for on in (True, False))
+    assert open_.startswith(closed)
+    assert "assistant" in open_.removeprefix(closed)
+    assert template.render(chat("Hi", "Hello", "Bye")).startswith(closed)
 
 
 def test_template_arguments_reach_the_template() -> None:

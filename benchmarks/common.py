@@ -1,0 +1,133 @@
+"""What the benchmarks share: a random model of usual proportions, texts of exact length, and the result file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm import load
+from mlx_lm.models.llama import Model, ModelArgs
+
+import agent_memory_core
+
+HERE = Path(__file__).parent
+TOKENIZER = Path(agent_memory_core.__file__).parent / "tiny_chat"
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 768,
+    "num_hidden_layers": 4,
+    "intermediate_size": 2048,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": False,
+}
+"""SmolLM's proportions at a few layers: a third as many KV heads as heads, an inner width of 8/3."""
+
+
+def write_model(folder: Path) -> str:
+    """Write a random bfloat16 model with tiny-chat's tokenizer; it never answers with a special token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = json.loads((TOKENIZER / "config.json").read_text())
+    config = LLAMA | {"vocab_size": said["vocab_size"], "eos_token_id": said["eos_token_id"]}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.random.seed(0)
+    model = Model(ModelArgs.from_dict(config))
+    model.set_dtype(mx.bfloat16)
+    weights = dict(tree_flatten(model.parameters()))
+    special = mx.array(_special_tokens())
+    # Logits of unit scale, so that answers vary; zero is never the greatest of so many.
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 4
+    weights["lm_head.weight"][special] = 0
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    return str(folder)
+
+
+def load_plain(folder: str) -> Any:
+    """The same model as mlx-lm alone loads it."""
+    return load(folder)[0]
+
+
+def words(count: int, seed: int) -> str:
+    """Random text of ``count`` words, each of which is one token of tiny-chat's tokenizer."""
+    return "".join(random.Random(seed).choices(_one_token_words(), k=count))
+
+
+def argument_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with ``--out``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / f"{name}.json", help="the result file")
+    return parser
+
+
+def write_result(path: Path, settings: dict[str, Any], results: Any) -> None:
+    """Write what was measured with all that is needed to compare it with another run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "machine": _machine(),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("mlx", "mlx-lm", "agent-memory-mlx")},
+        "model": LLAMA,
+        "settings": settings,
+        "results": results,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def median_of(samples: Sequence[float]) -> float:
+    """The median, to a millionth: what lies beyond is noise."""
+    return round(statistics.median(samples), 6)
+
+
+def _special_tokens() -> list[int]:
+    return [token["id"] for token in _tokenizer_file()["added_tokens"]]
+
+
+def _one_token_words() -> list[str]:
+    vocabulary = _tokenizer_file()["model"]["vocab"]
+    space = "\u0120"
+    found = [w[1:] for w in vocabulary if w.startswith(space) and w[1:].isascii() and w[1:].isalpha()]
+    return [f" {word}" for word in sorted(found) if len(word) > 1]
+
+
+def _tokenizer_file() -> Any:
+    return json.loads((TOKENIZER / "tokenizer.json").read_text())
+
+
+def _machine() -> dict[str, Any]:
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), cpu)
+    elif shutil.which("sysctl"):
+        cpu = _output("sysctl", "-n", "machdep.cpu.brand_string")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "platform": platform.platform(), "device": str(mx.default_device())}
+
+
+def _commit() -> str:
+    return _output("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,225 @@
+"""Processes that die, fight and run out of space: no acknowledged turn is lost, and none is torn."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import made_turns
+import pytest
+from made_turns import BLOCK, FILE, IDENTITY, ROOT, files, is_whole, turn
+
+from agent_memory_core.block_store import BlockStore, CheckReport
+
+MANY = 2**40
+
+
+@dataclass
+class Acked:
+    """What processes were told is safe: the newest state of every branch."""
+
+    turns: int = 0
+    branches: dict[int, tuple[str, int, tuple[int, ...]]] = field(default_factory=dict)
+
+    def note(self, line: str) -> None:
+        session, branch_id, generation, tokens = json.loads(line)
+        known = self.branches.get(branch_id, ("", 0, ()))
+        assert generation != known[1], "two processes were told that they moved the same branch"
+        if generation > known[1]:
+            self.branches[branch_id] = (session, generation, tuple(tokens))
+        self.turns += 1
+
+    def verify(self, store: BlockStore) -> None:
+        """Every branch is there, as it was acknowledged or one turn further, and every byte of it is right."""
+        for branch_id, (session, generation, tokens) in self.branches.items():
+            (row,) = [b for b in store.catalog.branches(ROOT, "default", session) if b.branch_id == branch_id]
+            assert row.generation in (generation, generation + 1)
+            found = store.catalog.branch_tokens(row)
+            assert len(found) == row.tokens
+            assert found[: len(tokens)] == tokens
+            assert is_whole(store, found)
+
+
+def start(
+    folder: Path, seed: int, sessions: int, quota: int = MANY, nbytes: int = made_turns.PAYLOAD
+) -> subprocess.Popen[str]:
+    arguments = [str(folder), str(seed), str(sessions), str(quota), str(nbytes)]
+    return subprocess.Popen(
+        [sys.executable, made_turns.__file__, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill(workers: list[subprocess.Popen[str]], acked: Acked, seconds: float) -> None:
+    """Let all work for a while after their first turn, kill them in the same moment, and note what they said."""
+    first = []
+    for worker in workers:
+        assert worker.stdout is not None
+        first.append(worker.stdout.readline())
+    time.sleep(seconds)
+    for worker in workers:
+        worker.send_signal(signal.SIGKILL)
+    for worker, line in zip(workers, first, strict=True):
+        rest, error = worker.communicate()
+        assert worker.returncode == -signal.SIGKILL, error
+        # A last line without its end was not yet told.
+        for told in (line + rest).split("\n")[:-1]:
+            acked.note(told)
+
+
+def checked(store: BlockStore) -> CheckReport:
+    report = store.check()
+    assert report.clean, report
+    return report
+
+
+def test_25_kills_lose_no_acknowledged_turn_and_tear_none(tmp_path: Path) -> None:
+    chance, acked = random.Random(1), Acked()
+    unknown = leftovers = 0
+    for round_ in range(25):
+        nbytes = 2**20 if round_ % 5 == 4 else made_turns.PAYLOAD
+        folder = tmp_path / ("large" if nbytes == 2**20 else "small")
+        mine = acked if folder.name == "small" else Acked()
+        kill([start(folder, round_, 3, nbytes=nbytes)], mine, chance.uniform(0, 0.2))
+        leftovers += len(list((folder / "tmp").iterdir()))
+        store = BlockStore(folder, quota_bytes=MANY)
+        assert list((folder / "tmp").iterdir()) == []
+        mine.verify(store)
+        unknown += len(checked(store).unknown)
+        store.close()
+        if folder.name == "large":
+            shutil.rmtree(folder)
+    store = BlockStore(tmp_path / "small", quota_bytes=MANY)
+    store.check(fix=True)
+    acked.verify(store)
+    assert checked(store).unknown == ()
+    assert sum(path.stat().st_size for path in files(store)) == store.stats()["bytes"]
+    store.close()
+    # Kills that hit nothing prove nothing.
+    assert acked.turns > 100
+    assert unknown + leftovers > 0
+
+
+def test_processes_that_fight_over_sessions_and_die_lose_no_turn_of_either(tmp_path: Path) -> None:
+    acked = Acked()
+    folder = tmp_path / "store"
+    for round_ in range(4):
+        kill([start(folder, 100 * round_ + n, 1) for n in range(3)], acked, 0.3)
+        store = BlockStore(folder, quota_bytes=MANY)
+        acked.verify(store)
+        checked(store)
+        store.close()
+    # Every lost race is a branch of its own.
+    assert len(acked.branches) > 3
+
+
+def test_kills_amid_evictions_leave_a_store_that_is_sound_and_within_its_budget(tmp_path: Path) -> None:
+    folder, quota = tmp_path / "store", 40 * FILE
+    chance = random.Random(2)
+    for round_ in range(6):
+        kill(
+            [start(folder, 10 * round_ + n, 5, quota) for n in range(2)], Acked(), chance.uniform(0.05, 0.25)
+        )
+        store = BlockStore(folder, quota_bytes=quota)
+        report = checked(store)
+        assert store.stats()["bytes"] <= quota
+        assert report.nbytes <= quota + sum(path.stat().st_size for path in report.unknown)
+        for info in store.sessions():
+            for row in store.catalog.branches(ROOT, "default", info.session_id):
+                assert is_whole(store, store.catalog.branch_tokens(row))
+        store.close()
+    store = BlockStore(folder, quota_bytes=quota)
+    turn(store, range(8 * BLOCK), "last")
+    store.check(fix=True)
+    assert sum(path.stat().st_size for path in files(store)) == store.stats()["bytes"] <= quota
+    assert store.stats()["reserved"] == 0
+    store.close()
+
+
+def test_many_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
+    acked = Acked()
+    kill([start(tmp_path / "store", n, 2) for n in range(5)], acked, 0.1)
+    store = BlockStore(tmp_path / "store", quota_bytes=MANY)
+    acked.verify(store)
+    checked(store)
+    store.close()
+
+
+FULL = """
+mount -t tmpfs -o mode=700,{options} none {folder} && exec {python} {program} {folder} {quota}
+"""
+
+
+def test_a_full_volume_evicts_and_then_refuses_and_leaves_what_was_there(tmp_path: Path) -> None:
+    def on_small_volume(options: str) -> subprocess.CompletedProcess[str]:
+        command = FULL.format(
+            options=options,
+            folder=folder,
+            python=sys.executable,
+            program=Path(__file__).resolve(),
+            quota=MANY,
+        )
+        return subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if sys.platform != "linux" or shutil.which("unshare") is None:
+        pytest.skip("a small volume needs Linux and unshare")
+    if subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "true"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this user may not mount")
+    # Short of bytes, which is seen before; and short of files, which is seen only when one cannot be made.
+    for options in (f"size={30 * FILE + 2**20}", "size=64m,nr_inodes=60"):
+        done = on_small_volume(options)
+        assert done.returncode == 0, (options, done.stdout, done.stderr)
+
+
+def _fill(folder: Path, quota: int) -> None:
+    from agent_memory_core.errors import StoreFull
+
+    store = BlockStore(folder, quota_bytes=quota)
+    store.identify(ROOT, IDENTITY, "default")
+    for n in range(60):
+        turn(store, range(100 * n, 100 * n + 2 * BLOCK), f"s{n}")
+        assert is_whole(store, range(100 * n, 100 * n + 2 * BLOCK))
+    assert store.stats()["evicted"] > 20
+    for info in store.sessions():
+        store.pin("default", info.session_id, True)
+    kept = {path.name for path in files(store)}
+    assert kept
+    refused = 0
+    for n in range(60, 80):
+        try:
+            turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}")
+            store.pin("default", f"s{n}", True)
+            kept = {path.name for path in files(store)}
+        except StoreFull:
+            refused += 1
+            assert {path.name for path in files(store)} == kept
+            assert os.listdir(folder / "tmp") == []
+    assert refused > 10
+    report = store.check()
+    assert report.clean, report
+    assert report.unknown == ()
+    assert store.stats()["reserved"] == 0
+    store.close()
+
+
+if __name__ == "__main__":
+    _fill(Path(sys.argv[1]), int(sys.argv[2]))

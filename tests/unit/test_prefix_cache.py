@@ -1,0 +1,95 @@
+"""The longest stored prefix, wherever it lies, and never the whole prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent_memory_core.block import Block, BlockHash, block_hash, chain, root_hash, tail_hash
+from agent_memory_core.block_pool import BlockPool
+from agent_memory_core.prefix_cache import MIN_PART, Match, PrefixCache
+
+ROOT = root_hash({"a": "b"})
+SIZE = 64
+IDS = list(range(100, 356))
+
+
+@dataclass
+class Row:
+    key: BlockHash
+    tokens: tuple[int, ...]
+
+
+@dataclass
+class Tier:
+    rows: dict[BlockHash, tuple[BlockHash, tuple[int, ...]]] = field(default_factory=dict)
+
+    def known_prefix(self, hashes: list[BlockHash]) -> int:
+        return next((i for i, key in enumerate(hashes) if key not in self.rows), len(hashes))
+
+    def children(self, parent: BlockHash) -> list[Row]:
+        return [Row(key, tokens) for key, (above, tokens) in self.rows.items() if above == parent]
+
+
+def pool_with(count: int, ids: list[int] = IDS) -> BlockPool:
+    pool = BlockPool(10_000)
+    parent = ROOT
+    for index, key in enumerate(chain(ROOT, ids, SIZE)[:count]):
+        pool.put(Block(key, parent, tuple(ids[index * SIZE : (index + 1) * SIZE]), 1, None))
+        parent = key
+    return pool
+
+
+def match(pool: BlockPool, ids: list[int], tier: Tier | None = None) -> Match:
+    return PrefixCache(pool, SIZE).match(ROOT, ids, chain(ROOT, ids, SIZE), tier)
+
+
+def test_one_token_is_left_even_of_a_prompt_that_is_known_whole() -> None:
+    found = match(pool_with(4), IDS)
+    assert found.tokens == len(IDS) - 1
+    assert (len(found.blocks), found.end.take if found.end else 0) == (3, SIZE - 1)
+
+
+def test_memory_and_tier_are_walked_as_one() -> None:
+    pool, tier, parent = pool_with(1), Tier(), ROOT
+    keys = chain(ROOT, IDS, SIZE)
+    for index, key in enumerate(keys[:3]):
+        tier.rows[key] = (parent, tuple(IDS[index * SIZE : (index + 1) * SIZE]))
+        parent = key
+    found = match(pool, IDS, tier)
+    assert [hit.block is not None for hit in found.blocks] == [True, False, False]
+    assert found.stored_blocks == 3
+    assert match(pool, IDS).tokens == SIZE
+
+
+def test_a_tail_is_used_as_far_as_it_agrees() -> None:
+    pool = pool_with(1)
+    parent = chain(ROOT, IDS, SIZE)[0]
+    tokens = (*IDS[SIZE : SIZE + 40], 1, 2, 3)
+    pool.put(Block(tail_hash(parent, tokens), parent, tokens, 1, None, is_tail=True))
+    found = match(pool, IDS)
+    assert found.end is not None
+    assert (found.tokens, found.end.take) == (SIZE + 40, 40)
+
+
+def test_a_short_tail_is_used_whole_but_not_in_a_small_part() -> None:
+    short = tuple(IDS[:5])
+    pool = BlockPool(100)
+    pool.put(Block(tail_hash(ROOT, short), ROOT, short, 1, None, is_tail=True))
+    assert match(pool, IDS).tokens == 5
+    longer = (*IDS[: MIN_PART - 1], 1)
+    pool = BlockPool(100)
+    pool.put(Block(tail_hash(ROOT, longer), ROOT, longer, 1, None, is_tail=True))
+    assert match(pool, IDS).tokens == 0
+
+
+def test_a_block_whose_ids_are_not_the_prompts_is_no_hit() -> None:
+    pool = BlockPool(100)
+    key = block_hash(ROOT, IDS[:SIZE])
+    pool.put(Block(key, ROOT, tuple([0] * SIZE), 1, None))
+    assert match(pool, IDS).tokens == 0
+
+
+def test_what_follows_a_failed_hit_is_dropped() -> None:
+    found = match(pool_with(4), IDS)
+    found.truncate(1)
+    assert (len(found.blocks), found.end, found.tokens) == (1, None, SIZE)
