@@ -10,6 +10,7 @@ import random
 import shutil
 import statistics
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm import load
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
 import agent_memory_core
@@ -27,7 +29,6 @@ TOKENIZER = Path(agent_memory_core.__file__).parent / "tiny_chat"
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 768,
-    "num_hidden_layers": 4,
     "intermediate_size": 2048,
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
@@ -40,11 +41,12 @@ LLAMA: dict[str, Any] = {
 """SmolLM's proportions at a few layers: a third as many KV heads as heads, an inner width of 8/3."""
 
 
-def write_model(folder: Path) -> str:
+def write_model(folder: Path, layers: int) -> str:
     """Write a random bfloat16 model with tiny-chat's tokenizer; it never answers with a special token."""
     folder.mkdir(parents=True, exist_ok=True)
     said = json.loads((TOKENIZER / "config.json").read_text())
-    config = LLAMA | {"vocab_size": said["vocab_size"], "eos_token_id": said["eos_token_id"]}
+    config = LLAMA | {name: said[name] for name in ("vocab_size", "eos_token_id")}
+    config["num_hidden_layers"] = layers
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, folder / name)
     (folder / "config.json").write_text(json.dumps(config))
@@ -60,9 +62,39 @@ def write_model(folder: Path) -> str:
     return str(folder)
 
 
-def load_plain(folder: str) -> Any:
-    """The same model as mlx-lm alone loads it."""
-    return load(folder)[0]
+class PlainModel:
+    """The same model as mlx-lm alone runs it, on a live cache that already holds some tokens."""
+
+    def __init__(self, folder: str, tokens: int) -> None:
+        self.model = load(folder)[0]
+        self.cache = make_prompt_cache(self.model)
+        self._random = random.Random(tokens)
+        shape = (1, LLAMA["num_key_value_heads"], tokens, LLAMA["head_dim"])
+        for layer in self.cache:
+            # What the cached numbers are does not change the time.
+            layer.update_and_fetch(*(mx.random.normal(shape).astype(mx.bfloat16) for _ in "kv"))
+
+    def append(self, tokens: int) -> float:
+        """Seconds to evaluate new tokens up to the logits of the last; the cache is then cut back as it was."""
+        ids = mx.array([[self._random.randrange(1000) for _ in range(tokens)]])
+        started = time.perf_counter()
+        logits = self.model(ids, cache=self.cache)[:, -1, :]
+        mx.eval(logits, [x for layer in self.cache for x in (layer.keys, layer.values)])
+        seconds = time.perf_counter() - started
+        for layer in self.cache:
+            # The buffers keep the room they grew by, so that later calls do not pay for it.
+            layer.trim(tokens)
+        return seconds
+
+
+def user(text: str) -> dict[str, str]:
+    """A user's message."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    """A model's answer."""
+    return {"role": "assistant", "content": text}
 
 
 def words(count: int, seed: int) -> str:
@@ -85,7 +117,7 @@ def write_result(path: Path, settings: dict[str, Any], results: Any) -> None:
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("mlx", "mlx-lm", "agent-memory-mlx")},
-        "model": LLAMA,
+        "model": LLAMA | {"dtype": "bfloat16"},
         "settings": settings,
         "results": results,
     }

@@ -1,6 +1,7 @@
 """Turns made of nothing: blocks whose bytes follow from their name, so that any reader can tell a wrong one.
 
-Run as a program it commits turns to a store until it is killed, and prints each one that was acknowledged.
+Run as a program it commits turns to a store until it is killed, and prints each one that was acknowledged; or it
+fills a small volume.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if __name__ == "__main__":
 from agent_memory_core.block import BlockHash, block_hash, root_hash, tail_hash
 from agent_memory_core.block_store import BlockStore, HostTensor, Record
 from agent_memory_core.catalog import BranchCommit, BranchRow
+from agent_memory_core.errors import StoreFull
 
 if TYPE_CHECKING:
     from agent_memory_core.block_store import LoadedBlock
@@ -153,5 +155,38 @@ def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbyte
         print(json.dumps([session, done.branch_id, done.generation, tokens]), flush=True)
 
 
+def _fill(path: Path) -> None:
+    """Fill a small volume with turns that may be evicted, then with turns that may not."""
+    store = BlockStore(path, quota_bytes=2**40)
+    store.identify(ROOT, IDENTITY, "default")
+    for n in range(150):
+        tokens = range(100 * n, 100 * n + 2 * BLOCK)
+        turn(store, tokens, f"s{n}")
+        assert is_whole(store, tokens)
+    assert store.stats()["evicted"] > 20
+    for info in store.sessions():
+        store.pin("default", info.session_id, True)
+    refused = 0
+    for n in range(150, 170):
+        before = files(store)
+        try:
+            turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}")
+            store.pin("default", f"s{n}", True)
+        except StoreFull:
+            refused += 1
+            assert files(store) == before
+            assert list((path / "tmp").iterdir()) == []
+    assert refused > 10
+    report = store.check()
+    assert report.clean, report
+    assert report.files
+    assert not report.unknown
+    assert store.stats()["reserved"] == 0
+    store.close()
+
+
 if __name__ == "__main__":
-    _commit_until_killed(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    if sys.argv[1] == "fill":
+        _fill(Path(sys.argv[2]))
+    else:
+        _commit_until_killed(Path(sys.argv[1]), *map(int, sys.argv[2:]))

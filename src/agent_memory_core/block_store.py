@@ -61,6 +61,9 @@ SCHEMA = 1
 ALIGNMENT = 4096
 MAX_HEADER = 2**20
 DEFAULT_QUOTA = 20 * 2**30
+CATALOG_ROOM = 16 * 2**20
+"""Bytes of the volume that blocks never take: on a full one the catalog could not even evict."""
+
 MAX_QUARANTINED = 8
 """Most damaged files that are kept to be looked at."""
 
@@ -171,6 +174,7 @@ class _Header:
 class _NewFile:
     row: BlockRow
     path: Path
+    tensors: tuple[HostTensor, ...]
     views: tuple[memoryview, ...]
 
 
@@ -184,7 +188,7 @@ class BlockStore:
     Args:
         path: its folder, made if need be.
         quota_bytes: most bytes of all its files; None is the lesser of 20 GiB and a tenth of the volume.
-        min_free_bytes: bytes of the volume it leaves free.
+        min_free_bytes: bytes of the volume it leaves free; less than `CATALOG_ROOM` counts as that.
         durability: see `EngineConfig`.
 
     Raises:
@@ -339,53 +343,60 @@ class BlockStore:
             StoreError: a record is not what its name says, or the catalog cannot be written.
             OSError: a file cannot be written.
         """
+        for record in records:
+            name = (tail_hash if record.is_tail else block_hash)(record.parent, record.tokens)
+            if name != record.key:
+                raise StoreError(f"block {record.key.hex()} is not of the tokens it was given with.")
         for _ in range(_ATTEMPTS):
-            rows, new = self._sort_out(records, commit.root)
-            reservation = self._reserve(sum(file.row.nbytes for file in new), records, commit)
+            rows, new, reservation = self._reserve(records, commit)
             try:
                 rows += self._write_all(new, commit)
                 with self.catalog.transaction():
+                    self.catalog.release(reservation)
                     if all(self._lies_there(row) for row in rows):
                         branch, superseded = self.catalog.commit(rows, commit)
-                        self._release(reservation)
                         break
-                self._release(reservation)
             except BaseException:
                 self._undo([file.row for file in new], reservation)
                 raise
         else:
             raise StoreError(
-                f"files in {self.path} go away while they are written: is another tool deleting them?"
+                f"files in {self.path} go away while they are written: does another program do that?"
             )
         if superseded is not None:
             self._unlink([replace(_NO_ROW, key=superseded, root=commit.root)])
         return branch
 
-    def _sort_out(self, records: Sequence[Record], root: BlockHash) -> tuple[list[BlockRow], list[_NewFile]]:
-        """Rows of the records that are stored already, and files of those that are not."""
-        known = self.catalog.rows([record.key for record in records])
-        rows: list[BlockRow] = []
-        new: list[_NewFile] = []
-        for record in records:
-            name = (tail_hash if record.is_tail else block_hash)(record.parent, record.tokens)
-            if name != record.key:
-                raise StoreError(f"block {record.key.hex()} is not of the tokens it was given with.")
-            row = known.get(record.key)
-            if row is not None and self._lies_there(row):
-                rows.append(replace(row, tokens=record.tokens))
-            else:
-                new.append(self._new_file(record, root))
-        return rows, new
+    def _reserve(
+        self, records: Sequence[Record], commit: BranchCommit
+    ) -> tuple[list[BlockRow], list[_NewFile], int]:
+        """Make room for what is not stored yet: rows of what is, files of what is not, and the reservation."""
+        hold = {key for record in records for key in (record.key, record.parent)} | {commit.head}
+        with self.catalog.transaction():
+            known = self.catalog.rows([record.key for record in records])
+            rows: list[BlockRow] = []
+            new: list[_NewFile] = []
+            for record in records:
+                row = known.get(record.key)
+                if row is not None and self._lies_there(row):
+                    rows.append(replace(row, tokens=record.tokens))
+                else:
+                    new.append(self._new_file(record, commit.root))
+            nbytes = sum(file.row.nbytes for file in new)
+            reservation, gone = self.catalog.reserve(
+                nbytes, self.quota_bytes, self._volume_lacks(nbytes) if new else 0, hold, commit.branch_id
+            )
+        self._evicted(gone)
+        return rows, new, reservation
 
     def _new_file(self, record: Record, root: BlockHash) -> _NewFile:
-        views = tuple(_bytes_of(tensor.data) for tensor in record.tensors)
-        checksum = _checksum(views)
+        """A file to be, with its size but without its checksum, which takes longer."""
         row = BlockRow(
-            record.key, record.parent, root, record.tokens, record.is_tail, 0, checksum, len(record.tokens)
+            record.key, record.parent, root, record.tokens, record.is_tail, 0, "0" * 32, len(record.tokens)
         )
-        header = _write_header(row, record.tensors)
-        row = replace(row, nbytes=len(header) + sum(view.nbytes for view in views))
-        return _NewFile(row, self._path(row), (memoryview(header), *views))
+        views = tuple(_bytes_of(tensor.data) for tensor in record.tensors)
+        nbytes = len(_write_header(row, record.tensors)) + sum(view.nbytes for view in views)
+        return _NewFile(replace(row, nbytes=nbytes), self._path(row), record.tensors, views)
 
     def _path(self, row: BlockRow) -> Path:
         name = row.key.hex()
@@ -399,34 +410,27 @@ class BlockStore:
         return stat.S_ISREG(found.st_mode) and found.st_size == row.nbytes
 
     def _write_all(self, new: Sequence[_NewFile], commit: BranchCommit) -> list[BlockRow]:
-        rows: list[BlockRow] = []
-        for index, file in enumerate(new):
-            try:
-                rows.append(self._publish(file))
-            except OSError as error:
-                if error.errno not in _NO_SPACE:
-                    raise
-                self._make_space(new[index:], commit)
-                rows.append(self._publish_or_full(file))
+        rows = [self._publish_or_evict(new[index:], commit) for index in range(len(new))]
         if self._durable and new:
             _sync_folder(self._ns, barrier=False)
         return rows
 
-    def _make_space(self, pending: Sequence[_NewFile], commit: BranchCommit) -> None:
-        keep = {key for file in pending for key in (file.row.key, file.row.parent)} | {commit.head}
-        self._evicted(self.catalog.evict(sum(file.row.nbytes for file in pending), keep, commit.branch_id))
-
-    def _publish_or_full(self, file: _NewFile) -> BlockRow:
-        try:
-            return self._publish(file)
-        except OSError as error:
-            if error.errno not in _NO_SPACE:
-                raise
-            raise StoreFull(f"the volume of {self.path} is full: free some space on it.") from error
+    def _publish_or_evict(self, pending: Sequence[_NewFile], commit: BranchCommit) -> BlockRow:
+        """Write the first of ``pending``. Where others filled the volume meanwhile, evict for all of them."""
+        nbytes = sum(file.row.nbytes for file in pending)
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._publish(pending[0])
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    raise
+            self._evicted(self.catalog.evict(nbytes, commit.branch_id))
+        raise StoreFull(f"the volume of {self.path} is full: free some space on it.")
 
     def _publish(self, file: _NewFile) -> BlockRow:
         """Give a file its bytes and its name. One that is there already and sound is kept instead."""
-        tmp = self._write_tmp(file.views)
+        file = replace(file, row=replace(file.row, checksum=_checksum(file.views)))
+        tmp = self._write_tmp([memoryview(_write_header(file.row, file.tensors)), *file.views])
         try:
             changed = self._make_dirs(file.path.parent)
             row = self._link_or_adopt(tmp, file)
@@ -488,9 +492,9 @@ class BlockStore:
                     if row.key not in stored:
                         self._path(row).unlink(missing_ok=True)
 
-    def _undo(self, rows: Sequence[BlockRow], reservation: int | None) -> None:
+    def _undo(self, rows: Sequence[BlockRow], reservation: int) -> None:
         try:
-            self._release(reservation)
+            self.catalog.release(reservation)
             self._unlink(rows)
         except (StoreError, OSError) as error:
             log.warning("what a failed commit left could not be removed: %s", error)
@@ -513,21 +517,7 @@ class BlockStore:
 
     def _volume_lacks(self, nbytes: int) -> int:
         volume = os.statvfs(self.path)
-        return nbytes + self._min_free - volume.f_bavail * volume.f_frsize
-
-    def _reserve(self, nbytes: int, records: Sequence[Record], commit: BranchCommit) -> int | None:
-        if nbytes == 0:
-            return None
-        keep = {key for record in records for key in (record.key, record.parent)} | {commit.head}
-        reservation, gone = self.catalog.reserve(
-            nbytes, self.quota_bytes, self._volume_lacks(nbytes), keep, commit.branch_id
-        )
-        self._evicted(gone)
-        return reservation
-
-    def _release(self, reservation: int | None) -> None:
-        if reservation is not None:
-            self.catalog.release(reservation)
+        return nbytes + max(self._min_free, CATALOG_ROOM) - volume.f_bavail * volume.f_frsize
 
     def _evicted(self, rows: Sequence[BlockRow]) -> None:
         self._unlink(rows)

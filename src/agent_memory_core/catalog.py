@@ -1,10 +1,10 @@
 """The index of a store: which blocks it holds, which branches reach them, whose they are. One SQLite database.
 
-A block row is held by its child rows and by the branches that end at it; ``refs`` counts both. Triggers keep
-the counts and the byte total in step with every insert, move and delete, so a crash cannot part them. Only
-rows with no refs may go, which makes every removal leaf first. A block whose file was lost while something
-still hangs from it stays as a *ghost*: its tokens are known, its bytes are a miss until it is committed again,
-and what hangs from it is then of use again.
+A block row is held by its child rows, by the branches that end at it, and for a moment by the turn that is
+being written over it; ``refs`` counts them. Triggers keep the counts and the byte total in step with every
+insert, move and delete, so a crash cannot part them. Only rows with no refs may go, which makes every removal
+leaf first. A block whose file was lost while something still hangs from it stays as a *ghost*: its tokens are
+known, its bytes are a miss until it is committed again, and what hangs from it is then of use again.
 
 Threads share one `Catalog` and never a connection; processes share the file.
 """
@@ -81,12 +81,16 @@ CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'';
 CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0);
 CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL);
+CREATE INDEX holds_reservation ON holds (reservation);
+CREATE INDEX holds_key ON holds (key);
 
 CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
   UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.parent;
   UPDATE blocks SET refs = (SELECT count(*) FROM blocks WHERE parent = NEW.key)
     + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
+    + (SELECT count(*) FROM holds WHERE key = NEW.key)
     WHERE id = NEW.id;
 END;
 CREATE TRIGGER block_changed AFTER UPDATE OF stored, nbytes ON blocks BEGIN
@@ -95,6 +99,12 @@ END;
 CREATE TRIGGER block_removed AFTER DELETE ON blocks BEGIN
   UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.parent;
+END;
+CREATE TRIGGER hold_added AFTER INSERT ON holds BEGIN
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.key;
+END;
+CREATE TRIGGER hold_removed AFTER DELETE ON holds BEGIN
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
 END;
 CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
@@ -114,7 +124,8 @@ END;
 
 _COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.head = blocks.key)
-  + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)"""
+  + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)
+  + (SELECT count(*) FROM holds h WHERE h.key = blocks.key)"""
 _BLOCK = "SELECT key, parent, root, tokens, is_tail, nbytes, checksum, ntok FROM blocks"
 _BRANCH = """SELECT b.branch_id, b.generation, s.root, s.session_id, s.namespace, b.head, b.tail, b.tokens,
   b.prompt_tokens, b.lane, b.created, b.last_use FROM sessions s JOIN branches b ON b.session = s.id"""
@@ -296,7 +307,7 @@ class Catalog:
             if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # A database of something else fails here.
-            db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations LIMIT 0")
+            db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations, holds LIMIT 0")
             return version == 0
 
     def _connect(self) -> sqlite3.Connection:
@@ -696,37 +707,41 @@ class Catalog:
         return self.total_bytes() - int(next(iter(self._read(_PINNED_BYTES)), (0,))[0])
 
     def reserve(
-        self, nbytes: int, quota: int, shortfall: int, keep: Collection[BlockHash], keep_branch: int | None
+        self, nbytes: int, quota: int, shortfall: int, hold: Iterable[BlockHash], keep_branch: int | None
     ) -> tuple[int, list[BlockRow]]:
-        """Set ``nbytes`` of ``quota`` aside, for `release`; evict for them, and at least ``shortfall`` bytes.
+        """Set ``nbytes`` of ``quota`` aside until `release`, and evict for them, at least ``shortfall`` bytes.
 
-        ``keep`` and ``keep_branch`` are what the turn itself builds on; see `evict` for the rest.
+        Until then no process evicts a block in ``hold`` or what it hangs from; this eviction spares ``keep_branch``.
+
+        Returns:
+            A name for `release`, and the rows that were evicted.
+
+        Raises:
+            StoreFull: see `evict`; nothing changed.
         """
+        now = time.time()
         with self.transaction() as db:
-            for (process,) in db.execute("SELECT DISTINCT process FROM reservations").fetchall():
+            for process, reservation in db.execute("SELECT process, id FROM reservations").fetchall():
                 if not is_alive(process):
-                    db.execute("DELETE FROM reservations WHERE process = ?", (process,))
-            now = time.time()
-            db.executemany(
-                "UPDATE blocks SET last_use = ? WHERE key = ? AND refs = 0", [(now, key) for key in keep]
-            )
-            state = self.stats()
-            needed = max(shortfall, state["bytes"] + state["reserved"] + nbytes - quota)
-            gone = self.evict(needed, keep, keep_branch)
-            added = db.execute(
+                    self.release(reservation)
+            reservation = db.execute(
                 "INSERT INTO reservations (process, bytes) VALUES (?, ?)", (process_name(), nbytes)
-            )
-            assert added.lastrowid is not None
-            return added.lastrowid, gone
+            ).lastrowid
+            assert reservation is not None
+            for key in hold:
+                if db.execute("UPDATE blocks SET last_use = ? WHERE key = ?", (now, key)).rowcount:
+                    db.execute("INSERT INTO holds VALUES (?, ?)", (reservation, key))
+            state = self.stats()
+            needed = max(shortfall, state["bytes"] + state["reserved"] - quota)
+            return reservation, self.evict(needed, keep_branch)
 
     def release(self, reservation: int) -> None:
-        """Give back what `reserve` set aside."""
+        """Give back what `reserve` set aside and held."""
         with self.transaction() as db:
+            db.execute("DELETE FROM holds WHERE reservation = ?", (reservation,))
             db.execute("DELETE FROM reservations WHERE id = ?", (reservation,))
 
-    def evict(
-        self, needed: int, keep: Collection[BlockHash] = (), keep_branch: int | None = None
-    ) -> list[BlockRow]:
+    def evict(self, needed: int, keep_branch: int | None = None) -> list[BlockRow]:
         """Remove rows of at least ``needed`` bytes and return them: their files may go.
 
         First blocks that no branch reaches, leaf first and oldest first; then the least recently used branches
@@ -739,23 +754,18 @@ class Catalog:
         gone: list[BlockRow] = []
         with self.transaction() as db:
             while needed > 0:
-                batch = self._oldest_free(db, keep)
-                if not batch and not self._expire(db, keep_branch):
+                found = db.execute(f"{_BLOCK} WHERE refs = 0 ORDER BY last_use, id LIMIT 64").fetchall()
+                if not found and not self._expire(db, keep_branch):
                     raise StoreFull(
                         f"the disk budget lacks {needed} bytes, and what it holds belongs to pinned sessions or to the "
                         f"turn itself: raise disk_budget_mb, free space on the volume, or unpin or forget a session."
                     )
-                for row in batch:
+                for row in map(_block_row, found):
                     if needed > 0:
                         db.execute("DELETE FROM blocks WHERE key = ?", (row.key,))
                         needed -= row.nbytes
                         gone.append(row)
         return gone
-
-    def _oldest_free(self, db: sqlite3.Connection, keep: Collection[BlockHash]) -> list[BlockRow]:
-        limit = 64 + len(keep)
-        found = db.execute(f"{_BLOCK} WHERE refs = 0 ORDER BY last_use, id LIMIT {limit}").fetchall()
-        return [_block_row(row) for row in found if row[0] not in keep]
 
     def _expire(self, db: sqlite3.Connection, keep_branch: int | None) -> bool:
         """Drop the least recently used branch that may go; return whether there was one."""

@@ -174,7 +174,7 @@ def check(
     with err.status("reading every block"):
         report = _store(cache_dir).check(fix=fix)
     out.print(report)
-    if not report.ok and not fix:
+    if not report.clean and not fix:
         raise typer.Exit(1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,9 +14,9 @@ from pathlib import Path
 
 import made_turns
 import pytest
-from made_turns import BLOCK, FILE, IDENTITY, ROOT, files, is_whole, turn
+from made_turns import BLOCK, FILE, ROOT, files, is_whole, turn
 
-from agent_memory_core.block_store import BlockStore, CheckReport
+from agent_memory_core.block_store import CATALOG_ROOM, BlockStore, CheckReport
 
 MANY = 2**40
 
@@ -37,11 +36,11 @@ class Acked:
             self.branches[branch_id] = (session, generation, tuple(tokens))
         self.turns += 1
 
-    def verify(self, store: BlockStore) -> None:
-        """Every branch is there, as it was acknowledged or one turn further, and every byte of it is right."""
+    def verify(self, store: BlockStore, killed: int = 1) -> None:
+        """Every branch is there, at most one turn for each killed process further, and every byte of it is right."""
         for branch_id, (session, generation, tokens) in self.branches.items():
             (row,) = [b for b in store.catalog.branches(ROOT, "default", session) if b.branch_id == branch_id]
-            assert row.generation in (generation, generation + 1)
+            assert generation <= row.generation <= generation + killed
             found = store.catalog.branch_tokens(row)
             assert len(found) == row.tokens
             assert found[: len(tokens)] == tokens
@@ -116,7 +115,7 @@ def test_processes_that_fight_over_sessions_and_die_lose_no_turn_of_either(tmp_p
     for round_ in range(4):
         kill([start(folder, 100 * round_ + n, 1) for n in range(3)], acked, 0.3)
         store = BlockStore(folder, quota_bytes=MANY)
-        acked.verify(store)
+        acked.verify(store, 3)
         checked(store)
         store.close()
     # Every lost race is a branch of its own.
@@ -150,76 +149,25 @@ def test_many_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
     acked = Acked()
     kill([start(tmp_path / "store", n, 2) for n in range(5)], acked, 0.1)
     store = BlockStore(tmp_path / "store", quota_bytes=MANY)
-    acked.verify(store)
+    acked.verify(store, 5)
     checked(store)
     store.close()
 
 
-FULL = """
-mount -t tmpfs -o mode=700,{options} none {folder} && exec {python} {program} {folder} {quota}
-"""
-
-
-def test_a_full_volume_evicts_and_then_refuses_and_leaves_what_was_there(tmp_path: Path) -> None:
-    def on_small_volume(options: str) -> subprocess.CompletedProcess[str]:
-        command = FULL.format(
-            options=options,
-            folder=folder,
-            python=sys.executable,
-            program=Path(__file__).resolve(),
-            quota=MANY,
-        )
-        return subprocess.run(
-            ["unshare", "--map-root-user", "--mount", "sh", "-c", command],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if sys.platform != "linux" or shutil.which("unshare") is None:
-        pytest.skip("a small volume needs Linux and unshare")
-    if subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "true"], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("this user may not mount")
-    # Short of bytes, which is seen before; and short of files, which is seen only when one cannot be made.
-    for options in (f"size={30 * FILE + 2**20}", "size=64m,nr_inodes=60"):
-        done = on_small_volume(options)
-        assert done.returncode == 0, (options, done.stdout, done.stderr)
-
-
-def _fill(folder: Path, quota: int) -> None:
-    from agent_memory_core.errors import StoreFull
-
-    store = BlockStore(folder, quota_bytes=quota)
-    store.identify(ROOT, IDENTITY, "default")
-    for n in range(60):
-        turn(store, range(100 * n, 100 * n + 2 * BLOCK), f"s{n}")
-        assert is_whole(store, range(100 * n, 100 * n + 2 * BLOCK))
-    assert store.stats()["evicted"] > 20
-    for info in store.sessions():
-        store.pin("default", info.session_id, True)
-    kept = {path.name for path in files(store)}
-    assert kept
-    refused = 0
-    for n in range(60, 80):
-        try:
-            turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}")
-            store.pin("default", f"s{n}", True)
-            kept = {path.name for path in files(store)}
-        except StoreFull:
-            refused += 1
-            assert {path.name for path in files(store)} == kept
-            assert os.listdir(folder / "tmp") == []
-    assert refused > 10
-    report = store.check()
-    assert report.clean, report
-    assert report.unknown == ()
-    assert store.stats()["reserved"] == 0
-    store.close()
-
-
-if __name__ == "__main__":
-    _fill(Path(sys.argv[1]), int(sys.argv[2]))
+# Short of bytes, which is seen before; and short of files, which is seen only when one cannot be made.
+@pytest.mark.parametrize("options", [f"size={CATALOG_ROOM + 6 * 2**20}", "size=64m,nr_inodes=300"])
+def test_a_full_volume_evicts_and_then_refuses_and_leaves_what_was_there(
+    tmp_path: Path, options: str
+) -> None:
+    own = ["unshare", "--map-root-user", "--mount"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*own, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("a small volume needs Linux and the right to mount")
+    mount = f"mount -t tmpfs -o mode=700,{options} none {tmp_path}"
+    fill = f"exec {sys.executable} {made_turns.__file__} fill {tmp_path}"
+    done = subprocess.run(
+        [*own, "sh", "-c", f"{mount} && {fill}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from agent_memory_core.catalog import (
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError, StoreFull, StoreUnreadable
 
 OTHER = root_hash({"model": "other"})
+MANY = 1000 * FILE
 
 
 def rows(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = FILE) -> list[BlockRow]:
@@ -382,16 +383,19 @@ def test_an_eviction_that_cannot_suffice_evicts_nothing(catalog: Catalog) -> Non
     assert catalog.session_state(ROOT, "default", "b") == "live"
 
 
-def test_what_a_turn_builds_on_is_kept(catalog: Catalog) -> None:
+def test_what_a_turn_builds_on_is_held(catalog: Catalog) -> None:
     commit(catalog, ids(12), "a")
     other = commit(catalog, ids(8, 100), "b")
     chain = keys(ids(12))
-    (gone,) = catalog.evict(1, keep=[chain[1]], keep_branch=other.branch_id)
-    assert gone.key == chain[2]
+    held, gone = catalog.reserve(0, MANY, 1, [chain[1], b"?" * 32], other.branch_id)
+    assert [row.key for row in gone] == [chain[2]]
     with pytest.raises(StoreFull):
-        catalog.evict(1, keep=[chain[1]], keep_branch=other.branch_id)
+        catalog.evict(1, other.branch_id)
     assert catalog.known_prefix(chain) == 2
     assert catalog.session_state(ROOT, "default", "b") == "live"
+    assert catalog.audit() == []
+    catalog.release(held)
+    assert {row.key for row in catalog.evict(1, other.branch_id)} == {chain[1]}
 
 
 def test_reservations_count_until_they_are_released_or_their_process_is_dead(
@@ -405,12 +409,11 @@ def test_reservations_count_until_they_are_released_or_their_process_is_dead(
     assert catalog.stats()["reserved"] == 3 * FILE
     catalog.release(held)
     catalog.release(more)
-    db = sqlite3.connect(tmp_path / "catalog.db")
-    db.execute("INSERT INTO reservations (process, bytes) VALUES ('999999999.x', ?)", (4 * FILE,))
-    db.commit()
-    db.close()
-    held, gone = catalog.reserve(FILE, 4 * FILE, 0, [], None)
-    assert gone == []
+    with catalog.transaction() as db:
+        db.execute("INSERT INTO reservations VALUES (99, '999999999.x', ?)", (4 * FILE,))
+        db.execute("INSERT INTO holds VALUES (99, ?)", (keys(ids(8))[0],))
+    held, gone = catalog.reserve(4 * FILE, 4 * FILE, 0, [], None)
+    assert len(gone) == 1
     catalog.release(held)
     assert catalog.stats()["reserved"] == 0
 

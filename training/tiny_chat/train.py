@@ -105,7 +105,9 @@ class Rows:
         turns: list[list[tuple[str, int, int]]] = []
         for row in range(rows):
             talk = self._conversation(source, length, copying)
-            encoded: Integers = np.array(self.tokenizer.encode(render(talk)).ids[: length + 1], dtype=np.int64)
+            encoded: Integers = np.array(
+                self.tokenizer.encode(render(talk)).ids[: length + 1], dtype=np.int64
+            )
             spans = self._spans(talk, encoded)
             ids[row, : len(encoded)] = encoded
             weights[row, : len(encoded)] = self.other_weight

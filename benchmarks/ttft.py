@@ -1,0 +1,161 @@
+"""Time to first token of a new 32-token turn in a known conversation, against what the model alone takes.
+
+    floor    mlx-lm evaluates the 32 tokens on a live cache that holds the conversation
+    hot      the engine answers in the process that holds the session
+    resumed  the engine answers from disk in a new process, where the model is loaded and has said something else
+    cold     the engine answers the conversation's first prompt, of which nothing is known
+
+Each sample is another turn of another session; a floor is taken before and after it. Time runs from the
+engine's receipt of the request until the first token is sampled. ``outside`` is what the caller of a stream
+waits for the first token, on the caller's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import SUPPRESS
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import (
+    PlainModel,
+    argument_parser,
+    assistant,
+    median_of,
+    user,
+    words,
+    write_model,
+    write_result,
+)
+
+from agent_memory_core import AgentMemory
+
+LAYERS, PROMPT, ANSWER, NEW = 4, 2048, 16, 32
+KNOWN = PROMPT + ANSWER
+FIRST_FRAME, NEXT_FRAME = 8, 10
+"""Tokens that the chat template puts around a first message, and around one that follows an answer."""
+
+CODECS: dict[str, Any] = {"8/4": "8/4", "raw": None}
+TARGETS = {"hot / floor": "<= 1.25", "resumed / floor": "<= 1.35", "cold / resumed": ">= 30"}
+History = list[dict[str, str]]
+Sample = dict[str, Any]
+
+
+def main() -> None:
+    """Measure each codec and write the result file; as a worker, print one resumed sample."""
+    parser = argument_parser("ttft", __doc__)
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
+    parser.add_argument("--samples", type=int, default=9, help="hot and resumed samples of each codec")
+    parser.add_argument("--worker", action="store_true", help=SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(resumed_turn(**json.load(sys.stdin))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder, "model"), LAYERS)
+        results = {
+            name: measure(Path(folder, str(i)), model, CODECS[name], options.samples)
+            for i, name in enumerate(options.codecs)
+        }
+    settings = {"layers": LAYERS, "prompt": PROMPT, "answer": ANSWER, "new": NEW, "targets": TARGETS}
+    write_result(options.out, settings, results)
+
+
+def measure(folder: Path, model: str, kv_bits: Any, count: int) -> dict[str, Any]:
+    """All samples of one codec, their medians, and the ratios of the targets."""
+    config = {"model": model, "cache_dir": str(folder), "kv_bits": kv_bits}
+    first = [user(words(PROMPT - FIRST_FRAME, seed=0))]
+    plain = PlainModel(model, KNOWN)
+    with AgentMemory(**config) as memory:
+        memory.chat("hello", max_tokens=2)
+        cold = sample(memory, first, "cold", known=0)
+        histories = [begin(memory, first, i) for i in range(2 * count)]
+        turns = [partial(sample, memory, histories[i], f"session {i}", KNOWN) for i in range(count)]
+        hot = [with_floors(plain, turn) for turn in turns]
+    resumed = [
+        in_new_process(config=config, history=histories[i], session=f"session {i}")
+        for i in range(count, 2 * count)
+    ]
+    assert cold["tier"] == "none"
+    assert all(s["tier"] == "hot" for s in hot)
+    assert all(s["tier"] == "warm" for s in resumed)
+    return summary([cold], hot, resumed)
+
+
+def begin(memory: AgentMemory, first: History, number: int) -> History:
+    """Start a session with the long prompt and its own short answer; return its history with a next message."""
+    answer = memory.chat(first, session=f"session {number}", max_tokens=ANSWER, temperature=0)
+    assert answer.report.usage.completion_tokens == ANSWER
+    return [*first, assistant(answer.text), user(words(NEW - NEXT_FRAME, seed=1 + number))]
+
+
+def sample(memory: AgentMemory, history: History, session: str, known: int) -> Sample:
+    """One turn, with its usage checked."""
+    started = time.perf_counter()
+    stream = memory.chat(history, session=session, stream=True, max_tokens=ANSWER, temperature=0)
+    next(delta for delta in stream if delta.token_ids)
+    outside = time.perf_counter() - started
+    for _ in stream:
+        pass
+    report = stream.report
+    assert report is not None
+    assert report.persisted
+    assert report.usage.cache_read == known, report
+    assert report.usage.cache_creation == (NEW if known else PROMPT), report
+    return {
+        "seconds": report.time_to_first_token,
+        "outside": outside,
+        "restore": report.restore_seconds,
+        "tier": report.hit_tier,
+    }
+
+
+def with_floors(plain: PlainModel, take: Callable[[], Sample]) -> Sample:
+    """A sample between two floors on each side."""
+    before = [plain.append(NEW) for _ in range(2)]
+    taken = take()
+    floors = before + [plain.append(NEW) for _ in range(2)]
+    return taken | {"floors": floors}
+
+
+def resumed_turn(config: dict[str, Any], history: History, session: str) -> Sample:
+    """The worker's part: load the model, say something else, then resume."""
+    plain = PlainModel(config["model"], KNOWN)
+    with AgentMemory(**config) as memory:
+        memory.chat("hello", max_tokens=2)
+        plain.append(NEW)
+        return with_floors(plain, partial(sample, memory, history, session, KNOWN))
+
+
+def in_new_process(**job: Any) -> Sample:
+    """`resumed_turn` in a process of its own."""
+    command = [sys.executable, __file__, "--worker"]
+    done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
+    answer: Sample = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def summary(cold: list[Sample], hot: list[Sample], resumed: list[Sample]) -> dict[str, Any]:
+    """Medians in seconds; a ratio to the floor is the median of each sample's ratio to its own floors."""
+    samples = {"cold": cold, "hot": hot, "resumed": resumed}
+    medians = {"floor": median_of([floor for s in hot + resumed for floor in s["floors"]])}
+    ratios = {}
+    for name, found in samples.items():
+        for part in ("seconds", "outside", "restore"):
+            medians[name if part == "seconds" else f"{name} {part}"] = median_of([s[part] for s in found])
+    for name in ("hot", "resumed"):
+        for part, label in (("seconds", name), ("outside", f"{name} outside")):
+            ratios[f"{label} / floor"] = median_of([s[part] / median(s["floors"]) for s in samples[name]])
+    ratios["cold / resumed"] = round(medians["cold"] / medians["resumed"], 6)
+    return {"medians": medians, "ratios": ratios, "samples": samples}
+
+
+if __name__ == "__main__":
+    main()
