@@ -1,20 +1,26 @@
-"""What a 32-token turn costs as its conversation grows: seconds, bytes written and blocks hashed.
+"""What a 32-token turn costs as its conversation grows: seconds, bytes written, blocks hashed.
 
-A turn's seconds run from the request until it is on disk, and part into what the model alone takes for the same
-tokens on a live cache (``floor``), restoring the conversation from memory (``restore``), and the ``rest``:
-matching, sealing, saving. The *naive* way to keep a conversation is to write all of it after each turn with
-mlx-lm's `save_prompt_cache` and to load it before the next.
+    floor    mlx-lm evaluates the 32 tokens on a live cache of that length: attention alone makes it grow
+    restore  the engine builds the live cache from blocks in memory
+    prefill  the rest of the engine's time to first token
+    finish   from the first token of two until the turn is on disk and the caller has the answer
+    naive    mlx-lm saves its whole cache after the turn with `save_prompt_cache`, and loads it before the next
 
 Lengths take turns, so that a busy moment of the machine falls on all of them. A slope is that of the line of
-least squares through the medians, per 1,024 tokens, as a part of the median at the shortest length.
+least squares, per 1,024 tokens of conversation, as a part of what it is at 512.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, mean
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -22,59 +28,133 @@ import mlx.core as mx
 from common import PlainModel, argument_parser, assistant, median_of, user, words, write_model, write_result
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
-from agent_memory_core import AgentMemory, block
+from agent_memory_core import AgentMemory, TurnReport, block
 
-LAYERS, NEW, NEXT_FRAME, FIRST_FRAME = 2, 32, 10, 8
+LAYERS, NEW, ANSWER = 2, 32, 2
+FIRST_FRAME, NEXT_FRAME = 8, 10
+"""Tokens that the chat template puts around a first message, and around one that follows an answer."""
+
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-PER = 1024
-History = list[dict[str, str]]
+SLOPE_TOKENS = 1024
+COUNTS = {"bytes", "hashes", "naive bytes"}
 Sample = dict[str, float]
 
 
 def main() -> None:
     """Measure every length and write the result file."""
     parser = argument_parser("append_cost", __doc__)
-    parser.add_argument("--samples", type=int, default=7, help="turns of each length")
+    parser.add_argument("--samples", type=int, default=9, help="turns of each length")
     options = parser.parse_args()
+    samples: dict[int, list[Sample]] = {length: [] for length in LENGTHS}
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder, "model"), LAYERS)
         plain = {length: PlainModel(model, length) for length in LENGTHS}
         with AgentMemory(model=model, cache_dir=Path(folder, "store")) as memory:
-            sessions = {length: Conversation(memory, length) for length in LENGTHS}
-            for length in LENGTHS:
-                sample(sessions[length], plain[length], Path(folder))
-            samples: dict[int, list[Sample]] = {length: [] for length in LENGTHS}
-            for _ in range(options.samples):
+            conversations = {length: Conversation(memory, length) for length in LENGTHS}
+            for number in range(1 + options.samples):
                 for length in LENGTHS:
-                    samples[length].append(sample(sessions[length], plain[length], Path(folder)))
-    write_result(options.out, {"layers": LAYERS, "new": NEW, "lengths": LENGTHS, "per": PER}, summary(samples))
+                    taken = conversations[length].turn() | naive(
+                        plain[length], Path(folder, "all.safetensors")
+                    )
+                    if number:  # The first round warms up.
+                        samples[length].append(taken)
+    settings = {
+        "layers": LAYERS,
+        "new": NEW,
+        "answer": ANSWER,
+        "lengths": LENGTHS,
+        "slope_tokens": SLOPE_TOKENS,
+    }
+    write_result(options.out, settings, summary(samples))
 
 
 class Conversation:
-    """A session of some length that is continued by turns of equal size."""
+    """A session that begins with a prompt of some length and goes on by turns of equal size."""
 
     def __init__(self, memory: AgentMemory, length: int) -> None:
-        self.memory = memory
-        self.session = f"{length} tokens"
-        self.history = [user(words(length - FIRST_FRAME, seed=0))]
+        self._memory = memory
+        self._session = f"{length} tokens"
+        # All begin alike, so that each length computes only what the one before it did not.
+        self._history = [user(words(length - FIRST_FRAME, seed=0))]
         self._answer()
 
     def turn(self) -> Sample:
-        """Say something new; the answer is one token long."""
-        self.history.append(user(words(NEW - NEXT_FRAME, seed=len(self.history))))
-        store, sealed = self._store_bytes(), self.memory.stats()["blocks_sealed"]
-        with mock.patch.object(block, "hashlib", CountingHashes()) as hashes:
+        """Say something new and hear a short answer."""
+        self._history.append(user(words(NEW - NEXT_FRAME, seed=len(self._history))))
+        with counted() as counts:
             started = time.perf_counter()
             report = self._answer()
             seconds = time.perf_counter() - started
         assert report.persisted
-        assert report.usage.cache_creation == NEW, report
         assert report.hit_tier == "hot"
+        assert report.usage.cache_creation == NEW, report
         return {
-            "seconds": seconds,
+            "turn": seconds,
             "restore": report.restore_seconds,
-            "first_token": report.time_to_first_token,
-            "bytes": self._store_bytes() - store,
-            "hashed": hashes.count,
-            "sealed": self.memory.stats()["blocks_sealed"] - sealed,
+            "prefill": report.time_to_first_token - report.restore_seconds,
+            "finish": seconds - report.time_to_first_token,
+            "bytes": counts["bytes"],
+            "hashes": counts["hashes"],
         }
+
+    def _answer(self) -> TurnReport:
+        answer = self._memory.chat(self._history, session=self._session, max_tokens=ANSWER, temperature=0)
+        self._history.append(assistant(answer.text))
+        return answer.report
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Count the names of blocks and tails that are hashed, and the bytes that go into their files."""
+    counts = {"bytes": 0, "hashes": 0}
+    writev = os.writev
+
+    def counting_sha256(data: bytes) -> Any:
+        counts["hashes"] += 1
+        return hashlib.sha256(data)
+
+    def counting_writev(fd: int, buffers: Any) -> int:
+        written = writev(fd, buffers)
+        counts["bytes"] += written
+        return written
+
+    sha256 = SimpleNamespace(sha256=counting_sha256)
+    with mock.patch.object(block, "hashlib", sha256), mock.patch.object(os, "writev", counting_writev):
+        yield counts
+
+
+def naive(plain: PlainModel, path: Path) -> Sample:
+    """The floor, and what mlx-lm takes to save and load the whole cache."""
+    floor = plain.append(NEW)
+    started = time.perf_counter()
+    save_prompt_cache(str(path), plain.cache)
+    saved = time.perf_counter()
+    mx.eval([layer.state for layer in load_prompt_cache(str(path))])
+    loaded = time.perf_counter()
+    return {
+        "floor": floor,
+        "naive save": saved - started,
+        "naive load": loaded - saved,
+        "naive bytes": path.stat().st_size,
+    }
+
+
+def summary(samples: dict[int, list[Sample]]) -> dict[str, Any]:
+    """Each length's median seconds and mean counts (a block is not full at every turn), and their slopes."""
+    names = list(samples[LENGTHS[0]][0])
+    middles: dict[int, Sample] = {}
+    for length, found in samples.items():
+        columns = {name: [sample[name] for sample in found] for name in names}
+        middles[length] = {
+            name: round(mean(values)) if name in COUNTS else median_of(values)
+            for name, values in columns.items()
+        }
+    slopes = {}
+    for name in names:
+        values = [middles[length][name] for length in LENGTHS]
+        slopes[name] = round(linear_regression(LENGTHS, values).slope * SLOPE_TOKENS / values[0], 6)
+    return {"middles": middles, "slopes": slopes, "samples": samples}
+
+
+if __name__ == "__main__":
+    main()

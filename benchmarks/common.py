@@ -42,7 +42,7 @@ LLAMA: dict[str, Any] = {
 
 
 def write_model(folder: Path, layers: int) -> str:
-    """Write a random bfloat16 model with tiny-chat's tokenizer; it never answers with a special token."""
+    """Write a random bfloat16 model with tiny-chat's tokenizer; it answers in whole words and never ends."""
     folder.mkdir(parents=True, exist_ok=True)
     said = json.loads((TOKENIZER / "config.json").read_text())
     config = LLAMA | {name: said[name] for name in ("vocab_size", "eos_token_id")}
@@ -54,10 +54,10 @@ def write_model(folder: Path, layers: int) -> str:
     model = Model(ModelArgs.from_dict(config))
     model.set_dtype(mx.bfloat16)
     weights = dict(tree_flatten(model.parameters()))
-    special = mx.array(_special_tokens())
-    # Logits of unit scale, so that answers vary; zero is never the greatest of so many.
-    weights["lm_head.weight"] = weights["lm_head.weight"] * 4
-    weights["lm_head.weight"][special] = 0
+    # Any other token has a logit of zero, which is never the greatest of so many.
+    is_word = mx.zeros((said["vocab_size"], 1), mx.bfloat16)
+    is_word[mx.array(list(_one_token_words().values()))] = 1
+    weights["lm_head.weight"] = weights["lm_head.weight"] * is_word
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     return str(folder)
 
@@ -99,7 +99,7 @@ def assistant(text: str) -> dict[str, str]:
 
 def words(count: int, seed: int) -> str:
     """Random text of ``count`` words, each of which is one token of tiny-chat's tokenizer."""
-    return "".join(random.Random(seed).choices(_one_token_words(), k=count))
+    return "".join(random.Random(seed).choices(list(_one_token_words()), k=count))
 
 
 def argument_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -130,19 +130,15 @@ def median_of(samples: Sequence[float]) -> float:
     return round(statistics.median(samples), 6)
 
 
-def _special_tokens() -> list[int]:
-    return [token["id"] for token in _tokenizer_file()["added_tokens"]]
-
-
-def _one_token_words() -> list[str]:
-    vocabulary = _tokenizer_file()["model"]["vocab"]
+def _one_token_words() -> dict[str, int]:
+    """Words with the space before them, and their token ids."""
+    vocabulary: dict[str, int] = json.loads((TOKENIZER / "tokenizer.json").read_text())["model"]["vocab"]
     space = "\u0120"
-    found = [w[1:] for w in vocabulary if w.startswith(space) and w[1:].isascii() and w[1:].isalpha()]
-    return [f" {word}" for word in sorted(found) if len(word) > 1]
-
-
-def _tokenizer_file() -> Any:
-    return json.loads((TOKENIZER / "tokenizer.json").read_text())
+    return {
+        f" {token[1:]}": vocabulary[token]
+        for token in sorted(vocabulary)
+        if token[0] == space and len(token) > 2 and token[1:].isalpha() and token[1:].isascii()
+    }
 
 
 def _machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from agent_memory_core import AgentMemory, ChatResult, EngineConfig
+from agent_memory_core import AgentMemory, ChatResult, EngineConfig, SessionKey
 from agent_memory_core.engine import Engine
 
 History = list[dict[str, str]]
@@ -55,7 +55,7 @@ class Driver:
         def recorded(row: Any, ids: Any, *, logits: bool) -> mx.array | None:
             found = prefill(row, ids, logits=logits)
             if found is not None:
-                self.logits.append(bytes(memoryview(found.astype(mx.float32))))
+                self.logits.append(bytes(memoryview(found.astype(mx.float32))))  # type: ignore[arg-type]
             return found
 
         add = engine.scheduler.add
@@ -64,10 +64,12 @@ class Driver:
             self.prompts.append(list(sequence.token_ids))
             add(sequence)
 
-        engine.runner.prefill = recorded  # type: ignore[method-assign]
+        engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
         engine.scheduler.add = added  # type: ignore[method-assign]
 
-    def turn(self, history: History, session: str | None, max_tokens: int = 8, **more: Any) -> Seen:
+    def turn(
+        self, history: History, session: SessionKey | str | None, max_tokens: int = 8, **more: Any
+    ) -> Seen:
         """One greedy turn; the answer is not added to ``history``."""
         result: ChatResult = self.memory.chat(history, session=session, max_tokens=max_tokens, **more)
         usage = result.report.usage

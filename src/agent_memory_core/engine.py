@@ -12,8 +12,7 @@ import dataclasses
 import queue
 import time
 from collections.abc import Callable, Sequence as ReadOnly
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from agent_memory_core.block import Block, BlockHash, common_prefix, root_hash
 from agent_memory_core.block_io import BlockReader, BlockWriter, Save
@@ -21,7 +20,7 @@ from agent_memory_core.block_pool import BlockPool
 from agent_memory_core.block_store import BlockStore, LoadedBlock
 from agent_memory_core.branch import Branch
 from agent_memory_core.catalog import BranchRow
-from agent_memory_core.chat_template import ChatTemplate, TokenText
+from agent_memory_core.chat_template import ChatTemplate, Prompt, TokenText
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
@@ -32,80 +31,21 @@ from agent_memory_core.messages import (
     ChatRequest,
     Delta,
     FinishReason,
-    HitTier,
     MissReason,
     SessionInfo,
     SessionKey,
     TurnReport,
-    Usage,
 )
 from agent_memory_core.model_profile import Profile, cache_spec
-from agent_memory_core.model_runner import ModelRunner, Row, Step
+from agent_memory_core.model_runner import ModelRunner, Step
 from agent_memory_core.prefix_cache import Match, PrefixCache
 from agent_memory_core.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.sequence import Sequence
 from agent_memory_core.session_book import LiveSession, Owner, SessionBook, snapshot
+from agent_memory_core.turn import Counters, Ticket, Turn
 
 FORMAT = "1"
 """Version of what blocks hold; part of every root."""
-
-
-class Ticket(Protocol):
-    """The caller's end of a turn. Both calls may come from any thread."""
-
-    def deliver(self, delta: Delta) -> None:
-        """Hand out a piece of the answer."""
-        ...
-
-    def fail(self, error: Exception) -> None:
-        """Hand out why there is no answer."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One request on its way through the engine."""
-
-    sequence: Sequence
-    ticket: Ticket
-    key: SessionKey
-    detokenizer: Detokenizer
-    request: ChatRequest
-    session: LiveSession | None
-    branch: Branch[TokenText] | None
-    known: int
-    state: MissReason
-    arrived: float
-    pending: list[int] = field(default_factory=list)
-    tool_calls: int = 0
-    reasoning_tokens: int = 0
-    row: Row | None = None
-    tier: HitTier = "none"
-    restore_started: float = 0.0
-    restore_seconds: float = 0.0
-    first_token: float = 0.0
-    damaged: bool = False
-
-    @property
-    def owner(self) -> Owner:
-        """Namespace and session id; only for a turn that has a session."""
-        assert self.key.session_id is not None
-        return self.key.namespace, self.key.session_id
-
-
-@dataclass(slots=True)
-class Counters:
-    """What an engine has done since it began."""
-
-    turns: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cache_read: int = 0
-    completion_tokens: int = 0
-    blocks_sealed: int = 0
-    steps: int = 0
-    misses: dict[str, int] = field(default_factory=dict)
 
 
 class Engine:
@@ -146,17 +86,23 @@ class Engine:
 
     # -- a turn's beginning -------------------------------------------------------------------------------
 
-    def submit(self, request: ChatRequest, key: SessionKey, ticket: Ticket, *, prewarm: bool = False) -> int:
-        """Queue a turn and return its id.
+    def submit(
+        self,
+        request: ChatRequest,
+        key: SessionKey,
+        ticket: Ticket,
+        *,
+        prewarm: bool = False,
+        arrived: float | None = None,
+    ) -> int:
+        """Queue a turn and return its id. ``arrived`` is when the caller asked, by `time.perf_counter`.
 
         Raises:
             InvalidRequest: the template cannot render it, or it can never fit.
             StoreFull: its session could not be saved.
         """
-        arrived = time.perf_counter()
         root = self.root(key.namespace)
-        owned = key.session_id is not None and not key.ephemeral
-        session = self.sessions.open(root, (key.namespace, key.session_id or "")) if key.session_id else None
+        session = self.sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
         branches = session.branches if session else []
         prompt = self.template.encode(request, [b.text for b in branches], generation_prompt=not prewarm)
         ids = list(prompt.token_ids)
@@ -169,37 +115,39 @@ class Engine:
             max_tokens=0 if prewarm else request.sampling.max_tokens,
             block_tokens=self.config.block_tokens,
             hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
+            reads_tier=self.store is not None and session is not None,
         )
-        branch = session.continued_by(ids, key.lane) if session and owned else None
+        owned = session if not key.ephemeral else None
         turn = Turn(
             sequence=sequence,
             ticket=ticket,
             key=key,
-            detokenizer=Detokenizer(
-                self.loaded.tokenizer,
-                stop=request.sampling.stop,
-                tools=request.tools,
-                in_reasoning=starts_in_reasoning(self.loaded.tokenizer, prompt.text),
-            ),
+            detokenizer=self._detokenizer(request, prompt),
             request=request,
-            session=session if owned else None,
-            branch=branch,
+            session=owned,
+            branch=owned.continued_by(ids, key.lane) if owned else None,
             known=known,
             state=self._state(root, key, nearest, known),
-            arrived=arrived,
+            arrived=arrived if arrived is not None else time.perf_counter(),
         )
+        sequence.match = self._match(sequence)
+        if owned is not None and self.store is not None:
+            self.store.ensure_room(self._estimate(sequence))
+        self.scheduler.add(sequence)
         self._next_id += 1
         self._turns[sequence.seq_id] = turn
-        try:
-            if turn.session is not None and self.store is not None:
-                self.store.ensure_room(self._estimate(sequence))
-            self.scheduler.add(sequence)
-        except Exception:
-            del self._turns[sequence.seq_id]
-            raise
-        if branch is not None:
-            branch.busy = True
+        if turn.branch is not None:
+            turn.branch.busy = True
         return sequence.seq_id
+
+    def _detokenizer(self, request: ChatRequest, prompt: Prompt) -> Detokenizer:
+        tokenizer = self.loaded.tokenizer
+        return Detokenizer(
+            tokenizer,
+            stop=request.sampling.stop,
+            tools=request.tools,
+            in_reasoning=starts_in_reasoning(tokenizer, prompt.text),
+        )
 
     def root(self, namespace: str) -> BlockHash:
         """What the chains of a namespace start from; walls between namespaces begin here."""
@@ -216,12 +164,11 @@ class Engine:
         return self._roots[namespace]
 
     def _match(self, sequence: Sequence) -> Match:
-        turn = self._turns[sequence.seq_id]
-        tier = self.store.catalog if self.store is not None and turn.key.session_id is not None else None
+        tier = self.store.catalog if self.store is not None and sequence.reads_tier else None
         return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, tier)
 
     def _estimate(self, sequence: Sequence) -> int:
-        new_blocks = sequence.num_prompt // self.config.block_tokens + 1 - len(self._match(sequence).blocks)
+        new_blocks = sequence.num_prompt // self.config.block_tokens + 1 - len(sequence.match.blocks)
         return new_blocks * self.blocks.block_bytes + self.config.block_tokens * self.limits.bytes_per_token
 
     def _state(
@@ -360,7 +307,7 @@ class Engine:
         turn.reasoning_tokens += bool(delta.reasoning)
         turn.pending.append(token)
         if delta != _NOTHING:
-            turn.ticket.deliver(_with_tokens(turn, delta))
+            turn.ticket.deliver(turn.with_tokens(delta))
         return turn.detokenizer.stopped
 
     # -- a turn's end -------------------------------------------------------------------------------------
@@ -368,7 +315,7 @@ class Engine:
     def _finish(self, turn: Turn, cache: list[Any], reason: FinishReason) -> None:
         sequence = turn.sequence
         completion = len(sequence.generated)
-        last = _with_tokens(turn, turn.detokenizer.finish())
+        last = turn.with_tokens(turn.detokenizer.finish())
         turn.tool_calls += len(last.tool_calls)
         if turn.tool_calls and reason == "stop":
             reason = "tool_calls"
@@ -377,7 +324,8 @@ class Engine:
         tail = self.blocks.tail(sequence, cache, sequence.num_computed)
         if tail is not None:
             self.pool.put(tail)
-        report = self._report(turn, reason, completion)
+        report = turn.report(reason, completion, self.loaded.name)
+        self.counters.add(report)
         self._commit(turn, tail, last, report)
         self._close(turn)
 
@@ -463,38 +411,6 @@ class Engine:
         if ids[: len(known.token_ids)] == known.token_ids:
             return self.template.extend(known, ids[len(known.token_ids) :])
         return self.template.text_of(ids)
-
-    def _report(self, turn: Turn, reason: FinishReason, completion: int) -> TurnReport:
-        sequence, now = turn.sequence, time.perf_counter()
-        counters = self.counters
-        counters.turns += 1
-        counters.prompt_tokens += sequence.num_prompt
-        counters.cache_read += sequence.num_cached
-        counters.completion_tokens += completion
-        miss = self._miss(turn)
-        if miss:
-            counters.misses[miss] = counters.misses.get(miss, 0) + 1
-        return TurnReport(
-            finish_reason=reason,
-            usage=Usage(sequence.num_prompt, completion, sequence.num_cached, turn.reasoning_tokens),
-            hit_tier=turn.tier if sequence.num_cached else "none",
-            miss_reason=miss,
-            restore_seconds=turn.restore_seconds,
-            time_to_first_token=(turn.first_token or now) - turn.arrived,
-            total_seconds=now - turn.arrived,
-            session_id=turn.key.session_id,
-            branch_id=turn.branch.branch_id if turn.branch else None,
-            model=self.loaded.name,
-            persisted=False,
-        )
-
-    def _miss(self, turn: Turn) -> MissReason:
-        sequence = turn.sequence
-        if turn.damaged:
-            return "damaged"
-        if sequence.num_cached < min(turn.known, sequence.num_prompt - 1):
-            return "evicted"
-        return turn.state
 
     def _close(self, turn: Turn) -> None:
         if turn.branch is not None:
@@ -629,10 +545,3 @@ _STATES: dict[str, MissReason] = {
     "evicted": "evicted",
     "other_model": "model_changed",
 }
-
-
-def _with_tokens(turn: Turn, delta: Delta) -> Delta:
-    """A delta with the tokens sampled since the last one; some of them may not have had text of their own."""
-    delta = dataclasses.replace(delta, token_ids=tuple(turn.pending))
-    turn.pending.clear()
-    return delta

@@ -12,6 +12,7 @@ import atexit
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,9 +21,10 @@ from typing import TypeVar
 
 import mlx.core as mx
 
-from agent_memory_core.engine import Engine, Ticket
+from agent_memory_core.engine import Engine
 from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
 from agent_memory_core.messages import ChatRequest, Delta, SessionKey
+from agent_memory_core.turn import Ticket
 
 log = logging.getLogger("agent_memory")
 
@@ -75,11 +77,11 @@ class EngineThread:
         Raises:
             EngineStopped: the engine was closed.
         """
-        handle = Handle(self)
+        handle, arrived = Handle(self), time.perf_counter()
 
         def job(engine: Engine) -> None:
             try:
-                handle.seq_id = engine.submit(request, key, ticket, prewarm=prewarm)
+                handle.seq_id = engine.submit(request, key, ticket, prewarm=prewarm, arrived=arrived)
             except AgentMemoryError as error:
                 ticket.fail(error)
 

@@ -14,11 +14,12 @@ from typing import Protocol
 from agent_memory_core.block import Block, BlockHash, common_prefix
 from agent_memory_core.block_pool import BlockPool
 
-MIN_PART = 32
-"""A part of a block smaller than this is computed rather than restored.
+MIN_BLOCK_PART = 32
+MIN_TAIL_PART = 8
+"""A part of a block or of a tail smaller than this is computed rather than restored.
 
-A rule of sizes and not of measured rates, so that memory and disk are reused alike to the token. It also keeps
-strangers whose prompts merely begin alike from starting on each other's rounded KV.
+Rules of sizes and not of measured rates, so that memory and disk are reused alike to the token. A block's is
+the larger one, since its KV is rounded: prompts that merely begin alike do not start on each other's rounding.
 """
 
 
@@ -33,6 +34,11 @@ class Stored(Protocol):
     @property
     def tokens(self) -> tuple[int, ...]:
         """Its token ids; empty where the tier lost them."""
+        ...
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether it is the unfinished end of a branch, kept unrounded."""
         ...
 
 
@@ -131,12 +137,14 @@ class PrefixCache:
     def _partial(self, parent: BlockHash, rest: Sequence[int], tier: Tier | None) -> Hit | None:
         # Candidates are ordered by name, so that memory and disk settle a tie in the same way.
         rest = tuple(rest[: self._block_tokens])
-        stored = {row.key: row.tokens for row in tier.children(parent)} if tier is not None else {}
-        known = {block.hash: block.tokens for block in self._pool.children(parent)} | stored
+        stored = {row.key: row for row in tier.children(parent)} if tier is not None else {}
+        known: dict[BlockHash, Block | Stored] = {block.hash: block for block in self._pool.children(parent)}
+        known |= stored
         best: Hit | None = None
         for key in sorted(known):
-            shared = common_prefix(known[key], rest)
-            if shared < MIN_PART and shared < len(known[key]):
+            shared = common_prefix(known[key].tokens, rest)
+            least = MIN_TAIL_PART if known[key].is_tail else MIN_BLOCK_PART
+            if shared < least and shared < len(known[key].tokens):
                 continue
             if shared > (best.take if best else 0):
                 best = Hit(key, shared, self._pool.get(key), key in stored)

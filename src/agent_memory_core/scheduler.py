@@ -97,7 +97,7 @@ class Scheduler:
         return bool(self._waiting) or any(s.status is not Status.LOADING for s in self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+        """Queue a sequence; its match, as far as is known by now, tells how much work it is.
 
         Raises:
             PromptTooLong: it can never fit the context or the memory budget.
@@ -117,7 +117,6 @@ class Scheduler:
                 f"{needed / 2**20:.1f} MiB of KV and the memory budget is {self._pool.budget / 2**20:.1f} MiB: "
                 "shorten the prompt, lower max_tokens or raise memory_budget_mb."
             )
-        sequence.match = self._match(sequence)
         self._waiting.append(sequence)
 
     def schedule(self) -> Batch:

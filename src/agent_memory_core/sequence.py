@@ -40,6 +40,7 @@ class Sequence:
         max_tokens: most tokens to generate; 0 only fills the cache.
         block_tokens: tokens in a full block.
         hashes: names of the leading blocks that are known already; the rest are found here.
+        reads_tier: whether blocks on disk may be matched, beside those in memory.
     """
 
     seq_id: int
@@ -48,6 +49,7 @@ class Sequence:
     max_tokens: int
     block_tokens: int
     hashes: list[BlockHash] = field(default_factory=list, repr=False)
+    reads_tier: bool = False
     num_prompt: int = field(init=False)
     num_cached: int = 0
     num_computed: int = 0

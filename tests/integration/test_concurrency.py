@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import drive
 import pytest
@@ -90,10 +91,17 @@ def test_8_turns_at_once_in_one_session_each_get_their_own_answer(
 def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(llama: str, open_driver: Open) -> None:
     # Unrounded, since a prompt's second run starts from its stored form.
     memory = open_driver(llama, kv_bits=None).memory
-    sampling = {"temperature": 1.0, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.1}
+    sampling: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+    }
 
     def draw(seed: int) -> tuple[int, ...]:
-        return memory.chat([question(3, 0)], seed=seed, max_tokens=12, **sampling).token_ids
+        result: ChatResult = memory.chat([question(3, 0)], seed=seed, max_tokens=12, **sampling)
+        return result.token_ids
 
     alone_ = [draw(seed) for seed in range(6)]
     assert len(set(alone_)) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:
     raise AssertionError(f"nothing happened within {most} steps")
 
 
+def under_way(engine: Engine, seq_id: int) -> bool:
+    """Whether a turn has generated a few tokens, or ended."""
+    return seq_id not in engine._turns or len(engine._turns[seq_id].sequence.generated) > 2
+
+
 def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> Heard:
     heard = Heard()
     engine.submit(request, key, heard)
@@ -77,7 +83,7 @@ def chunks(engine: Engine) -> list[tuple[int, int]]:
         seen.append((row.seq_id, len(ids)))
         return prefill(row, ids, logits=logits)
 
-    engine.runner.prefill = recorded  # type: ignore[method-assign]
+    engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
     return seen
 
 
@@ -138,10 +144,7 @@ def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: Engine) -> No
         heard = Heard()
         engine.submit(ask(text, 5 + 7 * i), SessionKey(None, namespace=f"together{i}"), heard)
         together.append(heard)
-        run(
-            engine,
-            lambda i=i: len(engine._turns[i + 4].sequence.generated) > 2 if i + 4 in engine._turns else True,
-        )  # type: ignore[misc]
+        run(engine, partial(under_way, engine, i + len(texts)))
     run(engine, lambda: not engine.busy)
     for one, other in zip(alone, together, strict=True):
         assert [t for d in one.deltas for t in d.token_ids] == [t for d in other.deltas for t in d.token_ids]

@@ -87,7 +87,7 @@ def test_models_of_equal_geometry_and_namespaces_never_share(
     second = two.turn(history, "s")
     assert (first.cache_read, second.cache_read) == (0, 0)
     assert first.token_ids != second.token_ids
-    walled = one.turn(history, SessionKey("s", namespace="elsewhere"))  # type: ignore[arg-type]
+    walled = one.turn(history, SessionKey("s", namespace="elsewhere"))
     assert walled.cache_read == 0
     assert walled.token_ids == first.token_ids
     report = two.memory.chat(history, session="s", max_tokens=2).report

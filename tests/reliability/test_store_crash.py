@@ -47,33 +47,40 @@ class Acked:
             assert is_whole(store, found)
 
 
+@dataclass
+class Worker:
+    """A process that commits turns, and the file in which it says so."""
+
+    process: subprocess.Popen[str]
+    told: Path
+
+    def lines(self) -> list[str]:
+        """All it said; a last line without its end was not yet told."""
+        return self.told.read_text().split("\n")[:-1]
+
+
 def start(
     folder: Path, seed: int, sessions: int, quota: int = MANY, nbytes: int = made_turns.PAYLOAD
-) -> subprocess.Popen[str]:
-    arguments = [str(folder), str(seed), str(sessions), str(quota), str(nbytes)]
-    return subprocess.Popen(
-        [sys.executable, made_turns.__file__, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+) -> Worker:
+    told = folder.parent / f"{folder.name}-{seed}.told"
+    arguments = [sys.executable, made_turns.__file__, *map(str, (folder, seed, sessions, quota, nbytes))]
+    with told.open("w") as out:
+        return Worker(subprocess.Popen(arguments, stdout=out, stderr=subprocess.PIPE, text=True), told)
 
 
-def kill(workers: list[subprocess.Popen[str]], acked: Acked, seconds: float) -> None:
+def kill(workers: list[Worker], acked: Acked, seconds: float) -> None:
     """Let all work for a while after their first turn, kill them in the same moment, and note what they said."""
-    first = []
-    for worker in workers:
-        assert worker.stdout is not None
-        first.append(worker.stdout.readline())
+    while not all(worker.lines() for worker in workers):
+        assert all(worker.process.poll() is None for worker in workers)
+        time.sleep(0.01)
     time.sleep(seconds)
     for worker in workers:
-        worker.send_signal(signal.SIGKILL)
-    for worker, line in zip(workers, first, strict=True):
-        rest, error = worker.communicate()
-        assert worker.returncode == -signal.SIGKILL, error
-        # A last line without its end was not yet told.
-        for told in (line + rest).split("\n")[:-1]:
-            acked.note(told)
+        worker.process.send_signal(signal.SIGKILL)
+    for worker in workers:
+        _, error = worker.process.communicate()
+        assert worker.process.returncode == -signal.SIGKILL, error
+        for line in worker.lines():
+            acked.note(line)
 
 
 def checked(store: BlockStore) -> CheckReport:

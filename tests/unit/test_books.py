@@ -44,13 +44,14 @@ class DictTier:
 
     def children(self, parent: BlockHash) -> list[Row]:
         found = [b for b in self.blocks.values() if b.parent == parent]
-        return [Row(b.hash, b.tokens) for b in sorted(found, key=lambda b: b.hash)]
+        return [Row(b.hash, b.tokens, b.is_tail) for b in sorted(found, key=lambda b: b.hash)]
 
 
 @dataclass
 class Row:
     key: BlockHash
     tokens: tuple[int, ...]
+    is_tail: bool
 
 
 class Books(RuleBasedStateMachine):
@@ -89,6 +90,7 @@ class Books(RuleBasedStateMachine):
     def _add(self, ids: list[int], root: BlockHash, new: int) -> None:
         sequence = Sequence(self.ids, root, list(ids), new, BLOCK)
         self.ids += 1
+        sequence.match = self.match(sequence)
         try:
             self.scheduler.add(sequence)
         except PromptTooLong:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agent_memory_core.block import Block, BlockHash, block_hash, chain, root_hash, tail_hash
 from agent_memory_core.block_pool import BlockPool
-from agent_memory_core.prefix_cache import MIN_PART, Match, PrefixCache
+from agent_memory_core.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART, Match, PrefixCache
 
 ROOT = root_hash({"a": "b"})
 SIZE = 64
@@ -17,6 +17,7 @@ IDS = list(range(100, 356))
 class Row:
     key: BlockHash
     tokens: tuple[int, ...]
+    is_tail: bool = False
 
 
 @dataclass
@@ -71,15 +72,18 @@ def test_a_tail_is_used_as_far_as_it_agrees() -> None:
     assert (found.tokens, found.end.take) == (SIZE + 40, 40)
 
 
-def test_a_short_tail_is_used_whole_but_not_in_a_small_part() -> None:
-    short = tuple(IDS[:5])
-    pool = BlockPool(100)
-    pool.put(Block(tail_hash(ROOT, short), ROOT, short, 1, None, is_tail=True))
-    assert match(pool, IDS).tokens == 5
-    longer = (*IDS[: MIN_PART - 1], 1)
-    pool = BlockPool(100)
-    pool.put(Block(tail_hash(ROOT, longer), ROOT, longer, 1, None, is_tail=True))
-    assert match(pool, IDS).tokens == 0
+def test_a_short_tail_is_used_whole_but_neither_tail_nor_block_in_a_small_part() -> None:
+    def reused(tokens: tuple[int, ...], *, is_tail: bool) -> int:
+        pool = BlockPool(100)
+        name = tail_hash if is_tail else block_hash
+        pool.put(Block(name(ROOT, tokens), ROOT, tokens, 1, None, is_tail=is_tail))
+        return match(pool, IDS).tokens
+
+    assert reused(tuple(IDS[:5]), is_tail=True) == 5
+    assert reused((*IDS[: MIN_TAIL_PART - 1], 1), is_tail=True) == 0
+    assert reused((*IDS[:MIN_TAIL_PART], 1), is_tail=True) == MIN_TAIL_PART
+    assert reused((*IDS[: MIN_BLOCK_PART - 1], 1), is_tail=False) == 0
+    assert reused((*IDS[:MIN_BLOCK_PART], 1), is_tail=False) == MIN_BLOCK_PART
 
 
 def test_a_block_whose_ids_are_not_the_prompts_is_no_hit() -> None:
