@@ -12,7 +12,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
@@ -91,7 +90,11 @@ class _Worker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:
+                # The thread's outermost loop: one fault must not end it and leave every later turn waiting.
+                log.exception("%s met a fault", self._thread.name)
         # A thread that ran MLX and simply ends aborts the process at exit.
         mx.synchronize()
         mx.clear_streams()
@@ -139,7 +142,7 @@ class BlockWriter:
             with self._room:
                 self._pending -= save.nbytes
                 self._room.notify_all()
-        save.done(row)
+            save.done(row)
 
 
 class BlockReader:
@@ -153,21 +156,23 @@ class BlockReader:
         self, root: BlockHash, keys: Sequence[BlockHash], done: Callable[[list[LoadedBlock]], None]
     ) -> None:
         """Load blocks in order and hand the list, possibly shorter, to ``done`` on the reader's thread."""
-        self._worker.put(lambda: done(self._load(root, keys)))
+        loaded: list[LoadedBlock] = []
+
+        def job() -> None:
+            try:
+                self._load(root, keys, loaded)
+            finally:
+                done(loaded)
+
+        self._worker.put(job)
 
     def close(self) -> None:
         """Finish what is queued, then end."""
         self._worker.close()
 
-    def _load(self, root: BlockHash, keys: Sequence[BlockHash]) -> list[LoadedBlock]:
-        loaded: list[LoadedBlock] = []
+    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[LoadedBlock]) -> None:
         for key in keys:
-            block = self._store.load(root, key, _allocate_or_raise)
+            block = self._store.load(root, key, allocate)
             if block is None:
                 break
             loaded.append(block)
-        return loaded
-
-
-def _allocate_or_raise(dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
-    return allocate(dtype, shape)

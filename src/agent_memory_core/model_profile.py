@@ -15,6 +15,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -217,9 +218,15 @@ def _directories(environ: Mapping[str, str]) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as wrong:
         raise InvalidSetting(f"{path}: not a readable TOML file: {wrong}.") from wrong
+
+
+@cache
+def _parsed(path: Path, written: int) -> dict[str, Any]:
+    """A document that is only read; ``written`` makes a changed file another one."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _last_part(model: str) -> str:

@@ -244,3 +244,24 @@ def test_without_an_mlx_backend_one_sentence_names_the_extra(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "BackendMissing" in done.stderr
     assert "[cpu]" in done.stderr.splitlines()[-1]
+
+
+def test_without_a_compiler_the_engine_runs_uncompiled_and_says_so_once(tmp_path: Path) -> None:
+    code = (
+        "import logging; logging.basicConfig()\n"
+        "from agent_memory_core import AgentMemory\n"
+        "q = [{'role': 'user', 'content': 'My name is Ada.'}]\n"
+        "for _ in range(2):\n"
+        "    with AgentMemory(cache_dir=None) as memory:\n"
+        "        print(len(memory.chat(q, max_tokens=3, temperature=1.0, top_p=0.9).token_ids))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["3", "3"], done.stderr
+    expected = 1 if sys.platform == "linux" else 0
+    assert done.stderr.count("uncompiled") == expected

@@ -274,6 +274,38 @@ def test_a_lost_race_between_two_stores_keeps_both_turns(folder: Path) -> None:
     two.close()
 
 
+def test_a_file_that_was_stored_again_is_not_deleted_by_who_meant_the_old_one(store: BlockStore) -> None:
+    first = turn(store, ids(5))
+    assert first.tail is not None
+    old = store.catalog.row(first.tail)
+    assert old is not None
+    second = turn(store, ids(6), "s", first)
+    assert store.load(ROOT, first.tail, allocate) is None
+    turn(store, ids(5), "s", second)
+    store._unlink([old])
+    assert is_whole(store, ids(5))
+
+
+def test_a_file_that_goes_away_while_its_turn_is_written_is_written_again(store: BlockStore) -> None:
+    turn(store, ids(BLOCK))
+    small, large = record(ROOT, ids(BLOCK)), record(record(ROOT, ids(BLOCK)).key, ids(BLOCK, 9), nbytes=2**25)
+    victim = path_of(store, small.key)
+
+    def delete_once_writing() -> None:
+        while not any((store.path / "tmp").iterdir()):
+            pass
+        victim.unlink()
+
+    thread = threading.Thread(target=delete_once_writing)
+    thread.start()
+    store.commit([small, large], wanted((*ids(BLOCK), *ids(BLOCK, 9)), "other"))
+    thread.join()
+    for made in (small, large):
+        loaded = store.load(ROOT, made.key, allocate)
+        assert loaded is not None
+        assert is_right(loaded)
+
+
 # Sessions
 
 

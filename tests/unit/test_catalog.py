@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from made_turns import BLOCK, FILE, IDENTITY, ROOT, records, wanted
 
-from agent_memory_core.block import BlockHash, root_hash
+from agent_memory_core.block import BlockHash, pack_tokens, root_hash
 from agent_memory_core.catalog import (
     MAX_CHILDREN,
     BlockRow,
@@ -223,6 +223,17 @@ def test_a_branch_is_touched_at_most_once_a_minute(catalog: Catalog) -> None:
     catalog.touch(12345)
 
 
+def test_token_ids_that_their_name_does_not_prove_are_not_believed(catalog: Catalog) -> None:
+    branch = commit(catalog, ids(2 * BLOCK + 2))
+    chain = keys(ids(2 * BLOCK + 2))
+    with catalog.transaction() as db:
+        for key in chain[1:]:
+            db.execute("UPDATE blocks SET tokens = ? WHERE key = ?", (pack_tokens((1, 2)), key))
+    assert catalog.branch_tokens(branch) == ids(BLOCK)
+    assert [child.tokens for child in catalog.children(chain[0])] == [()]
+    assert [catalog.rows(chain)[key].tokens for key in chain] == [ids(BLOCK), (), ()]
+
+
 # Sessions
 
 
@@ -359,6 +370,13 @@ def test_what_no_branch_reaches_goes_first_leaf_first_and_oldest_first(catalog: 
     assert [row.key for row in catalog.evict(1)] == [loose[1]]
     assert catalog.branches(ROOT, "default", "other") == [other]
     assert catalog.evict(0) == []
+
+
+def test_of_what_no_branch_reaches_the_oldest_goes_first(catalog: Catalog) -> None:
+    for age, start in ((50, 0), (90, 100), (10, 200)):
+        tokens = ids(BLOCK, start)
+        catalog.rebuild([(row, 1000.0 - age) for row in rows(tokens)])
+    assert [catalog.evict(1)[0].tokens[0] for _ in range(3)] == [100, 0, 200]
 
 
 def test_then_the_least_recently_used_branch_that_is_not_pinned_expires(catalog: Catalog) -> None:

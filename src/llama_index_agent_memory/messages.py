@@ -1,0 +1,312 @@
+"""Two translations without side effects: LlamaIndex messages and tools in, LlamaIndex responses out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    ChatResponse,
+    CitableBlock,
+    CitationBlock,
+    CompletionResponse,
+    ContentBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.tools import BaseTool
+
+from agent_memory_core import (
+    ChatResult,
+    Delta,
+    InvalidRequest,
+    InvalidToolCall,
+    Message,
+    ToolCall,
+    TurnReport,
+)
+
+_ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+
+
+# LlamaIndex to core -----------------------------------------------------------------------------------------
+
+
+def to_core(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """Return ``messages`` as a chat template knows them; leading system messages become one.
+
+    Raises:
+        InvalidRequest: there are none, or one holds something that no text model reads.
+    """
+    if not messages:
+        raise InvalidRequest("messages=[] is not valid: at least one message.")
+    return _merge_leading_systems(_name_results([_message(message) for message in messages]))
+
+
+def _merge_leading_systems(messages: list[Message]) -> tuple[Message, ...]:
+    """Most templates read one system message, the first."""
+    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    if count < 2:
+        return tuple(messages)
+    text = "\n\n".join(message.content for message in messages[:count] if message.content)
+    return (Message("system", text, name=messages[0].name), *messages[count:])
+
+
+def _name_results(messages: list[Message]) -> list[Message]:
+    """Agents give the results of tools back by the call's id alone; some templates want the tool's name."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return [
+        dataclasses.replace(message, name=names.get(message.tool_call_id or ""))
+        if message.role == "tool" and message.name is None
+        else message
+        for message in messages
+    ]
+
+
+def _message(message: ChatMessage) -> Message:
+    role = _ROLES[message.role]
+    more = message.additional_kwargs
+    # What the model wrote it wrote in one piece, so the blocks of an answer meet without a seam.
+    text = ("" if role == "assistant" else "\n").join(_texts(message.blocks, role))
+    if role == "assistant":
+        thoughts = (block.content for block in message.blocks if isinstance(block, ThinkingBlock))
+        return Message(
+            role,
+            text,
+            more.get("name"),
+            tool_calls=tuple(_calls(message)),
+            reasoning="".join(filter(None, thoughts)) or None,
+        )
+    return Message(role, text, more.get("name"), tool_call_id=more.get("tool_call_id"))
+
+
+def _texts(blocks: Sequence[ContentBlock], role: str) -> Iterator[str]:
+    for block in blocks:
+        if isinstance(block, TextBlock):
+            if block.text:
+                yield block.text
+        elif isinstance(block, CitableBlock):
+            yield from _texts(block.content, role)
+        elif not _is_elsewhere(block, role):
+            raise InvalidRequest(
+                f"a block of type {block.block_type!r} in a {role} message is not valid: this model reads text "
+                "alone. Pass text blocks, or the text itself."
+            )
+
+
+def _is_elsewhere(block: ContentBlock, role: str) -> bool:
+    """Whether what a block says is kept in another place, or is of use to another provider only."""
+    parts_of_answers = (ThinkingBlock, ToolCallBlock, CitationBlock)
+    return isinstance(block, CachePoint) or (role == "assistant" and isinstance(block, parts_of_answers))
+
+
+def _calls(message: ChatMessage) -> Iterator[ToolCall]:
+    found = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    for block in found:
+        yield ToolCall(block.tool_name, _arguments(block.tool_kwargs), block.tool_call_id or "")
+    if not found:
+        for call in message.additional_kwargs.get("tool_calls") or ():
+            yield _older_call(call)
+
+
+def _older_call(call: object) -> ToolCall:
+    """A call in the form that came before blocks: OpenAI's, as mappings or as objects."""
+    function = _get(call, "function")
+    name = _get(function, "name")
+    if not isinstance(name, str):
+        raise InvalidRequest(f"tool_calls={call!r} is not valid: a function with a name, as OpenAI writes it.")
+    return ToolCall(name, _arguments(_get(function, "arguments")), _get(call, "id") or "")
+
+
+def _get(holder: object, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _arguments(value: object) -> Mapping[str, Any]:
+    """Arguments as a mapping; providers that stream them hand over the JSON text.
+
+    Raises:
+        InvalidRequest: they are neither.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except ValueError:
+            raise InvalidRequest(f"tool arguments {value!r} are not valid: a JSON object.") from None
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"tool arguments {value!r} are not valid: a JSON object.")
+    return value
+
+
+def to_tools(tools: Sequence[BaseTool | Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Return tools as OpenAI function schemas.
+
+    Raises:
+        InvalidRequest: one is neither a tool nor such a schema.
+    """
+    return tuple(_tool(tool) for tool in tools)
+
+
+def _tool(tool: BaseTool | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(tool, BaseTool):
+        return tool.metadata.to_openai_tool(skip_length_check=True)
+    if isinstance(tool, Mapping) and isinstance(_get(tool.get("function"), "name"), str):
+        return tool
+    raise InvalidRequest(
+        f"tool {tool!r} is not valid: a LlamaIndex tool (FunctionTool.from_defaults(fn)) or a function schema."
+    )
+
+
+def to_tool_choice(value: object, tools: Sequence[Mapping[str, Any]], *, required: bool = False) -> str | None:
+    """Return a ``tool_choice``, in any form that is in use, as None (auto), "none", "required" or a tool's name.
+
+    Args:
+        value: the choice.
+        tools: OpenAI function schemas.
+        required: a tool has to be called, whichever it is.
+
+    Raises:
+        InvalidRequest: the form is unknown, or no such tool is there.
+    """
+    word = _word_or_name(value)
+    names = [str(tool["function"]["name"]) for tool in tools]
+    if word in names or word == "none":
+        return word
+    if word == "auto":
+        word = "required" if required else None
+    if word is None or names:
+        if word in ("any", "required"):
+            return "required"
+        if word is None and not required:
+            return None
+    known = ", ".join(names) or "no tool, for none is there"
+    raise InvalidRequest(f'tool_choice={value!r} is not valid: "auto", "none", "required" or {known}.')
+
+
+def _word_or_name(value: object) -> object:
+    """The word or tool name in ``True``, ``"any"``, ``{"type": "any"}``, ``{"name": ...}`` or OpenAI's nested form."""
+    if value is None or isinstance(value, bool):
+        return "required" if value else "auto"
+    if not isinstance(value, Mapping):
+        return value
+    named = value.get("function") if isinstance(value.get("function"), Mapping) else value
+    return _get(named, "name") or _get(named, "type") or value
+
+
+# Core to LlamaIndex -----------------------------------------------------------------------------------------
+
+
+def to_chat_response(result: ChatResult) -> ChatResponse:
+    """Return a whole answer as one response."""
+    writer = ResponseWriter()
+    writer.add(
+        Delta(result.text, result.reasoning, result.tool_calls, result.invalid_tool_calls, report=result.report)
+    )
+    return ChatResponse(message=writer.message(), raw=writer.raw)
+
+
+def to_completion(response: ChatResponse) -> CompletionResponse:
+    """Return a response, whole or a piece of one, as a completion has it."""
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=response.raw,
+        additional_kwargs=response.additional_kwargs,
+    )
+
+
+class ResponseWriter:
+    """Puts the deltas of one answer together: LlamaIndex wants all of it so far with each new piece."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._reasoning = ""
+        self._calls: list[ToolCallBlock] = []
+        self._invalid: list[InvalidToolCall] = []
+        self._thinking_tokens: int | None = None
+        self.raw: dict[str, Any] | None = None
+        """The report, once the answer has ended."""
+
+    def add(self, delta: Delta) -> str:
+        """Take in ``delta`` and return the text that it adds."""
+        # What the model wrote in place of a call stays its words: the next prompt has to repeat them.
+        text = delta.text + "".join(call.text for call in delta.invalid_tool_calls)
+        self._text += text
+        self._reasoning += delta.reasoning
+        self._calls += map(_call_block, delta.tool_calls)
+        self._invalid += delta.invalid_tool_calls
+        if delta.report is not None:
+            self._thinking_tokens = delta.report.usage.reasoning_tokens
+            self.raw = _raw(delta.report, self._invalid)
+        return text
+
+    def message(self) -> ChatMessage:
+        """Return the answer so far."""
+        blocks: list[ContentBlock] = []
+        if self._reasoning:
+            blocks.append(ThinkingBlock(content=self._reasoning, num_tokens=self._thinking_tokens))
+        if self._text or not self._calls:
+            blocks.append(TextBlock(text=self._text))
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=[*blocks, *self._calls])
+
+    def responses(self, delta: Delta) -> Iterator[ChatResponse]:
+        """Yield the response that ``delta`` makes, if it shows; the last of an answer has the report."""
+        calls = len(self._calls)
+        text = self.add(delta)
+        if text or delta.reasoning or len(self._calls) > calls or delta.report is not None:
+            yield ChatResponse(
+                message=self.message(),
+                delta=text,
+                raw=self.raw,
+                additional_kwargs={"thinking_delta": delta.reasoning} if delta.reasoning else {},
+            )
+
+
+def _call_block(call: ToolCall) -> ToolCallBlock:
+    return ToolCallBlock(
+        tool_call_id=call.id or f"call_{uuid4().hex}",
+        tool_name=call.name,
+        tool_kwargs=dict(call.arguments),
+    )
+
+
+def _raw(report: TurnReport, invalid: Sequence[InvalidToolCall]) -> dict[str, Any]:
+    """What ``raw`` says of a turn: token counts where LlamaIndex looks for them, and our own measurements."""
+    usage = report.usage
+    return {
+        "model": report.model,
+        "finish_reason": report.finish_reason,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cache_read},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        },
+        "hit_tier": report.hit_tier,
+        "miss_reason": report.miss_reason,
+        "restore_ms": round(report.restore_seconds * 1000, 3),
+        "ttft_ms": round(report.time_to_first_token * 1000, 3),
+        "session_id": report.session_id,
+        "branch_id": report.branch_id,
+        "persisted": report.persisted,
+        "invalid_tool_calls": [dataclasses.asdict(call) for call in invalid],
+    }

@@ -1,0 +1,164 @@
+"""Which session a call belongs to, read from everything LlamaIndex lets a model see.
+
+Order, first found wins:
+
+    1  ``session_id=`` of the call
+    2  instrumentation tags (`memory_session`, ``instrument_tags``): ``agent_memory_session_id``, ``session_id``,
+       ``thread_id``
+    3  ``agent_memory_session_id`` in the store of the workflow's `Context`
+    4  ``session_id`` of the `Memory` that the workflow runs on
+    5  ``agent_memory_session_id`` of a callback handler
+    6  ``session_id=`` of the model
+    7  nothing: an anonymous turn, shared by content in memory and never on disk
+
+The namespace is ``namespace=`` of the call, else ``agent_memory_namespace`` from tags or store, else the model's.
+The lane is the tag ``agent_memory_lane``, else the name of the agent whose step is running. The store of a workflow
+can be read by coroutines alone: steps 3 and 4 are for ``achat`` and its kin, which are what agents call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from llama_index.core.instrumentation.dispatcher import active_instrument_tags, instrument_tags
+from workflows import Context
+from workflows.errors import WorkflowRuntimeError
+
+from agent_memory_core import InvalidRequest, SessionKey
+
+_SESSION = "agent_memory_session_id"
+_NAMESPACE = "agent_memory_namespace"
+_LANE = "agent_memory_lane"
+_AGENT = "current_agent_name"
+_TAGS = (_SESSION, "session_id", "thread_id")
+
+
+class Surroundings(NamedTuple):
+    """What can be seen from inside a call.
+
+    Args:
+        tags: the instrumentation tags in force.
+        state: the workflow's own words, as far as they name a session, a namespace or an agent.
+        memory: the session of the memory that the workflow runs on.
+        handler: the session that a callback handler names.
+        agent: the agent whose step is running.
+    """
+
+    tags: Mapping[str, Any] = {}
+    state: Mapping[str, Any] = {}
+    memory: object = None
+    handler: object = None
+    agent: object = None
+
+
+def look_around(handlers: Iterable[object] = ()) -> Surroundings:
+    """Return what a call sees that is no coroutine; ``handlers`` are the model's callback handlers."""
+    named = (_text(getattr(handler, _SESSION, None)) for handler in handlers)
+    return Surroundings(
+        tags=active_instrument_tags.get() or {},
+        handler=next(filter(None, named), None),
+        agent=_agent_of_step(),
+    )
+
+
+async def alook_around(handlers: Iterable[object] = ()) -> Surroundings:
+    """`look_around` for coroutines, which see the workflow's store too."""
+    seen = look_around(handlers)
+    context = _step_context()
+    if context is None:
+        return seen
+    state = {key: await context.store.get(key, default=None) for key in (_SESSION, _NAMESPACE, _AGENT)}
+    memory = await context.store.get("memory", default=None)
+    return seen._replace(state=state, memory=getattr(memory, "session_id", None))
+
+
+def resolve_session(
+    seen: Surroundings,
+    *,
+    session_id: object = None,
+    namespace: object = None,
+    default_session_id: str | None = None,
+    default_namespace: str = "default",
+) -> SessionKey:
+    """Return the key of the session that a call belongs to.
+
+    Args:
+        seen: what the call sees around it.
+        session_id: the caller's own choice; None leaves it to ``seen``.
+        namespace: the same for the namespace.
+        default_session_id: the model's session, used where nothing names one.
+        default_namespace: the model's namespace.
+
+    Raises:
+        InvalidRequest: the caller's own choice is not text.
+    """
+    return SessionKey(
+        session_id=_own(session_id, "session_id")
+        or _first(
+            *(seen.tags.get(key) for key in _TAGS), seen.state.get(_SESSION), seen.memory, seen.handler
+        )
+        or default_session_id,
+        namespace=_own(namespace, "namespace")
+        or _first(seen.tags.get(_NAMESPACE), seen.state.get(_NAMESPACE))
+        or default_namespace,
+        lane=_first(seen.tags.get(_LANE), seen.agent, seen.state.get(_AGENT)) or "",
+    )
+
+
+@contextmanager
+def memory_session(
+    session_id: str, *, namespace: str | None = None, lane: str | None = None
+) -> Iterator[None]:
+    """Give every call made inside the block this session, whatever agent, workflow or engine makes it.
+
+        with memory_session("ada"):
+            answer = await agent.run("My name is Ada.")
+
+    It adds to the instrumentation tags already in force; a bare ``instrument_tags`` inside would replace them.
+
+    Raises:
+        InvalidRequest: an argument is not text.
+    """
+    tags = {_SESSION: session_id, _NAMESPACE: namespace, _LANE: lane}
+    given = {tag: text for tag, value in tags.items() if (text := _own(value, tag)) is not None}
+    with instrument_tags({**(active_instrument_tags.get() or {}), **given}):
+        yield
+
+
+def _step_context() -> Context[Any] | None:
+    """The context of the workflow step that is running, if one is."""
+    try:
+        return Context.get_step_context()
+    except WorkflowRuntimeError:
+        return None
+
+
+def _agent_of_step() -> object:
+    """The agent that the running step belongs to, which its event alone knows where there is but one agent."""
+    # No public name leads there: where a release moves it, the lane comes from the store or is empty.
+    module = sys.modules.get("workflows.runtime.types.results")
+    variable = getattr(module, "StepWorkerStateContextVar", None)
+    step = variable.get(None) if variable is not None else None
+    return getattr(getattr(step, "event", None), _AGENT, None)
+
+
+def _first(*values: object) -> str | None:
+    return next(filter(None, map(_text, values)), None)
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) and value != "":
+        return str(value)
+    return None
+
+
+def _own(value: object, name: str) -> str | None:
+    """The caller's own choice; unlike a value found by looking around it may not be something else."""
+    text = _text(value)
+    if text is None and value is not None and value != "":
+        raise InvalidRequest(f"{name}={value!r} is not valid: text, a whole number or a UUID.")
+    return text
