@@ -324,7 +324,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file for the figures; what it says of the training stays"
+    )
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--only", default="", help="part of the tasks' names")
     parser.add_argument("--misses", type=int, default=0, help="how many wrong replies to show")
@@ -332,7 +334,10 @@ def main() -> None:
     began = time.monotonic()
     cells = evaluate(options.model, options.samples, options.only, options.misses)
     if options.out:
-        text = json.dumps({"cells": [cell.record() for cell in cells]}, indent=1)
+        kept = (
+            json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"training": ""}
+        )
+        text = json.dumps({**kept, "cells": [cell.record() for cell in cells]}, indent=1)
         options.out.write_text(text + "\n", encoding="utf-8")
     print(f"{time.monotonic() - began:.0f} s")
 

@@ -56,11 +56,15 @@ class Schedule:
         self.falls.append((step, steps, self.share(step)))
 
     def share(self, step: int) -> float:
-        """The share at a step."""
-        if self.falls and step >= self.falls[-1][0]:
-            first, steps, start = self.falls[-1]
-            return max(0.0, start * (1 - (step - first) / steps))
+        """The share at a step: by the latest fall that has begun."""
+        for first, steps, start in reversed(self.falls):
+            if step >= first:
+                return max(0.0, start * (1 - (step - first) / steps))
         return min(1.0, step / WARMUP)
+
+    def falling(self, step: int) -> bool:
+        """Whether the rate has begun to fall."""
+        return any(step >= first for first, _, _ in self.falls)
 
     def finished(self, step: int) -> bool:
         """Whether the rate has come to zero."""
@@ -164,7 +168,9 @@ class Trainer:
         self.optimizer = Optimizer(
             self.network, matrix_rate=options.matrix_rate, vector_rate=options.vector_rate
         )
-        self.schedule = Schedule([(first, steps, 1.0) for first, steps in options.decay])
+        self.schedule = Schedule()
+        for first, steps in options.decay:
+            self.schedule.fall(first, steps)
         self.done = 0
         self.out.mkdir(parents=True, exist_ok=True)
         held = Source(99, held_values=True, held_wordings=True)
@@ -202,7 +208,7 @@ class Trainer:
         self.save()
 
     def _batch(self, step: int, share: float) -> Batch:
-        phase = 0 if not self.schedule.falls else 1 if share > 0.4 else 2
+        phase = 0 if not self.schedule.falling(step) else 1 if share > 0.4 else 2
         source = Source(step + 1_000_003 * self.options.seed)
         length = source.rng.choices(list(LENGTHS), [shares[phase] for shares in LENGTHS.values()])[0]
         copying = max(0.03, 0.5 * (1 - step / self.options.copying_steps))
@@ -289,7 +295,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--vector-rate", type=float, default=3e-3)
     parser.add_argument(
-        "--other-weight", type=float, default=0.1, help="loss weight of what the assistant did not say"
+        "--other-weight", type=float, default=0.05, help="loss weight of what the assistant did not say"
     )
     parser.add_argument(
         "--copying-steps",
