@@ -25,17 +25,15 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
-from common import PlainModel, argument_parser, assistant, median_of, user, words, write_model, write_result
+from common import PlainModel, assistant, user, write_model
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
+from record import argument_parser, median_of, write_result
 
 from agent_memory_core import AgentMemory, TurnReport, block
 
 LAYERS, NEW, ANSWER = 2, 32, 2
-FIRST_FRAME, NEXT_FRAME = 8, 10
-"""Tokens that the chat template puts around a first message, and around one that follows an answer."""
-
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-SLOPE_TOKENS = 1024
+TARGETS = {"bytes": "<= 0.01", "hashes": "<= 0.01"}
 COUNTS = {"bytes", "hashes", "naive bytes"}
 Sample = dict[str, float]
 
@@ -47,25 +45,16 @@ def main() -> None:
     options = parser.parse_args()
     samples: dict[int, list[Sample]] = {length: [] for length in LENGTHS}
     with tempfile.TemporaryDirectory() as folder:
-        model = write_model(Path(folder, "model"), LAYERS)
+        model, file = write_model(Path(folder, "model"), LAYERS), Path(folder, "all.safetensors")
         plain = {length: PlainModel(model, length) for length in LENGTHS}
         with AgentMemory(model=model, cache_dir=Path(folder, "store")) as memory:
             conversations = {length: Conversation(memory, length) for length in LENGTHS}
-            for number in range(1 + options.samples):
+            for _ in range(1 + options.samples):
                 for length in LENGTHS:
-                    taken = conversations[length].turn() | naive(
-                        plain[length], Path(folder, "all.safetensors")
-                    )
-                    if number:  # The first round warms up.
-                        samples[length].append(taken)
-    settings = {
-        "layers": LAYERS,
-        "new": NEW,
-        "answer": ANSWER,
-        "lengths": LENGTHS,
-        "slope_tokens": SLOPE_TOKENS,
-    }
-    write_result(options.out, settings, summary(samples))
+                    samples[length].append(conversations[length].turn() | naive(plain[length], file))
+    settings = {"layers": LAYERS, "new": NEW, "answer": ANSWER, "lengths": LENGTHS, "targets": TARGETS}
+    # The first round warms up.
+    write_result(options.out, settings, summary({length: found[1:] for length, found in samples.items()}))
 
 
 class Conversation:
@@ -75,12 +64,12 @@ class Conversation:
         self._memory = memory
         self._session = f"{length} tokens"
         # All begin alike, so that each length computes only what the one before it did not.
-        self._history = [user(words(length - FIRST_FRAME, seed=0))]
+        self._history = [user(length, seed=0, first=True)]
         self._answer()
 
     def turn(self) -> Sample:
         """Say something new and hear a short answer."""
-        self._history.append(user(words(NEW - NEXT_FRAME, seed=len(self._history))))
+        self._history.append(user(NEW, seed=len(self._history), first=False))
         with counted() as counts:
             started = time.perf_counter()
             report = self._answer()
@@ -125,18 +114,12 @@ def counted() -> Iterator[dict[str, int]]:
 
 def naive(plain: PlainModel, path: Path) -> Sample:
     """The floor, and what mlx-lm takes to save and load the whole cache."""
-    floor = plain.append(NEW)
-    started = time.perf_counter()
+    floor, started = plain.append(NEW), time.perf_counter()
     save_prompt_cache(str(path), plain.cache)
     saved = time.perf_counter()
     mx.eval([layer.state for layer in load_prompt_cache(str(path))])
-    loaded = time.perf_counter()
-    return {
-        "floor": floor,
-        "naive save": saved - started,
-        "naive load": loaded - saved,
-        "naive bytes": path.stat().st_size,
-    }
+    times = {"floor": floor, "naive save": saved - started, "naive load": time.perf_counter() - saved}
+    return times | {"naive bytes": path.stat().st_size}
 
 
 def summary(samples: dict[int, list[Sample]]) -> dict[str, Any]:
@@ -152,7 +135,7 @@ def summary(samples: dict[int, list[Sample]]) -> dict[str, Any]:
     slopes = {}
     for name in names:
         values = [middles[length][name] for length in LENGTHS]
-        slopes[name] = round(linear_regression(LENGTHS, values).slope * SLOPE_TOKENS / values[0], 6)
+        slopes[name] = round(linear_regression(LENGTHS, values).slope * 1024 / values[0], 6)
     return {"middles": middles, "slopes": slopes, "samples": samples}
 
 

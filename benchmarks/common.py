@@ -1,18 +1,12 @@
-"""What the benchmarks share: a random model of usual proportions, texts of exact length, and the result file."""
+"""What the benchmarks share: a random model of usual proportions, and messages of exact length."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import random
 import shutil
-import statistics
-import subprocess
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +18,6 @@ from mlx_lm.models.llama import Model, ModelArgs
 
 import agent_memory_core
 
-HERE = Path(__file__).parent
 TOKENIZER = Path(agent_memory_core.__file__).parent / "tiny_chat"
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -39,6 +32,9 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 """SmolLM's proportions at a few layers: a third as many KV heads as heads, an inner width of 8/3."""
+
+_FRAME = {True: 8, False: 10}
+"""Tokens that tiny-chat's template puts around a first message, and around one that follows an answer."""
 
 
 def write_model(folder: Path, layers: int) -> str:
@@ -87,9 +83,14 @@ class PlainModel:
         return seconds
 
 
-def user(text: str) -> dict[str, str]:
-    """A user's message."""
-    return {"role": "user", "content": text}
+def user(tokens: int, seed: int, *, first: bool, ending: int = 0) -> dict[str, str]:
+    """A random message that adds so many tokens to a prompt, with what the template puts around it.
+
+    Messages of one seed differ in their last words, by ``ending``.
+    """
+    known = list(_one_token_words())
+    chosen = random.Random(seed).choices(known, k=tokens - _FRAME[first])
+    return {"role": "user", "content": "".join([*chosen[:-1], known[ending % len(known)]])}
 
 
 def assistant(text: str) -> dict[str, str]:
@@ -97,37 +98,16 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def words(count: int, seed: int) -> str:
-    """Random text of ``count`` words, each of which is one token of tiny-chat's tokenizer."""
-    return "".join(random.Random(seed).choices(list(_one_token_words()), k=count))
-
-
-def argument_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with ``--out``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / f"{name}.json", help="the result file")
-    return parser
-
-
-def write_result(path: Path, settings: dict[str, Any], results: Any) -> None:
-    """Write what was measured with all that is needed to compare it with another run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "machine": _machine(),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("mlx", "mlx-lm", "agent-memory-mlx")},
-        "model": LLAMA | {"dtype": "bfloat16"},
-        "settings": settings,
-        "results": results,
-    }
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path}")
-
-
-def median_of(samples: Sequence[float]) -> float:
-    """The median, to a millionth: what lies beyond is noise."""
-    return round(statistics.median(samples), 6)
+def drop_page_cache(folder: Path) -> bool:
+    """Let the system forget what it holds of the files below a folder; False where it cannot be asked to."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 def _one_token_words() -> dict[str, int]:
@@ -139,23 +119,3 @@ def _one_token_words() -> dict[str, int]:
         for token in sorted(vocabulary)
         if token[0] == space and len(token) > 2 and token[1:].isalpha() and token[1:].isascii()
     }
-
-
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), cpu)
-    elif shutil.which("sysctl"):
-        cpu = _output("sysctl", "-n", "machdep.cpu.brand_string")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "platform": platform.platform(), "device": str(mx.default_device())}
-
-
-def _commit() -> str:
-    return _output("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12")
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

@@ -15,14 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import argument_parser, median_of, user, words, write_model, write_result
+from common import user, write_model
 from mlx_lm import batch_generate, load
+from record import argument_parser, median_of, write_result
 
 from agent_memory_core import AgentMemory, ChatStream
 
-LAYERS, SESSIONS, PROMPT, ANSWER, FIRST_FRAME = 4, 8, 64, 96, 8
-TARGET = ">= 0.9"
+LAYERS, SESSIONS, PROMPT, ANSWER = 4, 8, 64, 96
+TARGETS = {"decode": ">= 0.9"}
 Rates = dict[str, float]
+Request = list[dict[str, str]]
 
 
 def main() -> None:
@@ -36,18 +38,24 @@ def main() -> None:
         plain, tokenizer = load(model)[:2]
         with AgentMemory(model=model, cache_dir=Path(folder, "store")) as memory:
             for number in range(1 + options.samples):
-                texts = [words(PROMPT - FIRST_FRAME, seed=SESSIONS * number + i) for i in range(SESSIONS)]
-                taken = {"mlx-lm": mlx_lm_rates(plain, tokenizer, texts)}
-                taken["engine"] = engine_rates(memory, texts, number)
+                requests = [[user(PROMPT, SESSIONS * number + i, first=True)] for i in range(SESSIONS)]
+                taken = {"mlx-lm": mlx_lm_rates(plain, tokenizer, requests)}
+                taken["engine"] = engine_rates(memory, requests, number)
                 if number:  # The first round warms up.
                     samples.append(taken)
-    settings = {"layers": LAYERS, "sessions": SESSIONS, "prompt": PROMPT, "answer": ANSWER, "target": TARGET}
+    settings = {
+        "layers": LAYERS,
+        "sessions": SESSIONS,
+        "prompt": PROMPT,
+        "answer": ANSWER,
+        "targets": TARGETS,
+    }
     write_result(options.out, settings, summary(samples))
 
 
-def mlx_lm_rates(model: Any, tokenizer: Any, texts: list[str]) -> Rates:
+def mlx_lm_rates(model: Any, tokenizer: Any, requests: list[Request]) -> Rates:
     """Tokens per second of mlx-lm's own batch."""
-    prompts = [tokenizer.apply_chat_template([user(text)], add_generation_prompt=True) for text in texts]
+    prompts = [tokenizer.apply_chat_template(request, add_generation_prompt=True) for request in requests]
     assert all(len(prompt) == PROMPT for prompt in prompts)
     started = time.perf_counter()
     answers = batch_generate(model, tokenizer, prompts, max_tokens=ANSWER, return_token_ids=True)
@@ -57,14 +65,12 @@ def mlx_lm_rates(model: Any, tokenizer: Any, texts: list[str]) -> Rates:
     return {"whole": SESSIONS * ANSWER / seconds, "decode": answers.stats.generation_tps}
 
 
-def engine_rates(memory: AgentMemory, texts: list[str], number: int) -> Rates:
+def engine_rates(memory: AgentMemory, requests: list[Request], number: int) -> Rates:
     """Tokens per second of the engine's, each session read by a thread of its own."""
     started = time.perf_counter()
     readers = [
-        Reader(
-            memory.chat([user(text)], session=f"{number}.{i}", stream=True, max_tokens=ANSWER, temperature=0)
-        )
-        for i, text in enumerate(texts)
+        Reader(memory.chat(request, session=f"{number}.{i}", stream=True, max_tokens=ANSWER, temperature=0))
+        for i, request in enumerate(requests)
     ]
     for reader in readers:
         reader.join()
@@ -98,15 +104,12 @@ class Reader(threading.Thread):
 
 def summary(samples: list[dict[str, Rates]]) -> dict[str, Any]:
     """Median rates, and the medians of the ratios within each round."""
+    parts = list(samples[0]["engine"])
     medians = {
-        f"{side} {part}": median_of([sample[side][part] for sample in samples])
+        side: {part: median_of([sample[side][part] for sample in samples]) for part in parts}
         for side in ("engine", "mlx-lm")
-        for part in ("whole", "decode")
     }
-    ratios = {
-        f"{part}: engine / mlx-lm": median_of([s["engine"][part] / s["mlx-lm"][part] for s in samples])
-        for part in ("whole", "decode")
-    }
+    ratios = {part: median_of([s["engine"][part] / s["mlx-lm"][part] for s in samples]) for part in parts}
     return {"medians": medians, "ratios": ratios, "samples": samples}
 
 

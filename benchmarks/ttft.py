@@ -2,12 +2,11 @@
 
     floor    mlx-lm evaluates the 32 tokens on a live cache that holds the conversation
     hot      the engine answers in the process that holds the session
-    resumed  the engine answers from disk in a new process, where the model is loaded and has said something else
+    resumed  the engine answers from disk, in a new process where the model is loaded and has said something else
     cold     the engine answers the conversation's first prompt, of which nothing is known
 
-Each sample is another turn of another session; a floor is taken before and after it. Time runs from the
-engine's receipt of the request until the first token is sampled. ``outside`` is what the caller of a stream
-waits for the first token, on the caller's clock.
+Each sample is another turn of another session, with floors before and after it. Time runs from the engine's
+receipt of the request until the first token is sampled; ``outside`` until the caller of a stream has it.
 """
 
 from __future__ import annotations
@@ -24,24 +23,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import (
-    PlainModel,
-    argument_parser,
-    assistant,
-    median_of,
-    user,
-    words,
-    write_model,
-    write_result,
-)
+from common import PlainModel, assistant, drop_page_cache, user, write_model
+from record import argument_parser, median_of, write_result
 
 from agent_memory_core import AgentMemory
 
 LAYERS, PROMPT, ANSWER, NEW = 4, 2048, 16, 32
 KNOWN = PROMPT + ANSWER
-FIRST_FRAME, NEXT_FRAME = 8, 10
-"""Tokens that the chat template puts around a first message, and around one that follows an answer."""
-
 CODECS: dict[str, Any] = {"8/4": "8/4", "raw": None}
 TARGETS = {"hot / floor": "<= 1.25", "resumed / floor": "<= 1.35", "cold / resumed": ">= 30"}
 History = list[dict[str, str]]
@@ -51,7 +39,6 @@ Sample = dict[str, Any]
 def main() -> None:
     """Measure each codec and write the result file; as a worker, print one resumed sample."""
     parser = argument_parser("ttft", __doc__)
-    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument("--samples", type=int, default=9, help="hot and resumed samples of each codec")
     parser.add_argument("--worker", action="store_true", help=SUPPRESS)
     options = parser.parse_args()
@@ -60,10 +47,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder, "model"), LAYERS)
-        results = {
-            name: measure(Path(folder, str(i)), model, CODECS[name], options.samples)
-            for i, name in enumerate(options.codecs)
-        }
+        stores = {name: Path(folder, str(number)) for number, name in enumerate(CODECS)}
+        results = {name: measure(stores[name], model, CODECS[name], options.samples) for name in CODECS}
     settings = {"layers": LAYERS, "prompt": PROMPT, "answer": ANSWER, "new": NEW, "targets": TARGETS}
     write_result(options.out, settings, results)
 
@@ -71,29 +56,30 @@ def main() -> None:
 def measure(folder: Path, model: str, kv_bits: Any, count: int) -> dict[str, Any]:
     """All samples of one codec, their medians, and the ratios of the targets."""
     config = {"model": model, "cache_dir": str(folder), "kv_bits": kv_bits}
-    first = [user(words(PROMPT - FIRST_FRAME, seed=0))]
     plain = PlainModel(model, KNOWN)
     with AgentMemory(**config) as memory:
         memory.chat("hello", max_tokens=2)
-        cold = sample(memory, first, "cold", known=0)
-        histories = [begin(memory, first, i) for i in range(2 * count)]
+        cold = sample(memory, first_prompt(0), "cold", known=0)
+        histories = [begin(memory, i) for i in range(2 * count)]
         turns = [partial(sample, memory, histories[i], f"session {i}", KNOWN) for i in range(count)]
         hot = [with_floors(plain, turn) for turn in turns]
-    resumed = [
-        in_new_process(config=config, history=histories[i], session=f"session {i}")
-        for i in range(count, 2 * count)
-    ]
-    assert cold["tier"] == "none"
-    assert all(s["tier"] == "hot" for s in hot)
-    assert all(s["tier"] == "warm" for s in resumed)
+    resumed = [in_new_process(folder, config, histories[i], f"session {i}") for i in range(count, 2 * count)]
+    assert {s["tier"] for s in hot} == {"hot"}
+    assert {s["tier"] for s in resumed} == {"warm"}
     return summary([cold], hot, resumed)
 
 
-def begin(memory: AgentMemory, first: History, number: int) -> History:
-    """Start a session with the long prompt and its own short answer; return its history with a next message."""
+def first_prompt(number: int) -> History:
+    """The long first message of a session; those of two sessions differ in the last word."""
+    return [user(PROMPT, seed=0, first=True, ending=number)]
+
+
+def begin(memory: AgentMemory, number: int) -> History:
+    """Start a session; return its history with the model's short answer and a next message."""
+    first = first_prompt(number)
     answer = memory.chat(first, session=f"session {number}", max_tokens=ANSWER, temperature=0)
     assert answer.report.usage.completion_tokens == ANSWER
-    return [*first, assistant(answer.text), user(words(NEW - NEXT_FRAME, seed=1 + number))]
+    return [*first, assistant(answer.text), user(NEW, seed=1 + number, first=False)]
 
 
 def sample(memory: AgentMemory, history: History, session: str, known: int) -> Sample:
@@ -134,12 +120,14 @@ def resumed_turn(config: dict[str, Any], history: History, session: str) -> Samp
         return with_floors(plain, partial(sample, memory, history, session, KNOWN))
 
 
-def in_new_process(**job: Any) -> Sample:
-    """`resumed_turn` in a process of its own."""
+def in_new_process(folder: Path, config: dict[str, Any], history: History, session: str) -> Sample:
+    """`resumed_turn` in a process of its own, which finds nothing of the store in the system's page cache."""
+    dropped = drop_page_cache(folder)
+    job = json.dumps({"config": config, "history": history, "session": session})
     command = [sys.executable, __file__, "--worker"]
-    done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, input=job, stdout=subprocess.PIPE, text=True, check=True)
     answer: Sample = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return answer | {"page_cache_dropped": dropped}
 
 
 def summary(cold: list[Sample], hot: list[Sample], resumed: list[Sample]) -> dict[str, Any]:

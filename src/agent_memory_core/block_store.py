@@ -172,10 +172,22 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class _NewFile:
+    """A file to be. The checksum in ``row`` is not yet known."""
+
     row: BlockRow
     path: Path
     tensors: tuple[HostTensor, ...]
     views: tuple[memoryview, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a commit is made of: rows stored before, files to write, rows evicted for them, and the room."""
+
+    stored: list[BlockRow]
+    new: list[_NewFile]
+    evicted: list[BlockRow]
+    reservation: int
 
 
 class _Damaged(Exception):
@@ -297,13 +309,19 @@ class BlockStore:
     # -- identity and sessions ----------------------------------------------------------------------------
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
-        """Write down once, for people and for a rebuild, what a root was hashed from."""
+        """Write down once, for people and for a rebuild, what a root was hashed from.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         path = self._ns / root.hex() / "identity.json"
-        if not path.exists():
-            text = json.dumps({"namespace": namespace, "identity": dict(identity)}, indent=1, sort_keys=True)
-            self._make_dirs(path.parent)
-            tmp = self._write_tmp([memoryview(text.encode())])
-            os.replace(tmp, path)
+        text = json.dumps({"namespace": namespace, "identity": dict(identity)}, indent=1, sort_keys=True)
+        try:
+            if not path.exists():
+                self._make_dirs(path.parent)
+                os.replace(self._write_tmp([memoryview(text.encode())]), path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror}.") from error
         self.catalog.register_root(root, identity, namespace)
 
     def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
@@ -325,10 +343,13 @@ class BlockStore:
     def forget(self, namespace: str, session_id: str) -> bool:
         """Drop a session, delete what it alone reached and all that lies in quarantine; say if there was one."""
         try:
-            gone = self.catalog.forget(namespace, session_id)
+            # The files first: whatever happens meanwhile, they do not outlive the knowledge of whose they were.
+            with self.catalog.transaction():
+                for row in self.catalog.forget(namespace, session_id):
+                    self._path(row).unlink(missing_ok=True)
         except SessionNotFound:
             return False
-        self._unlink(gone)
+        self.catalog.scrub()
         for path in self._quarantine.iterdir():
             _remove(path)
         return True
@@ -348,34 +369,20 @@ class BlockStore:
             if name != record.key:
                 raise StoreError(f"block {record.key.hex()} is not of the tokens it was given with.")
         for _ in range(_ATTEMPTS):
-            rows, new, reservation = self._reserve(records, commit)
-            try:
-                rows += self._write_all(new, commit)
-                with self.catalog.transaction():
-                    self.catalog.release(reservation)
-                    if all(self._lies_there(row) for row in rows):
-                        branch, superseded = self.catalog.commit(rows, commit)
-                        break
-            except BaseException:
-                self._undo([file.row for file in new], reservation)
-                raise
-        else:
-            raise StoreError(
-                f"files in {self.path} go away while they are written: does another program do that?"
-            )
-        if superseded is not None:
-            self._unlink([replace(_NO_ROW, key=superseded, root=commit.root)])
-        return branch
+            done = self._attempt(self._plan(records, commit), commit)
+            if done is not None:
+                return done
+        raise StoreError(
+            f"files in {self.path} go away while they are written: does another program do that?"
+        )
 
-    def _reserve(
-        self, records: Sequence[Record], commit: BranchCommit
-    ) -> tuple[list[BlockRow], list[_NewFile], int]:
-        """Make room for what is not stored yet: rows of what is, files of what is not, and the reservation."""
+    def _plan(self, records: Sequence[Record], commit: BranchCommit) -> _Plan:
+        """Make room for what is not stored yet, and hold what is."""
         hold = {key for record in records for key in (record.key, record.parent)} | {commit.head}
+        rows: list[BlockRow] = []
+        new: list[_NewFile] = []
         with self.catalog.transaction():
             known = self.catalog.rows([record.key for record in records])
-            rows: list[BlockRow] = []
-            new: list[_NewFile] = []
             for record in records:
                 row = known.get(record.key)
                 if row is not None and self._lies_there(row):
@@ -383,14 +390,28 @@ class BlockStore:
                 else:
                     new.append(self._new_file(record, commit.root))
             nbytes = sum(file.row.nbytes for file in new)
-            reservation, gone = self.catalog.reserve(
-                nbytes, self.quota_bytes, self._volume_lacks(nbytes) if new else 0, hold, commit.branch_id
-            )
-        self._evicted(gone)
-        return rows, new, reservation
+            lacks = self._volume_lacks(nbytes) if new else 0
+            reservation, gone = self.catalog.reserve(nbytes, self.quota_bytes, lacks, hold, commit.branch_id)
+        return _Plan(rows, new, gone, reservation)
+
+    def _attempt(self, plan: _Plan, commit: BranchCommit) -> BranchRow | None:
+        """Carry a plan out; None where a file that it counted on went away meanwhile."""
+        try:
+            self._evicted(plan.evicted)
+            rows = plan.stored + self._write_all(plan.new, commit)
+            with self.catalog.transaction():
+                self.catalog.release(plan.reservation)
+                if not all(self._lies_there(row) for row in rows):
+                    return None
+                branch, superseded = self.catalog.commit(rows, commit)
+        except BaseException:
+            self._undo(plan)
+            raise
+        if superseded is not None:
+            self._unlink([replace(_NO_ROW, key=superseded, root=commit.root)])
+        return branch
 
     def _new_file(self, record: Record, root: BlockHash) -> _NewFile:
-        """A file to be, with its size but without its checksum, which takes longer."""
         row = BlockRow(
             record.key, record.parent, root, record.tokens, record.is_tail, 0, "0" * 32, len(record.tokens)
         )
@@ -492,10 +513,10 @@ class BlockStore:
                     if row.key not in stored:
                         self._path(row).unlink(missing_ok=True)
 
-    def _undo(self, rows: Sequence[BlockRow], reservation: int) -> None:
+    def _undo(self, plan: _Plan) -> None:
         try:
-            self.catalog.release(reservation)
-            self._unlink(rows)
+            self.catalog.release(plan.reservation)
+            self._unlink([file.row for file in plan.new])
         except (StoreError, OSError) as error:
             log.warning("what a failed commit left could not be removed: %s", error)
 
@@ -897,11 +918,17 @@ def _check_said(header: _Header, row: BlockRow) -> None:
             raise _Damaged(f"its {name} is {str(header.said.get(name))[:80]!r} instead of {value!r}")
 
 
-def _read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedBlock:
+def _header_of(fd: int, size: int, row: BlockRow) -> _Header:
+    """The header of a file that has the size of its row and says the same."""
     if size != row.nbytes:
         raise _Damaged(f"it has {size} bytes instead of {row.nbytes}")
     header = _read_header(fd, size)
     _check_said(header, row)
+    return header
+
+
+def _read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedBlock:
+    header = _header_of(fd, size, row)
     arrays: dict[str, Any] = {}
     views: list[memoryview] = []
     for tensor in header.tensors:
@@ -930,10 +957,7 @@ def _adopted(fd: int, size: int, root: BlockHash, key: BlockHash, is_tail: bool)
 
 def _verify(fd: int, size: int, row: BlockRow) -> None:
     """Compare a whole file with its row."""
-    if size != row.nbytes:
-        raise _Damaged(f"it has {size} bytes instead of {row.nbytes}")
-    header = _read_header(fd, size)
-    _check_said(header, row)
+    header = _header_of(fd, size, row)
     digest = xxhash.xxh3_128()
     piece = bytearray(_PIECE)
     at = header.start

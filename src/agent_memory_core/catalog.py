@@ -19,9 +19,10 @@ import sqlite3
 import threading
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,11 +130,11 @@ _COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
 _BLOCK = "SELECT key, parent, root, tokens, is_tail, nbytes, checksum, ntok FROM blocks"
 _BRANCH = """SELECT b.branch_id, b.generation, s.root, s.session_id, s.namespace, b.head, b.tail, b.tokens,
   b.prompt_tokens, b.lane, b.created, b.last_use FROM sessions s JOIN branches b ON b.session = s.id"""
-_CHAIN = """WITH RECURSIVE chain (key, parent, tokens, ntok, depth) AS (
-  SELECT key, parent, tokens, ntok, 0 FROM blocks WHERE key = ?
-  UNION ALL SELECT b.key, b.parent, b.tokens, b.ntok, depth + 1 FROM chain JOIN blocks b ON b.key = chain.parent
-  WHERE depth < 1000000)
-  SELECT key, parent, tokens, ntok FROM chain ORDER BY depth DESC"""
+_CHAIN = """WITH RECURSIVE chain (key, parent, tokens, is_tail, ntok, depth) AS (
+  SELECT key, parent, tokens, is_tail, ntok, 0 FROM blocks WHERE key = ?
+  UNION ALL SELECT b.key, b.parent, b.tokens, b.is_tail, b.ntok, depth + 1 FROM chain
+  JOIN blocks b ON b.key = chain.parent WHERE depth < 1000000)
+  SELECT key, parent, tokens, is_tail, ntok FROM chain ORDER BY depth DESC"""
 
 _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
   SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
@@ -276,6 +277,7 @@ class Catalog:
         self._path = path
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._idle: deque[sqlite3.Connection] = deque()
+        weakref.finalize(self, _close_all, self._idle)
         self._local = threading.local()
         self._closed = False
         self.failed_reads = 0
@@ -293,11 +295,18 @@ class Catalog:
     # -- connections --------------------------------------------------------------------------------------
 
     def _prepare(self) -> bool:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if self._path.is_dir():
+            raise CatalogDamaged(f"{self._path} is a folder.")
+        # Never opened where it exists: closing it would undo the locks of other connections of this process.
+        with suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with self._connection() as db:
             if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise CatalogDamaged(f"{self._path} is damaged.")
-            db.execute("PRAGMA journal_mode = WAL")
+            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                raise StoreUnreadable(
+                    f"{self._path} cannot have a log here. Set a cache_dir on a local disk."
+                )
             version: int = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise StoreUnreadable(
@@ -381,8 +390,7 @@ class Catalog:
     def close(self) -> None:
         """Close every connection. Reads and writes afterwards raise StoreError."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        _close_all(self._idle)
 
     # -- roots and blocks ---------------------------------------------------------------------------------
 
@@ -488,8 +496,8 @@ class Catalog:
         chain = self._read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
         tokens: list[int] = []
         above = branch.root
-        for key, parent, packed, _ in chain or self._read(_CHAIN, (branch.head,)):
-            part = _proven(key, parent, packed)
+        for key, parent, packed, is_tail, _ in chain or self._read(_CHAIN, (branch.head,)):
+            part = _proven(key, parent, packed, is_tail)
             if parent != above or not part:
                 break
             tokens += part
@@ -538,7 +546,7 @@ class Catalog:
         db.execute(
             """INSERT INTO sessions (namespace, session_id, root, pinned, created, last_use) VALUES (?, ?, ?,
               (SELECT coalesce(max(pinned), 0) FROM sessions WHERE namespace = ? AND session_id = ?), ?, ?)
-              ON CONFLICT DO UPDATE SET last_use = excluded.last_use""",
+              ON CONFLICT (namespace, session_id, root) DO UPDATE SET last_use = excluded.last_use""",
             (*owner, commit.root, *owner, now, now),
         )
         sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ? AND root = ?"
@@ -579,11 +587,11 @@ class Catalog:
             return
         end = commit.tail or commit.head
         start = 0
-        for key, parent, packed, ntok in db.execute(_CHAIN, (end,)).fetchall():
-            tokens = commit.token_ids[start : start + ntok]
+        for key, parent, packed, is_tail, ntok in db.execute(_CHAIN, (end,)).fetchall():
+            given = pack_tokens(commit.token_ids[start : start + ntok])
             start += ntok
-            if not packed and key in (block_hash(parent, tokens), tail_hash(parent, tokens)):
-                db.execute("UPDATE blocks SET tokens = ? WHERE key = ?", (pack_tokens(tokens), key))
+            if not packed and _proven(key, parent, given, is_tail):
+                db.execute("UPDATE blocks SET tokens = ? WHERE key = ?", (given, key))
 
     def touch(self, branch_id: int) -> None:
         """Note that a branch is in use; written at most once a minute."""
@@ -639,10 +647,7 @@ class Catalog:
                     doomed += [key for key in ends if key is not None]
                 db.execute("DELETE FROM branches WHERE session = ?", (session,))
                 db.execute("DELETE FROM sessions WHERE id = ?", (session,))
-            removed = self._remove_free(db, doomed)
-        # The log still has the tokens.
-        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
-        return removed
+            return self._remove_free(db, doomed)
 
     def _remove_free(self, db: sqlite3.Connection, keys: list[BlockHash]) -> list[BlockRow]:
         """Remove those of ``keys`` that nothing holds, and every ancestor that this leaves so."""
@@ -654,6 +659,10 @@ class Catalog:
                 db.execute("DELETE FROM blocks WHERE key = ?", (found[0],))
                 keys.append(found[1])
         return removed
+
+    def scrub(self) -> None:
+        """Empty the database's log, where what was deleted can still be read."""
+        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def pin(self, namespace: str, session_id: str, pinned: bool) -> None:
         """Keep a session from eviction, or no longer.
@@ -764,7 +773,7 @@ class Catalog:
                     if needed > 0:
                         db.execute("DELETE FROM blocks WHERE key = ?", (row.key,))
                         needed -= row.nbytes
-                        gone.append(row)
+                        gone += [row] if row.nbytes else []
         return gone
 
     def _expire(self, db: sqlite3.Connection, keep_branch: int | None) -> bool:
@@ -805,6 +814,11 @@ class Catalog:
         return wrong
 
 
+def _close_all(idle: deque[sqlite3.Connection]) -> None:
+    while idle:
+        idle.pop().close()
+
+
 def _ids(db: sqlite3.Connection, namespace: str, session_id: str) -> list[int]:
     sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ?"
     return [row[0] for row in db.execute(sql, (namespace, session_id))]
@@ -820,17 +834,17 @@ def _marks(values: Collection[Any]) -> str:
 
 def _block_row(row: Any) -> BlockRow:
     key, parent, root, packed, is_tail, nbytes, checksum, ntok = row
-    tokens = _proven(key, parent, packed)
+    tokens = _proven(key, parent, packed, is_tail)
     return BlockRow(key, parent, root, tokens, bool(is_tail), nbytes, checksum, ntok)
 
 
-def _proven(key: BlockHash, parent: BlockHash, packed: bytes) -> tuple[int, ...]:
+def _proven(key: BlockHash, parent: BlockHash, packed: bytes, is_tail: int) -> tuple[int, ...]:
     """The token ids of a row if its name says they are; else none."""
     tokens = unpack_tokens(packed)
-    return tokens if key in (block_hash(parent, tokens), tail_hash(parent, tokens)) else ()
+    return tokens if key == (tail_hash if is_tail else block_hash)(parent, tokens) else ()
 
 
 def _is_damage(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return isinstance(error, IsADirectoryError)
+        return False
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING

@@ -27,7 +27,7 @@ from agent_memory_core.messages import Delta, InvalidToolCall, ToolCall
 
 # What mlx-lm's parsers raise on text that is no call: json, ast and regular expressions that did not match.
 # RecursionError and MemoryError are how json and ast refuse deep nesting, OverflowError how int refuses infinity.
-_UNREADABLE = (
+UNREADABLE = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -62,10 +62,11 @@ class Detokenizer:
         stop: Sequence[str] = (),
         tools: Sequence[Mapping[str, Any]] = (),
         in_reasoning: bool = False,
+        reads_calls: bool = True,
     ) -> None:
         self.stopped, self.text = False, ""
         self._tools = [dict(tool) for tool in tools] or None
-        marks = _JsonTools(tokenizer) if tools and not tokenizer.has_tool_calling else tokenizer
+        marks = _marks(tokenizer, tools=bool(tools), reads_calls=reads_calls)
         self._parse = marks.tool_parser
         self._holds_space: bool = marks.has_tool_calling
         reasons = in_reasoning and tokenizer.has_thinking
@@ -176,7 +177,7 @@ class Detokenizer:
         try:
             parsed = self._parse(text, self._tools)
             out.calls += [_tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             out.invalid.append(InvalidToolCall(text + rest, f"{type(error).__name__}: {error}"))
 
 
@@ -215,7 +216,19 @@ class _Letters:
         return bisect_right(self._ends, place)
 
 
-class _JsonTools:
+class _NoTools:
+    """A tokenizer whose model calls nothing: a mark in its answer is text as any other."""
+
+    has_tool_calling = False
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+class _JsonTools(_NoTools):
     """A tokenizer read by the <tool_call> JSON convention."""
 
     has_tool_calling = True
@@ -223,11 +236,12 @@ class _JsonTools:
     tool_call_end: str = json_tools.tool_call_end
     tool_parser = staticmethod(json_tools.parse_tool_call)
 
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
-        self._tokenizer = tokenizer
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+def _marks(tokenizer: TokenizerWrapper, *, tools: bool, reads_calls: bool) -> Any:
+    """The tokenizer as the spans of this answer are told apart."""
+    if not reads_calls:
+        return _NoTools(tokenizer)
+    return _JsonTools(tokenizer) if tools and not tokenizer.has_tool_calling else tokenizer
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from agent_memory_core.chat_template import ChatTemplate, Prompt, TokenText
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.grammar import Grammars
 from agent_memory_core.kv_blocks import KvBlocks
 from agent_memory_core.kv_layout import KvLayout
 from agent_memory_core.loader import LoadedModel
@@ -75,6 +76,7 @@ class Engine:
         self._eos = frozenset(eos)
         self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
         self.template = ChatTemplate(loaded.tokenizer)
+        self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, store.catalog if store else None, config.block_tokens)
         self.reader = BlockReader(store) if store else None
         self.writer = BlockWriter(store) if store else None
@@ -98,13 +100,14 @@ class Engine:
         """Queue a turn and return its id. ``arrived`` is when the caller asked, by `time.perf_counter`.
 
         Raises:
-            InvalidRequest: the template cannot render it, or it can never fit.
+            InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
             StoreFull: its session could not be saved.
         """
         root = self.root(key.namespace)
         session = self.sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
         branches = session.branches if session else []
         prompt = self.template.encode(request, [b.text for b in branches], generation_prompt=not prewarm)
+        processors = [] if prewarm else self.grammars.processors(request, prompt)
         ids = list(prompt.token_ids)
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, ids), default=None)
         known = common_prefix(nearest.token_ids, ids) if nearest else 0
@@ -129,6 +132,7 @@ class Engine:
             known=known,
             state=self._state(root, key, nearest, known),
             arrived=arrived if arrived is not None else time.perf_counter(),
+            processors=processors,
         )
         sequence.match = self._match(sequence)
         if owned is not None and self.store is not None:
@@ -147,6 +151,8 @@ class Engine:
             stop=request.sampling.stop,
             tools=request.tools,
             in_reasoning=starts_in_reasoning(tokenizer, prompt.text),
+            reads_calls=request.tool_choice != "none"
+            and (bool(request.tools) or request.response_schema is None),
         )
 
     def root(self, namespace: str) -> BlockHash:
@@ -259,7 +265,7 @@ class Engine:
         room = min(sequence.remaining + 1, self.config.prefill_chunk)
         cache = self.blocks.restore(sequence.match, room)
         self.scheduler.restored(sequence)
-        turn.row = self.runner.row(sequence.seq_id, turn.request.sampling, cache)
+        turn.row = self.runner.row(sequence.seq_id, turn.request.sampling, cache, turn.processors)
         turn.restore_seconds = time.perf_counter() - turn.restore_started if sequence.num_cached else 0.0
 
     def _prefill(self, turn: Turn, chunk: Chunk) -> None:

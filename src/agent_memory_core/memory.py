@@ -386,7 +386,25 @@ def _checked(request: ChatRequest) -> ChatRequest:
     for message in request.messages:
         if not isinstance(message.role, str) or not isinstance(message.content, str):
             raise InvalidRequest(f"{message!r} is not valid: role and content must be strings.")
+    _check_form(request)
     return request
+
+
+def _check_form(request: ChatRequest) -> None:
+    choice, schema = request.tool_choice, request.response_schema
+    if schema is not None and not isinstance(schema, Mapping):
+        raise InvalidRequest(f"response_schema={schema!r} is not valid: a JSON schema as a mapping.")
+    if choice in (None, "auto", "none"):
+        return
+    names = [tool.get("function", tool).get("name") for tool in request.tools]
+    if not names:
+        raise InvalidRequest(f"tool_choice={choice!r} is not valid without tools.")
+    if choice != "required" and choice not in names:
+        raise InvalidRequest(f"tool_choice={choice!r} is not valid: auto, none, required or one of {names}.")
+    if schema is not None:
+        raise InvalidRequest(
+            f"tool_choice={choice!r} and response_schema exclude each other: give one of them."
+        )
 
 
 def _whole(deltas: Sequence[Delta]) -> ChatResult:

@@ -47,12 +47,27 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One turn to run. ``tools`` are OpenAI function schemas; ``template_kwargs`` go to the chat template."""
+    """One turn to run.
+
+    Args:
+        messages: the whole conversation, oldest first.
+        tools: OpenAI function schemas.
+        sampling: how the answer is sampled.
+        template_kwargs: arguments for the chat template.
+        tool_choice: "auto" or None leaves calls to the model, "none" forbids them, "required" demands at least
+            one; any other word is the name of the one tool that is called, once.
+        parallel_tool_calls: whether an answer may hold several calls.
+        response_schema: a JSON schema the answer's text fits; an empty one means any JSON object. Where tools
+            are offered too, the model may call them instead.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tool_choice: str | None = None
+    parallel_tool_calls: bool = True
+    response_schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

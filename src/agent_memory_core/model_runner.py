@@ -81,10 +81,16 @@ class ModelRunner:
         """Rows in all groups."""
         return sum(len(group.rows) for group in self._groups)
 
-    def row(self, seq_id: int, sampling: SamplingParams, cache: list[Any]) -> Row:
-        """A new sequence whose live cache holds its known prefix."""
+    def row(
+        self,
+        seq_id: int,
+        sampling: SamplingParams,
+        cache: list[Any],
+        processors: ReadOnly[LogitsProcessor] = (),
+    ) -> Row:
+        """A new sequence whose live cache holds its known prefix; ``processors`` have the last word on its logits."""
         sampler = make_sampler(sampling, self.vocab_size or 2**31)
-        return Row(seq_id, sampling, sampler, make_processors(sampling), cache)
+        return Row(seq_id, sampling, sampler, [*make_processors(sampling), *processors], cache)
 
     def prefill(self, row: Row, token_ids: ReadOnly[int], *, logits: bool) -> mx.array | None:
         """Evaluate prompt tokens on the row's cache; return the logits [1, vocab] after the last one if asked.

@@ -21,6 +21,7 @@ from agent_memory_core.messages import (
     Usage,
 )
 from agent_memory_core.model_runner import Row
+from agent_memory_core.sampling import LogitsProcessor
 from agent_memory_core.sequence import Sequence
 from agent_memory_core.session_book import LiveSession, Owner
 
@@ -55,6 +56,7 @@ class Turn:
     known: int
     state: MissReason
     arrived: float
+    processors: list[LogitsProcessor] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     tool_calls: int = 0
     reasoning_tokens: int = 0

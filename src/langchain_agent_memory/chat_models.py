@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,14 +31,20 @@ from agent_memory_core import (
 from langchain_agent_memory.messages import (
     PROVIDER,
     ChunkWriter,
-    ToolChoice,
     to_ai_message,
     to_core,
     to_tool_choice,
 )
 from langchain_agent_memory.sessions import resolve_session
-
-logger = logging.getLogger("agent_memory.langchain")
+from langchain_agent_memory.structured import (
+    METHODS,
+    Method,
+    call_parser,
+    response_format,
+    text_parser,
+    to_response_schema,
+    with_parser,
+)
 
 _KEY = "agent_memory_session"
 """The keyword under which the resolved session travels from an entry point to the model's inside."""
@@ -65,9 +70,7 @@ _SAMPLING = (
 _NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
 _OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
 # Said by frameworks to every model; here there is nothing for them to say.
-_WITHOUT_EFFECT = frozenset(
-    {"stream", "stream_usage", "strict", "parallel_tool_calls", "response_format", "timeout"}
-)
+_WITHOUT_EFFECT = frozenset({"stream", "stream_usage", "strict", "timeout"})
 
 
 class _NotGiven(str):
@@ -212,6 +215,7 @@ class ChatMLXPersistent(BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
+        holds_form = find_spec("llguidance") is not None
         return ModelProfile(
             text_inputs=True,
             image_inputs=False,
@@ -220,9 +224,9 @@ class ChatMLXPersistent(BaseChatModel):
             text_outputs=True,
             open_weights=True,
             tool_calling=True,
-            tool_choice=False,
+            tool_choice=holds_form,
             tool_call_streaming=True,
-            structured_output=False,
+            structured_output=holds_form,
         )
 
     # Entry points: resolve the session before BaseChatModel drops the configuration -------------------------
@@ -393,14 +397,15 @@ class ChatMLXPersistent(BaseChatModel):
         memory = self._memory(options.pop("model", None))
         tools = [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
         choice = to_tool_choice(options.pop("tool_choice", None), tools)
-        template = options.pop("chat_template_kwargs", None) or {}
-        _say_what_is_not_enforced(choice, options)
+        several = options.pop("parallel_tool_calls", None)
         request = ChatRequest(
             messages=to_core(messages),
-            # A model is kept from calling tools by not being shown any, at the price of the prefix that has them.
-            tools=() if choice.mode == "none" else tuple(tools),
+            tools=tuple(tools),
+            template_kwargs=options.pop("chat_template_kwargs", None) or {},
+            tool_choice=choice.name or choice.mode,
+            parallel_tool_calls=several is None or bool(several),
+            response_schema=to_response_schema(options.pop("response_format", None)),
             sampling=self._sampling(memory.model_name, options, stop),
-            template_kwargs=template,
         )
         return _Turn(memory, request, session)
 
@@ -432,8 +437,8 @@ class ChatMLXPersistent(BaseChatModel):
             tools: functions, LangChain tools, pydantic classes, typed dictionaries or JSON schemas.
             tool_choice: "auto" or None, "none", "any", "required" or True, the name of a tool, or OpenAI's
                 ``{"type": "function", "function": {"name": ...}}``.
-            strict: whether arguments have to fit their schema.
-            kwargs: further options of every call.
+            strict: whether the tools' schemas are made strict; the arguments of a forced call fit in any case.
+            kwargs: further options of every call, for example ``parallel_tool_calls``.
 
         Raises:
             InvalidRequest: ``tool_choice`` is none of these, or names a tool that is not there.
@@ -443,6 +448,44 @@ class ChatMLXPersistent(BaseChatModel):
             to_tool_choice(tool_choice, offered)
             kwargs["tool_choice"] = tool_choice
         return self.bind(tools=offered, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Return this model with answers that fit ``schema``: the model cannot write anything else.
+
+        Args:
+            schema: a pydantic class, a typed dictionary, a JSON schema or an OpenAI function schema.
+            method: "json_schema" asks for text of that form, "function_calling" forces a call of a tool of that
+                form, "json_mode" asks for any JSON object and then reads it as ``schema``, if one is given.
+            include_raw: whether to return ``raw``, ``parsed`` and ``parsing_error`` instead of raising.
+            strict: accepted and without effect: answers always fit.
+            kwargs: further options of every call.
+
+        Raises:
+            InvalidRequest: the method is unknown, or has no schema.
+        """
+        if method not in METHODS:
+            raise InvalidRequest(f"method={method!r} is not valid: {', '.join(METHODS)}.")
+        if schema is None and method != "json_mode":
+            raise InvalidRequest(f"schema=None is not valid for the method {method!r}: only for json_mode.")
+        said = schema if schema is not None else {"title": "answer", "type": "object"}
+        told = {"kwargs": {"method": method, "strict": strict}, "schema": said}
+        if method == "function_calling" and schema is not None:
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            bound = self.bind_tools(
+                [schema], tool_choice=name, strict=strict, ls_structured_output_format=told, **kwargs
+            )
+            return with_parser(bound, call_parser(schema, name), include_raw=include_raw)
+        form = response_format(schema or {}, method)
+        bound = self.bind(response_format=form, ls_structured_output_format=told, **kwargs)
+        return with_parser(bound, text_parser(schema), include_raw=include_raw)
 
     # Tokens -------------------------------------------------------------------------------------------------
 
@@ -468,25 +511,3 @@ def _result(message: AIMessage) -> ChatResult:
 
 def _says_something(name: str, value: object) -> bool:
     return value is not None or name in _NONE_MEANS_SOMETHING
-
-
-def _say_what_is_not_enforced(choice: ToolChoice, options: Mapping[str, Any]) -> None:
-    """Refuse or own up to what only a grammar could hold the model to.
-
-    Raises:
-        InvalidRequest: an answer in a format is asked for.
-    """
-    if options.get("response_format") is not None:
-        raise InvalidRequest(
-            "response_format is not valid: answers are not held to a format. "
-            "Bind the schema as a tool, as with_structured_output does."
-        )
-    if choice.mode == "required":
-        _warn_once("a forced tool_choice is not enforced: the model sees the tools and decides for itself")
-    if options.get("parallel_tool_calls") is False:
-        _warn_once("parallel_tool_calls=False is not enforced: the model may call several tools at once")
-
-
-@cache
-def _warn_once(text: str) -> None:
-    logger.warning(text)

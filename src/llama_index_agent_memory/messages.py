@@ -130,7 +130,9 @@ def _older_call(call: object) -> ToolCall:
     function = _get(call, "function")
     name = _get(function, "name")
     if not isinstance(name, str):
-        raise InvalidRequest(f"tool_calls={call!r} is not valid: a function with a name, as OpenAI writes it.")
+        raise InvalidRequest(
+            f"tool_calls={call!r} is not valid: a function with a name, as OpenAI writes it."
+        )
     return ToolCall(name, _arguments(_get(function, "arguments")), _get(call, "id") or "")
 
 
@@ -175,7 +177,9 @@ def _tool(tool: BaseTool | Mapping[str, Any]) -> Mapping[str, Any]:
     )
 
 
-def to_tool_choice(value: object, tools: Sequence[Mapping[str, Any]], *, required: bool = False) -> str | None:
+def to_tool_choice(
+    value: object, tools: Sequence[Mapping[str, Any]], *, required: bool = False
+) -> str | None:
     """Return a ``tool_choice``, in any form that is in use, as None (auto), "none", "required" or a tool's name.
 
     Args:
@@ -186,17 +190,16 @@ def to_tool_choice(value: object, tools: Sequence[Mapping[str, Any]], *, require
     Raises:
         InvalidRequest: the form is unknown, or no such tool is there.
     """
-    word = _word_or_name(value)
     names = [str(tool["function"]["name"]) for tool in tools]
-    if word in names or word == "none":
+    word = _word_or_name(value)
+    if word == "auto" and required:
+        word = "required"
+    if isinstance(word, str) and word in names:
         return word
-    if word == "auto":
-        word = "required" if required else None
-    if word is None or names:
-        if word in ("any", "required"):
-            return "required"
-        if word is None and not required:
-            return None
+    if word in ("auto", "none"):
+        return "none" if word == "none" else None
+    if word in ("any", "required") and names:
+        return "required"
     known = ", ".join(names) or "no tool, for none is there"
     raise InvalidRequest(f'tool_choice={value!r} is not valid: "auto", "none", "required" or {known}.')
 
@@ -218,7 +221,9 @@ def to_chat_response(result: ChatResult) -> ChatResponse:
     """Return a whole answer as one response."""
     writer = ResponseWriter()
     writer.add(
-        Delta(result.text, result.reasoning, result.tool_calls, result.invalid_tool_calls, report=result.report)
+        Delta(
+            result.text, result.reasoning, result.tool_calls, result.invalid_tool_calls, report=result.report
+        )
     )
     return ChatResponse(message=writer.message(), raw=writer.raw)
 

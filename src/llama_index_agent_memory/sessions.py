@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from llama_index.core.instrumentation.dispatcher import active_instrument_tags, instrument_tags
+from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 from workflows import Context
 from workflows.errors import WorkflowRuntimeError
 
@@ -98,9 +98,7 @@ def resolve_session(
     """
     return SessionKey(
         session_id=_own(session_id, "session_id")
-        or _first(
-            *(seen.tags.get(key) for key in _TAGS), seen.state.get(_SESSION), seen.memory, seen.handler
-        )
+        or _first(*(seen.tags.get(key) for key in _TAGS), seen.state.get(_SESSION), seen.memory, seen.handler)
         or default_session_id,
         namespace=_own(namespace, "namespace")
         or _first(seen.tags.get(_NAMESPACE), seen.state.get(_NAMESPACE))

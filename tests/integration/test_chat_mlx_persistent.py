@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ from pydantic import ValidationError
 
 from agent_memory_core import InvalidRequest, InvalidSetting, ModelNotFound, PromptTooLong
 from langchain_agent_memory import ChatMLXPersistent
-from langchain_agent_memory.chat_models import _warn_once
 
 LONG = SystemMessage("You are a careful assistant who remembers what people say. " * 12)
 QUESTION: list[BaseMessage] = [LONG, HumanMessage("My name is Ada. What is my name?")]
@@ -273,7 +271,7 @@ def test_an_unknown_option_is_refused(llm: ChatMLXPersistent) -> None:
     with pytest.raises(InvalidRequest, match="temperature=-1"):
         llm.invoke("hi", temperature=-1)
     with pytest.raises(InvalidRequest, match="response_format"):
-        llm.invoke("hi", response_format={"type": "json_object"})
+        llm.invoke("hi", response_format={"type": "xml"})
 
 
 def test_what_cannot_be_read_is_refused(llm: ChatMLXPersistent) -> None:
@@ -350,13 +348,7 @@ def test_no_tools_are_called_where_none_may_be(llm: ChatMLXPersistent) -> None:
     assert llm.bind_tools([get_weather], tool_choice="none", max_tokens=80).invoke(ask).tool_calls == []
 
 
-def test_a_choice_that_is_not_enforced_is_owned_up_to(
-    llm: ChatMLXPersistent, caplog: pytest.LogCaptureFixture
-) -> None:
-    _warn_once.cache_clear()
-    with caplog.at_level(logging.WARNING, "agent_memory"):
-        llm.bind_tools([get_weather], tool_choice="any").invoke("What is the weather in Paris?")
-    assert "tool_choice is not enforced" in caplog.text
+def test_a_choice_of_a_tool_that_is_not_there_is_refused(llm: ChatMLXPersistent) -> None:
     with pytest.raises(InvalidRequest, match="get_weather"):
         llm.bind_tools([get_weather], tool_choice="get_wether")
 

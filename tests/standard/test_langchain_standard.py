@@ -18,12 +18,6 @@ from langchain_agent_memory import ChatMLXPersistent
 # The same model by another name: the folder it lies in.
 FOLDER = str(Path(agent_memory_core.__file__).parent / "tiny_chat")
 
-# Each was seen to fail for its reason; one that passes is an error, so that none outlives it.
-UNFORCED = "forced tool choice needs constrained decoding, not built yet"
-NO_SCHEMA = "answers that fit a schema need constrained decoding, not built yet"
-
-SCHEMAS = pytest.mark.parametrize("schema_type", ["pydantic", "typeddict", "json_schema"])
-
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 
 
@@ -96,52 +90,6 @@ class TestChatMLXPersistentIntegration(ChatModelIntegrationTests):
 
     def invoke_with_cache_creation_input(self, *, stream: bool = False) -> AIMessage:
         return _answer(ChatMLXPersistent(**self.chat_model_params), [HumanMessage("Hello")], stream=stream)
-
-    @pytest.mark.xfail(reason=UNFORCED, raises=AssertionError)
-    def test_tool_choice(self, model: BaseChatModel) -> None:
-        super().test_tool_choice(model)
-
-    @pytest.mark.xfail(
-        reason="the tiny model makes up an argument; constrained decoding, not built yet, would forbid it",
-        raises=AssertionError,
-    )
-    def test_tool_calling_with_no_arguments(self, model: BaseChatModel) -> None:
-        super().test_tool_calling_with_no_arguments(model)
-
-    @pytest.mark.xfail(
-        reason="the tiny model makes up the arguments' names; constrained decoding, not built yet, would forbid it",
-        raises=AssertionError,
-    )
-    def test_unicode_tool_call_integration(self, model: BaseChatModel, **kwargs: Any) -> None:
-        super().test_unicode_tool_call_integration(model, **kwargs)
-
-    @pytest.mark.xfail(
-        reason="the tiny model answers a bare 'hello' with a tool call nobody offered", raises=AssertionError
-    )
-    def test_message_with_name(self, model: BaseChatModel) -> None:
-        super().test_message_with_name(model)
-
-    @SCHEMAS
-    @pytest.mark.xfail(reason=NO_SCHEMA, raises=(AssertionError, TypeError))
-    def test_structured_output(self, model: BaseChatModel, schema_type: Any) -> None:
-        super().test_structured_output(model, schema_type)
-
-    @SCHEMAS
-    @pytest.mark.xfail(reason=NO_SCHEMA, raises=(AssertionError, TypeError))
-    async def test_structured_output_async(self, model: BaseChatModel, schema_type: Any) -> None:
-        await super().test_structured_output_async(model, schema_type)
-
-    @pytest.mark.xfail(reason=NO_SCHEMA, raises=AssertionError)
-    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
-        super().test_structured_output_pydantic_2_v1(model)
-
-    @pytest.mark.xfail(reason=NO_SCHEMA, raises=AssertionError)
-    def test_structured_output_optional_param(self, model: BaseChatModel) -> None:
-        super().test_structured_output_optional_param(model)
-
-    @pytest.mark.xfail(reason=NO_SCHEMA, raises=AssertionError)
-    def test_json_mode(self, model: BaseChatModel) -> None:
-        super().test_json_mode(model)
 
 
 def _answer(model: ChatMLXPersistent, messages: list[Any], *, stream: bool) -> AIMessage:

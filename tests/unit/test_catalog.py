@@ -321,6 +321,7 @@ def test_what_was_forgotten_cannot_be_read_from_the_database_files(tmp_path: Pat
     needle = b"".join(n.to_bytes(4, "little") for n in secret[:BLOCK])
     assert any(needle in path.read_bytes() for path in tmp_path.iterdir())
     catalog.forget("default", "s")
+    catalog.scrub()
     assert not any(needle in path.read_bytes() for path in tmp_path.iterdir())
     catalog.close()
 

@@ -1,0 +1,149 @@
+"""Puts the committed results into the README, each between ``<!-- bench:<name> -->`` and ``<!-- /bench -->``.
+
+python benchmarks/report.py           write the tables into README.md; without markers there, print them
+python benchmarks/report.py --check   fail if README.md says something else than the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Write, print or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the README differs")
+    options = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    wanted = render(text)
+    if options.check:
+        sys.exit(
+            None if text == wanted else "README.md is not what the results say: run benchmarks/report.py."
+        )
+    if not MARKED.search(text):
+        print("\n\n".join(table(name) for name in TABLES))
+    README.write_text(wanted, encoding="utf-8")
+
+
+def render(text: str) -> str:
+    """A text with every marked table made anew."""
+    return MARKED.sub(lambda found: _marked(found[1]), text)
+
+
+def table(name: str) -> str:
+    """The table of one benchmark, and a line that says where it was measured."""
+    result = read(name)
+    return f"{TABLES[name](result)}\n\n{_origin(name, result)}"
+
+
+def read(name: str) -> Result:
+    """A committed result."""
+    result: Result = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def meets(value: float, target: str) -> bool:
+    """Whether a value meets a target such as ``<= 1.25``."""
+    relation, bound = target.split()
+    return value <= float(bound) if relation == "<=" else value >= float(bound)
+
+
+def _ttft(result: Result) -> str:
+    targets = result["settings"]["targets"]
+    rows = [["KV at rest", "floor", "hot", "resumed", "cold", *targets]]
+    for codec, found in result["results"].items():
+        times = [_time(found["medians"][name]) for name in ("floor", "hot", "resumed", "cold")]
+        rows.append([codec, *times, *(f"{found['ratios'][name]:.3g}" for name in targets)])
+    rows.append(["target", "", "", "", "", *(_sign(target) for target in targets.values())])
+    return _grid(rows)
+
+
+def _append_cost(result: Result) -> str:
+    found = result["results"]
+    names = (
+        "floor",
+        "restore",
+        "prefill",
+        "finish",
+        "bytes",
+        "hashes",
+        "naive bytes",
+        "naive save",
+        "naive load",
+    )
+    rows = [["tokens before", *names]]
+    for length, middle in found["middles"].items():
+        rows.append([f"{int(length):,}", *(_quantity(name, middle[name]) for name in names)])
+    rows.append(["growth per 1,024 tokens", *(f"{found['slopes'][name]:.0%}" for name in names)])
+    return _grid(rows)
+
+
+def _throughput(result: Result) -> str:
+    found = result["results"]
+    rows = [["tokens a second", "engine", "mlx-lm", "engine / mlx-lm", "target"]]
+    for name, ratio in found["ratios"].items():
+        rates = [f"{found['medians'][side][name]:.0f}" for side in ("engine", "mlx-lm")]
+        rows.append([name, *rates, f"{ratio:.2f}", _sign(result["settings"]["targets"].get(name, ""))])
+    return _grid(rows)
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "ttft": _ttft,
+    "append_cost": _append_cost,
+    "throughput": _throughput,
+}
+"""The benchmarks, in the order of the README."""
+
+
+def _marked(name: str) -> str:
+    return f"<!-- bench:{name} -->\n{table(name)}\n<!-- /bench -->"
+
+
+def _origin(name: str, result: Result) -> str:
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"`benchmarks/{name}.py` at {result['commit']}: {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['platform']}, MLX {versions['mlx']} on {machine['device']}, mlx-lm {versions['mlx-lm']}, "
+        f"Python {versions['python']}."
+    )
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *("--:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def _quantity(name: str, value: float) -> str:
+    if name == "hashes":
+        return f"{value:.0f}"
+    return f"{value / 1024:,.0f} KiB" if name.endswith("bytes") else _time(value)
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.1f} s"
+        if seconds >= 10
+        else f"{seconds * 1000:,.3g} ms"
+        if seconds < 1
+        else f"{seconds:.2f} s"
+    )
+
+
+def _sign(target: str) -> str:
+    return target.replace("<=", "\u2264").replace(">=", "\u2265")
+
+
+if __name__ == "__main__":
+    main()

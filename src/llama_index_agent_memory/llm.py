@@ -1,0 +1,519 @@
+"""``MLXPersistentLLM``: a LlamaIndex model that remembers across turns, restarts and agents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+    ToolCallBlock,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import BaseTool
+from llama_index.core.types import PydanticProgramMode
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from agent_memory_core import (
+    AgentMemory,
+    ChatRequest,
+    EngineConfig,
+    InvalidRequest,
+    SamplingParams,
+    SessionKey,
+    sampling_for,
+    settings_for,
+)
+from llama_index_agent_memory.messages import (
+    ResponseWriter,
+    to_chat_response,
+    to_completion,
+    to_core,
+    to_tool_choice,
+    to_tools,
+)
+from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
+
+_SETTINGS = {
+    "model": "model",
+    "adapter_path": "adapter_path",
+    "cache_dir": "cache_dir",
+    "kv_bits": "kv_bits",
+    "memory_budget_mb": "memory_budget_mb",
+    "disk_budget_mb": "disk_budget_mb",
+    "max_batch_size": "max_batch_size",
+    "context_window": "context_length",
+}
+"""Fields that the engine is built from, and its own names for them."""
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+)
+_NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
+_OTHER_NAMES = {
+    "allow_parallel_tool_calls": "parallel_tool_calls",
+    "max_completion_tokens": "max_tokens",
+    "model_name": "model",
+    "stop_sequences": "stop",
+}
+# Said by frameworks to every model; here there is nothing for them to say.
+_WITHOUT_EFFECT = frozenset({"formatted", "stream", "strict", "timeout", "verbose"})
+
+_context_windows: WeakKeyDictionary[AgentMemory, int] = WeakKeyDictionary()
+"""What engines were asked once: LlamaIndex reads a model's metadata at every step."""
+
+
+class _NotGiven(str):
+    """The value of a field that was not given, spelled as what it usually comes to.
+
+    ``model_fields_set`` alone cannot tell: pickling makes a new instance from every field of the old one, and
+    would so pass the defaults on as the user's own words, over environment and profile.
+    """
+
+
+def _not_given(usually: str) -> Any:
+    return _NotGiven(usually)
+
+
+class _Turn(NamedTuple):
+    """All that one call of the model comes down to."""
+
+    memory: AgentMemory
+    request: ChatRequest
+    session: SessionKey
+
+
+class MLXPersistentLLM(FunctionCallingLLM):
+    """A function calling model on MLX whose key-value memory lives as long as the conversation.
+
+    An instance holds configuration only: nothing is loaded or opened before the first call, and instances of
+    equal configuration share one engine. A field that is not given comes from the environment
+    (``AGENT_MEMORY_<FIELD>``), then the model's profile, then the default.
+
+    The session comes from the call: ``session_id=``, ``with memory_session("ada"):``, the workflow's context or
+    memory, or the model's own ``session_id``; without any, nothing reaches the disk. See
+    ``llama_index_agent_memory.sessions`` for the whole order.
+
+    A call may choose its own ``model``, ``session_id``, ``namespace``, sampling and ``stop``, ``tools`` with
+    ``tool_choice``, a ``response_schema`` that the answer has to fit, and hand ``chat_template_kwargs`` to the
+    model's chat template; an option that means nothing here is refused.
+
+        llm = MLXPersistentLLM(model="tiny-chat", session_id="ada")
+        llm.complete("My name is Ada.")
+    """
+
+    model: str = Field(default=_not_given("tiny-chat"), validation_alias=AliasChoices("model", "model_name"))
+    """An embedded name, a hub id or a folder."""
+    adapter_path: str | None = None
+    """A folder of LoRA adapters for that model."""
+    cache_dir: str | None = _not_given("~/.agent_memory/caches")
+    """Where sessions live on disk; None keeps everything in memory."""
+    session_id: str | None = None
+    """The session of calls that name none."""
+    namespace: str = Field(default="default", min_length=1)
+    """Whose sessions these are: nothing is shared between namespaces."""
+    kv_bits: Literal[4, 8, "8/4"] | None = _not_given("8/4")
+    """Encoding of keys and values at rest: 4 or 8 bits, ``"8/4"`` for keys and values apart, None as computed."""
+    memory_budget_mb: int | None = None
+    """MiB for all keys and values in memory."""
+    disk_budget_mb: int | None = None
+    """MiB for the store."""
+    max_batch_size: int | None = None
+    """Sequences decoded together."""
+    context_window: int | None = None
+    """Most tokens of prompt and answer together; None is the model's own limit."""
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens of this total probability; 1 is off."""
+    top_k: int | None = None
+    """Sample from this many of the likeliest tokens; 0 is off."""
+    min_p: float | None = None
+    """Leave out tokens less likely than this share of the likeliest; 0 is off."""
+    repetition_penalty: float | None = None
+    """Above 1 makes repetition less likely; 1 is off."""
+    seed: int | None = None
+    """Makes sampled answers repeatable."""
+    max_tokens: int | None = Field(
+        default=None, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
+    )
+    """Most tokens of an answer."""
+    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    """Texts that end an answer; they are not part of it."""
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+    )
+
+    # Configuration ------------------------------------------------------------------------------------------
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forget_what_was_not_given(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if not isinstance(value, _NotGiven)}
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave out what was not given, as a value of its own kind would not survive JSON."""
+        data = super().custom_model_dump(handler, info)
+        return {
+            name: value
+            for name, value in data.items()
+            if not isinstance(getattr(self, name, None), _NotGiven)
+        }
+
+    @field_validator("cache_dir", mode="before")
+    @classmethod
+    def _expand_home(cls, value: object) -> object:
+        # Kept as text, which is what LlamaIndex can write as JSON.
+        return str(Path(value).expanduser()) if isinstance(value, (str, Path)) else value
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> MLXPersistentLLM:
+        """Refuse impossible values now; what the environment and a profile say is read at the first call."""
+        settings = self._given(_SETTINGS)
+        EngineConfig(**{_SETTINGS[name]: value for name, value in settings.items()})
+        SamplingParams(**self._given(_SAMPLING), stop=tuple(self.stop or ()))
+        return self
+
+    def _given(self, names: Mapping[str, str] | Sequence[str]) -> dict[str, Any]:
+        """Fields that the user set, by name."""
+        given = {name: getattr(self, name) for name in names if name in self.model_fields_set}
+        return {name: value for name, value in given.items() if _says_something(name, value)}
+
+    def _settings(self, model: str | None = None) -> dict[str, Any]:
+        """What the engine is asked for; ``model`` is a call's own choice."""
+        settings = {_SETTINGS[name]: value for name, value in self._given(_SETTINGS).items()}
+        if model is not None and model != settings.get("model"):
+            # Adapters fit one model: those of the model's own settings, or the environment's, are not for this one.
+            settings |= {"model": model, "adapter_path": None}
+        return settings
+
+    @property
+    def memory(self) -> AgentMemory:
+        """The memory behind this model, for what is no chat: list, fork, pin or forget sessions."""
+        return self._memory()
+
+    def _memory(self, model: str | None = None) -> AgentMemory:
+        return AgentMemory.shared(**self._settings(model))
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex knows this class."""
+        return "MLXPersistentLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex asks of every model; where no ``context_window`` is set, this loads the model once."""
+        config = settings_for(self._settings())
+        return LLMMetadata(
+            context_window=config.context_length or self._context_window(),
+            num_output=sampling_for(config.model, self._given(_SAMPLING)).max_tokens,
+            is_chat_model=True,
+            is_function_calling_model=True,
+            model_name=config.model,
+        )
+
+    def _context_window(self) -> int:
+        memory = self._memory()
+        if memory not in _context_windows:
+            _context_windows[memory] = memory.context_length
+        return _context_windows[memory]
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events are told of this model: nothing of sessions, namespaces or folders, and without loading it."""
+        model = settings_for(self._settings()).model
+        sampling = sampling_for(model, self._given(_SAMPLING))
+        return {
+            "class_name": self.class_name(),
+            "model": model,
+            "model_name": model,
+            "is_chat_model": True,
+            "is_function_calling_model": True,
+            **{name: getattr(sampling, name) for name in _SAMPLING},
+        }
+
+    # Chat ---------------------------------------------------------------------------------------------------
+    # Streams resolve the session at the call: they may be read in another thread or context.
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer ``messages``."""
+        return _answer(self._turn(messages, kwargs, self._look_around()))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer ``messages`` piece by piece; each response has the answer so far and the new piece of it."""
+        return _stream(self._turn(messages, kwargs, self._look_around()))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat` for coroutines: no thread waits."""
+        return await _aanswer(self._turn(messages, kwargs, await self._alook_around()))
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """`stream_chat` for coroutines: no thread waits."""
+        return _astream(self._turn(messages, kwargs, await self._alook_around()))
+
+    # A prompt is one message of the user: the model is trained for conversations.
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer ``prompt``."""
+        return to_completion(_answer(self._turn(_said(prompt), kwargs, self._look_around())))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """Answer ``prompt`` piece by piece."""
+        pieces = _stream(self._turn(_said(prompt), kwargs, self._look_around()))
+        return (to_completion(piece) for piece in pieces)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """`complete` for coroutines: no thread waits."""
+        return to_completion(await _aanswer(self._turn(_said(prompt), kwargs, await self._alook_around())))
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """`stream_complete` for coroutines: no thread waits."""
+        pieces = _astream(self._turn(_said(prompt), kwargs, await self._alook_around()))
+        return (to_completion(piece) async for piece in pieces)
+
+    def _look_around(self) -> Surroundings:
+        return look_around(self.callback_manager.handlers)
+
+    async def _alook_around(self) -> Surroundings:
+        return await alook_around(self.callback_manager.handlers)
+
+    def _turn(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], seen: Surroundings) -> _Turn:
+        options = {_OTHER_NAMES.get(name, name): value for name, value in kwargs.items()}
+        session = resolve_session(
+            seen,
+            session_id=options.pop("session_id", None),
+            namespace=options.pop("namespace", None),
+            default_session_id=self.session_id,
+            default_namespace=self.namespace,
+        )
+        memory = self._memory(options.pop("model", None))
+        tools = to_tools(options.pop("tools", None) or ())
+        request = ChatRequest(
+            messages=to_core(messages),
+            tools=tools,
+            tool_choice=to_tool_choice(options.pop("tool_choice", None), tools),
+            parallel_tool_calls=options.pop("parallel_tool_calls", True),
+            response_schema=_schema(options.pop("response_schema", None)),
+            template_kwargs=options.pop("chat_template_kwargs", None) or {},
+            sampling=self._sampling(memory.model_name, options),
+        )
+        return _Turn(memory, request, session)
+
+    def _sampling(self, model: str, options: Mapping[str, Any]) -> SamplingParams:
+        """How this answer is sampled: the call's options over the model's own."""
+        known = {*_SAMPLING, "stop"}
+        unknown = sorted(set(options) - known - _WITHOUT_EFFECT)
+        if unknown:
+            raise InvalidRequest(f"unknown option {unknown[0]!r}: choose from {', '.join(sorted(known))}.")
+        own = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        ends = next((e for e in (options.get("stop"), self.stop) if e is not None), ())
+        own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
+        return sampling_for(model, {**self._given(_SAMPLING), **own})
+
+    # Tools --------------------------------------------------------------------------------------------------
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the keywords for ``chat``; the caller's list of messages stays as it is."""
+        offered = to_tools(tools)
+        new = [] if user_msg is None else [user_msg]
+        said = [ChatMessage(role=MessageRole.USER, content=m) if isinstance(m, str) else m for m in new]
+        return {
+            "messages": [*(chat_history or ()), *said],
+            "tools": offered,
+            "tool_choice": to_tool_choice(tool_choice, offered, required=tool_required),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def _validate_chat_with_tools_response(
+        self,
+        response: ChatResponse,
+        tools: Sequence[BaseTool],
+        allow_parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        """Keep the first call alone where only one is allowed."""
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if len(calls) > 1 and not allow_parallel_tool_calls:
+            response.message.blocks = [
+                block
+                for block in response.message.blocks
+                if block is calls[0] or not isinstance(block, ToolCallBlock)
+            ]
+        return response
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Return the calls that ``response`` asks for.
+
+        Raises:
+            ValueError: there are none, and ``error_on_no_tool_call`` is set.
+        """
+        (message,) = to_core([response.message])
+        if not message.tool_calls and error_on_no_tool_call:
+            raise ValueError(f"expected at least one tool call; the answer was {message.content!r}.")
+        return [
+            ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
+            for call in message.tool_calls
+        ]
+
+    # Structured answers -------------------------------------------------------------------------------------
+    # LlamaIndex's own program forces the tool except while streaming, where it hopes for the best.
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Any, None, None]:
+        if self.pydantic_program_mode not in _BY_TOOL:
+            return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+        pieces = self.stream_chat_with_tools(**self._structured(output_cls, prompt, llm_kwargs, prompt_args))
+        return (found for piece in pieces for found in self._objects(output_cls, piece))
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Any, None]:
+        if self.pydantic_program_mode not in _BY_TOOL:
+            return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        pieces = await self.astream_chat_with_tools(**asked)
+        return (found async for piece in pieces for found in self._objects(output_cls, piece))
+
+    def _structured(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: Mapping[str, Any] | None,
+        prompt_args: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        return {
+            **(llm_kwargs or {}),
+            "tools": [get_function_tool(output_cls)],
+            "chat_history": self._extend_messages(prompt.format_messages(llm=self, **prompt_args)),
+            "tool_required": True,
+        }
+
+    def _objects(self, output_cls: type[BaseModel], piece: ChatResponse) -> list[BaseModel]:
+        """The object of an answer that has ended, or was complete before its end."""
+        calls = self.get_tool_calls_from_response(piece, error_on_no_tool_call=piece.raw is not None)
+        return [output_cls.model_validate(call.tool_kwargs) for call in calls[:1]]
+
+    # Tokens -------------------------------------------------------------------------------------------------
+
+    def tokenizer(self, text: str) -> list[int]:
+        """Return the model's own tokens of ``text``, for LlamaIndex's counters and splitters; loads the model."""
+        return self._memory().encode(text)
+
+    def count_tokens(self, messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = ()) -> int:
+        """Return the length of the prompt that ``messages`` and ``tools`` come to; this loads the model."""
+        if not messages:
+            return 0
+        return self._memory().count_tokens(ChatRequest(to_core(messages), to_tools(tools)))
+
+
+_BY_TOOL = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION})
+"""Ways to a structured answer that go by a forced tool."""
+
+
+def _said(prompt: str) -> list[ChatMessage]:
+    return [ChatMessage(role=MessageRole.USER, content=prompt)]
+
+
+def _answer(turn: _Turn) -> ChatResponse:
+    return to_chat_response(turn.memory.chat(turn.request, turn.session))
+
+
+async def _aanswer(turn: _Turn) -> ChatResponse:
+    return to_chat_response(await turn.memory.achat(turn.request, turn.session))
+
+
+def _stream(turn: _Turn) -> ChatResponseGen:
+    writer = ResponseWriter()
+    with turn.memory.chat(turn.request, turn.session, stream=True) as answer:
+        for delta in answer:
+            yield from writer.responses(delta)
+
+
+async def _astream(turn: _Turn) -> ChatResponseAsyncGen:
+    writer = ResponseWriter()
+    async with await turn.memory.achat(turn.request, turn.session, stream=True) as answer:
+        async for delta in answer:
+            for response in writer.responses(delta):
+                yield response
+
+
+def _schema(value: object) -> Mapping[str, Any] | None:
+    """A JSON schema, from one or from a pydantic class.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        return value.model_json_schema()
+    if value is None or isinstance(value, Mapping):
+        return value
+    raise InvalidRequest(f"response_schema={value!r} is not valid: a JSON schema or a pydantic class.")
+
+
+def _says_something(name: str, value: object) -> bool:
+    return value is not None or name in _NONE_MEANS_SOMETHING

@@ -1,0 +1,231 @@
+"""Answers held to a form, through AgentMemory and through LangChain, beside answers that are free."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import drive
+import pydantic.v1
+import pytest
+from json_forms import SCHEMAS, fits, tool
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, HumanMessage
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from agent_memory_core import AgentMemory, ChatRequest, ChatResult, InvalidRequest, Message, SamplingParams
+from langchain_agent_memory import ChatMLXPersistent
+
+Open = Callable[..., drive.Driver]
+TOOLS = (tool("add", SCHEMAS["array"]), tool("find", SCHEMAS["string"]))
+COUNT = {
+    "type": "object",
+    "properties": {"xs": {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 40, "maxItems": 40}},
+    "required": ["xs"],
+}
+
+
+def ask(text: str, new: int = 120, temperature: float = 0.0, **form: Any) -> ChatRequest:
+    sampling = SamplingParams(max_tokens=new, temperature=temperature, seed=5)
+    return ChatRequest((Message("user", text),), sampling=sampling, **form)
+
+
+# The core
+
+
+@pytest.fixture(scope="module")
+def memory(llama: str) -> Iterator[AgentMemory]:
+    with AgentMemory(model=llama, cache_dir=None, memory_budget_mb=64, max_batch_size=8) as opened:
+        yield opened
+
+
+async def test_held_and_free_answers_share_a_batch_and_do_not_change_each_other(memory: AgentMemory) -> None:
+    requests = [
+        ask("Tell me a story.", 90),
+        ask("Count.", 200, response_schema=COUNT),
+        ask("Tell me another one, of any kind.", 60, temperature=0.9),
+        ask("Call something.", tools=TOOLS, tool_choice="add"),
+        ask("Say who.", response_schema=SCHEMAS["nested"], temperature=0.9),
+        ask("No tools, please.", 50, tools=TOOLS, tool_choice="none"),
+    ]
+    alone = [await memory.achat(request) for request in requests]
+    before = memory.stats()["steps"]
+    together: list[ChatResult] = await asyncio.gather(*(memory.achat(request) for request in requests))
+    assert memory.stats()["steps"] - before < sum(len(r.token_ids) for r in together), "they decode together"
+    assert [r.token_ids for r in together] == [r.token_ids for r in alone]
+    assert fits(json.loads(together[1].text), COUNT)
+    assert fits(together[3].tool_calls[0].arguments, SCHEMAS["array"])
+    assert fits(json.loads(together[4].text), SCHEMAS["nested"])
+    assert together[5].tool_calls == ()
+    assert [r.report.finish_reason for r in together][1:5] == ["stop", "length", "tool_calls", "stop"]
+
+
+def test_a_held_turns_session_goes_on_exactly_where_it_was(llama: str, open_driver: Open) -> None:
+    for form in ({"response_schema": COUNT}, {"tools": TOOLS, "tool_choice": "find"}):
+        driver = open_driver(llama, kv_bits=None)
+        first = driver.memory.chat(ask("Begin.", 300, **form), session="s")
+        said = Message("assistant", first.text, tool_calls=first.tool_calls)
+        history = (*ask("Begin.").messages, said, Message("user", "Go on."))
+        next_turn = ChatRequest(history, form.get("tools", ()), SamplingParams(max_tokens=6))
+        second = driver.memory.chat(next_turn, session="s")
+        kept = first.report.usage.total_tokens
+        assert tuple(driver.prompts[-1][: kept - 1]) == (*driver.prompts[0], *first.token_ids)
+        assert second.report.usage.cache_read == kept
+        anew = open_driver(llama, kv_bits=None, cache_dir=None).memory.chat(next_turn)
+        assert anew.token_ids == second.token_ids
+        driver.memory.forget("s")
+
+
+def test_forbidden_tools_stay_in_the_prompt_that_a_session_knows(llama: str, open_driver: Open) -> None:
+    driver = open_driver(llama, kv_bits=None)
+    free = driver.memory.chat(ask("Begin. " * 30, 4, tools=TOOLS), session="s")
+    barred = driver.memory.chat(ask("Begin. " * 30, 4, tools=TOOLS, tool_choice="none"), session="s")
+    assert barred.report.usage.prompt_tokens == free.report.usage.prompt_tokens
+    assert barred.report.usage.cache_read >= barred.report.usage.prompt_tokens - 32
+
+
+def test_an_answer_cut_by_max_tokens_says_so_and_is_not_mended(memory: AgentMemory) -> None:
+    cut = memory.chat(ask("Call.", 12, tools=TOOLS, tool_choice="find"))
+    assert cut.report.finish_reason == "length"
+    assert cut.tool_calls == ()
+    assert [call.text.strip()[:8] for call in cut.invalid_tool_calls] == ['{"name":']
+    half = memory.chat(ask("Count.", 30, response_schema=COUNT))
+    assert half.report.finish_reason == "length"
+    assert half.text.startswith('{"xs": [')
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"tool_choice": "required"}, "without tools"),
+        ({"tools": TOOLS, "tool_choice": "substract"}, r"'substract'.*'add', 'find'"),
+        ({"tools": TOOLS, "tool_choice": "required", "response_schema": COUNT}, "exclude each other"),
+        ({"response_schema": "a schema"}, "mapping"),
+        ({"response_schema": {"not": {}}}, "response_schema: .*not"),
+    ],
+)
+def test_a_form_that_cannot_be_held_is_refused_before_any_work(
+    memory: AgentMemory, form: dict[str, Any], said: str
+) -> None:
+    memory.load()
+    before = memory.stats()["prompt_tokens"]
+    with pytest.raises(InvalidRequest, match=said):
+        memory.chat(ask("Anything.", **form))
+    assert memory.stats()["prompt_tokens"] == before
+
+
+# LangChain
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str = Field(max_length=6)
+    age: int = Field(ge=0, le=150)
+
+
+class OldPerson(pydantic.v1.BaseModel):
+    """Somebody."""
+
+    name: str = pydantic.v1.Field(max_length=6)
+    age: int = pydantic.v1.Field(ge=0, le=150)
+
+
+class PersonDict(TypedDict):
+    """Somebody."""
+
+    age: int
+    tall: bool
+
+
+PERSON = {
+    "title": "person",
+    "description": "Somebody.",
+    "type": "object",
+    "properties": {"age": {"type": "integer", "maximum": 150}},
+    "required": ["age"],
+}
+
+
+@pytest.fixture(scope="module")
+def llm(llama: str) -> Iterator[ChatMLXPersistent]:
+    model = ChatMLXPersistent(
+        model=llama, cache_dir=None, memory_budget_mb=64, max_tokens=300, temperature=1, seed=3
+    )
+    yield model
+    model.memory.close()
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("schema", [Person, OldPerson, PersonDict, PERSON])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_every_form_of_schema_is_answered_in_its_own_form(
+    llm: ChatMLXPersistent, schema: Any, method: Any
+) -> None:
+    kind = schema if schema in (Person, OldPerson) else dict
+    asked = llm.with_structured_output(schema, method=method)
+    answers = [asked.invoke("Who?"), await asked.ainvoke("Who?"), list(asked.stream("Who?"))[-1]]
+    assert all(isinstance(answer, kind) for answer in answers)
+    assert answers[0] == answers[1] == answers[2]
+    raw = llm.with_structured_output(schema, method=method, include_raw=True).invoke("Who?")
+    assert raw["parsed"] == answers[0]
+    assert raw["parsing_error"] is None
+    assert isinstance(raw["raw"], AIMessage)
+
+
+def test_json_mode_is_any_object(llm: ChatMLXPersistent) -> None:
+    asked = llm.with_structured_output(None, method="json_mode", include_raw=True, max_tokens=40)
+    raw = asked.invoke("Anything.")
+    assert raw["raw"].text.startswith("{")
+    assert isinstance(raw["parsed"], dict) or isinstance(raw["parsing_error"], OutputParserException)
+    with pytest.raises(InvalidRequest, match="json_mode"):
+        llm.with_structured_output(None)
+    with pytest.raises(InvalidRequest, match="yaml"):
+        llm.with_structured_output(Person, method="yaml")
+
+
+def test_an_answer_that_was_cut_is_an_error_and_not_half_an_object(llm: ChatMLXPersistent) -> None:
+    schema: dict[str, Any] = {"title": "t", "type": "object", "properties": {"a": {"type": "string", "minLength": 90}}}
+    schema["required"] = ["a"]
+    with pytest.raises(OutputParserException, match="max_tokens"):
+        llm.with_structured_output(schema, max_tokens=20).invoke("Who?")
+    raw = llm.with_structured_output(schema, max_tokens=20, include_raw=True).invoke("Who?")
+    assert raw["parsed"] is None
+    assert isinstance(raw["parsing_error"], OutputParserException)
+
+
+@pytest.mark.parametrize(
+    "choice", ["any", "required", True, "find", {"type": "function", "function": {"name": "find"}}]
+)
+def test_a_choice_of_tools_is_kept(llm: ChatMLXPersistent, choice: Any) -> None:
+    answer = llm.bind_tools(list(TOOLS), tool_choice=choice, parallel_tool_calls=False).invoke("Do it.")
+    (call,) = answer.tool_calls
+    assert answer.response_metadata["finish_reason"] == "tool_calls"
+    assert answer.text == ""
+    if choice in ("any", "required", True):
+        assert fits(
+            call["args"], dict(zip(("add", "find"), map(_parameters, TOOLS), strict=True))[call["name"]]
+        )
+    else:
+        assert call["name"] == "find"
+    assert llm.bind_tools(list(TOOLS), tool_choice="none", max_tokens=30).invoke("Do it.").tool_calls == []
+
+
+def test_an_agents_answer_has_its_response_format(llm: ChatMLXPersistent) -> None:
+    assert llm.profile is not None
+    assert llm.profile["structured_output"]
+    for form in (Person, ProviderStrategy(Person)):
+        agent = create_agent(llm, [], response_format=form)
+        state = agent.invoke({"messages": [HumanMessage("Who?")]})
+        assert isinstance(state["structured_response"], Person)
+    beside = llm.bind_tools(list(TOOLS), **ProviderStrategy(Person).to_model_kwargs()).invoke("Who?")
+    assert beside.tool_calls or isinstance(Person.model_validate_json(beside.text), Person)
+
+
+def _parameters(offered: dict[str, Any]) -> dict[str, Any]:
+    return dict(offered["function"]["parameters"])

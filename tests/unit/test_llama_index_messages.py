@@ -1,0 +1,370 @@
+"""LlamaIndex messages to the core's, and the core's answers to LlamaIndex responses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+from llama_index.core.base.llms.types import (
+    CacheControl,
+    CachePoint,
+    ChatMessage,
+    ChatResponse,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.tools import FunctionTool
+
+from agent_memory_core import (
+    ChatResult,
+    Delta,
+    InvalidRequest,
+    InvalidToolCall,
+    Message,
+    ToolCall,
+    TurnReport,
+    Usage,
+)
+from llama_index_agent_memory.messages import (
+    ResponseWriter,
+    to_chat_response,
+    to_completion,
+    to_core,
+    to_tool_choice,
+    to_tools,
+)
+
+REPORT = TurnReport(
+    finish_reason="stop",
+    usage=Usage(prompt_tokens=20, completion_tokens=5, cache_read=16, reasoning_tokens=2),
+    hit_tier="warm",
+    miss_reason="diverged",
+    restore_seconds=0.0125,
+    time_to_first_token=0.25,
+    total_seconds=1.0,
+    session_id="s",
+    branch_id=3,
+    model="tiny-chat",
+    persisted=True,
+)
+CACHE = CachePoint(cache_control=CacheControl(type="ephemeral"))
+CALL = ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"b": 2, "a": 1})
+
+
+# LlamaIndex to core
+
+
+def one(message: ChatMessage) -> Message:
+    (found,) = to_core([message])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        ("system", "system"),
+        ("developer", "system"),
+        ("user", "user"),
+        ("assistant", "assistant"),
+        ("chatbot", "assistant"),
+        ("model", "assistant"),
+        ("tool", "tool"),
+        ("function", "tool"),
+    ],
+)
+def test_roles(role: str, expected: str) -> None:
+    assert one(ChatMessage("hi", role=role)) == Message(expected, "hi")
+
+
+def test_names_and_ids() -> None:
+    assert one(ChatMessage("hi", additional_kwargs={"name": "ada"})) == Message("user", "hi", "ada")
+    result = ChatMessage("3", role="tool", additional_kwargs={"tool_call_id": "c1", "name": "add"})
+    assert one(result) == Message("tool", "3", "add", tool_call_id="c1")
+
+
+def test_a_result_has_the_name_of_its_call() -> None:
+    calls = ChatMessage(role="assistant", blocks=[CALL])
+    results = [ChatMessage("3", role="tool", additional_kwargs={"tool_call_id": id_}) for id_ in ("c1", "c2")]
+    assert [message.name for message in to_core([calls, *results])] == [None, "add", None]
+
+
+def test_only_leading_system_messages_become_one() -> None:
+    said = [("system", "a"), ("system", "b"), ("user", "c"), ("system", "d")]
+    messages = [ChatMessage(text, role=role) for role, text in said]
+    assert to_core(messages) == (Message("system", "a\n\nb"), Message("user", "c"), Message("system", "d"))
+    assert to_core(messages[:2]) == (Message("system", "a\n\nb"),)
+
+
+def test_text_blocks_are_joined_and_cache_points_passed_over() -> None:
+    blocks = [TextBlock(text="a"), CACHE, TextBlock(text=""), TextBlock(text="b")]
+    assert one(ChatMessage(blocks=blocks)).content == "a\nb"
+    assert one(ChatMessage(role="assistant", blocks=blocks)).content == "ab"
+    assert one(ChatMessage(blocks=[])).content == ""
+
+
+def test_the_text_of_what_may_be_cited_is_read() -> None:
+    block = CitableBlock(title="t", source="s", content=[TextBlock(text="a"), TextBlock(text="b")])
+    assert one(ChatMessage(role="tool", blocks=[block])).content == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("role", "block"),
+    [
+        ("user", ImageBlock(url="https://example.com/a.png")),
+        ("user", DocumentBlock(data=b"x", document_mimetype="text/plain")),
+        ("user", CALL),
+        ("tool", ThinkingBlock(content="hm")),
+        ("assistant", ImageBlock(url="https://example.com/a.png")),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name(role: str, block: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"{block.block_type!r} in a {role} message"):
+        to_core([ChatMessage(role=role, blocks=[TextBlock(text="look"), block])])
+
+
+def test_no_messages_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="messages"):
+        to_core([])
+
+
+def test_thoughts_text_and_calls_of_an_answer() -> None:
+    cited = CitationBlock(cited_content="x", source="s", title="t", additional_location_info={})
+    blocks = [ThinkingBlock(content="hm "), ThinkingBlock(), TextBlock(text="so"), cited, CALL]
+    found = one(ChatMessage(role="assistant", blocks=blocks))
+    assert found == Message(
+        "assistant", "so", tool_calls=(ToolCall("add", {"b": 2, "a": 1}, "c1"),), reasoning="hm "
+    )
+    assert list(found.tool_calls[0].arguments) == ["b", "a"]
+
+
+OLDER = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"b": 2, "a": 1}'}}
+OBJECTS = SimpleNamespace(id="c1", function=SimpleNamespace(name="add", arguments={"b": 2, "a": 1}))
+
+
+@pytest.mark.parametrize("call", [OLDER, OBJECTS])
+def test_calls_in_the_form_before_blocks(call: object) -> None:
+    message = ChatMessage("so", role="assistant")
+    message.additional_kwargs = {"tool_calls": [call]}
+    expected = ToolCall("add", {"b": 2, "a": 1}, "c1")
+    assert one(message).tool_calls == (expected,)
+    message.blocks.append(CALL)
+    assert one(message).tool_calls == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [('{"a": 1}', {"a": 1}), ("", {}), ({}, {}), ('{"a": 1', None), ("[1]", None)]
+)
+def test_arguments_that_are_text(arguments: Any, expected: Any) -> None:
+    message = ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_name="add", tool_kwargs=arguments)])
+    if expected is None:
+        with pytest.raises(InvalidRequest, match="tool arguments"):
+            to_core([message])
+    else:
+        assert one(message).tool_calls[0].arguments == expected
+
+
+def test_a_call_without_a_function_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="tool_calls"):
+        to_core([ChatMessage(role="assistant", additional_kwargs={"tool_calls": [{"id": "c1"}]})])
+
+
+# Core to LlamaIndex
+
+
+CALLS = (ToolCall("add", {"b": 2, "a": "ä"}, "c1"), ToolCall("clock", {}, "c2"))
+CUT_OFF = InvalidToolCall('{"name": "add", "arguments": {"a": 1', "the answer ended inside a call")
+DELTAS = [
+    Delta(reasoning="let me "),
+    Delta(reasoning="see"),
+    Delta(text="I will "),
+    Delta(text="add", token_ids=(1,)),
+    Delta(token_ids=(2,)),
+    Delta(tool_calls=(CALLS[0],)),
+    Delta(tool_calls=(CALLS[1],)),
+    Delta(report=REPORT),
+]
+
+
+def whole(deltas: Sequence[Delta]) -> ChatResult:
+    report = deltas[-1].report
+    assert report is not None
+    return ChatResult(
+        text="".join(d.text for d in deltas),
+        reasoning="".join(d.reasoning for d in deltas),
+        tool_calls=tuple(c for d in deltas for c in d.tool_calls),
+        invalid_tool_calls=tuple(c for d in deltas for c in d.invalid_tool_calls),
+        token_ids=(),
+        report=report,
+    )
+
+
+def streamed(deltas: Sequence[Delta]) -> list[ChatResponse]:
+    writer = ResponseWriter()
+    return [response for delta in deltas for response in writer.responses(delta)]
+
+
+def test_an_answer_as_one_response() -> None:
+    response = to_chat_response(whole(DELTAS))
+    assert response.message.role == "assistant"
+    assert response.message.blocks == [
+        ThinkingBlock(content="let me see", num_tokens=2),
+        TextBlock(text="I will add"),
+        ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"b": 2, "a": "ä"}),
+        ToolCallBlock(tool_call_id="c2", tool_name="clock", tool_kwargs={}),
+    ]
+    # What stands there LlamaIndex's memories count as text.
+    assert response.message.additional_kwargs == {}
+    assert response.delta is None
+    assert response.raw == {
+        "model": "tiny-chat",
+        "finish_reason": "stop",
+        "usage": {
+            "prompt_tokens": 20,
+            "completion_tokens": 5,
+            "total_tokens": 25,
+            "prompt_tokens_details": {"cached_tokens": 16},
+            "completion_tokens_details": {"reasoning_tokens": 2},
+        },
+        "hit_tier": "warm",
+        "miss_reason": "diverged",
+        "restore_ms": 12.5,
+        "ttft_ms": 250.0,
+        "session_id": "s",
+        "branch_id": 3,
+        "persisted": True,
+        "invalid_tool_calls": [],
+    }
+    assert json.loads(json.dumps(response.raw)) == response.raw
+
+
+def test_each_response_of_a_stream_has_the_answer_so_far() -> None:
+    responses = streamed(DELTAS)
+    assert [r.delta for r in responses] == ["", "", "I will ", "add", "", "", ""]
+    assert [r.message.content for r in responses[2:]] == ["I will ", *["I will add"] * 4]
+    assert [r.additional_kwargs for r in responses[:3]] == [
+        {"thinking_delta": "let me "},
+        {"thinking_delta": "see"},
+        {},
+    ]
+    calls = [[b.tool_name for b in r.message.blocks if isinstance(b, ToolCallBlock)] for r in responses]
+    assert calls[3:] == [[], ["add"], ["add", "clock"], ["add", "clock"]]
+    assert [r.raw is not None for r in responses] == [False] * 6 + [True]
+
+
+def test_the_last_response_is_the_whole_answer() -> None:
+    last, response = streamed(DELTAS)[-1], to_chat_response(whole(DELTAS))
+    assert last.message == response.message
+    assert last.raw == response.raw
+
+
+def test_an_answer_of_nothing_is_an_empty_text_and_one_of_calls_has_none() -> None:
+    assert to_chat_response(whole([DELTAS[-1]])).message.blocks == [TextBlock(text="")]
+    blocks = to_chat_response(whole(DELTAS[-2:])).message.blocks
+    assert [block.block_type for block in blocks] == ["tool_call"]
+
+
+def test_a_call_without_an_id_gets_one_and_keeps_it() -> None:
+    deltas = [Delta(tool_calls=(ToolCall("a", {}), ToolCall("a", {}))), DELTAS[-1]]
+    first, last = ([b.tool_call_id for b in r.message.blocks] for r in streamed(deltas))  # type: ignore[union-attr]
+    assert first == last
+    assert len(set(first)) == 2
+    assert all(first)
+
+
+def test_an_unreadable_call_stays_what_the_model_wrote() -> None:
+    deltas = [Delta(text="so "), Delta(invalid_tool_calls=(CUT_OFF,)), DELTAS[-1]]
+    for response in (to_chat_response(whole(deltas)), streamed(deltas)[-1]):
+        assert one(response.message) == Message("assistant", "so " + CUT_OFF.text)
+        assert response.raw["invalid_tool_calls"] == [{"text": CUT_OFF.text, "error": CUT_OFF.error}]  # type: ignore[index]
+
+
+def test_a_completion_says_what_the_response_says() -> None:
+    pieces = [to_completion(response) for response in streamed(DELTAS)]
+    assert "".join(piece.delta or "" for piece in pieces) == pieces[-1].text == "I will add"
+    assert pieces[-1].raw == to_chat_response(whole(DELTAS)).raw
+    assert pieces[0].text == ""
+
+
+texts = st.text(st.characters(blacklist_categories=["Cs"]))
+calls = st.builds(
+    ToolCall,
+    st.text(st.characters(categories=["L"]), min_size=1),
+    st.dictionaries(texts, st.one_of(texts, st.integers(), st.booleans(), st.lists(texts, max_size=2))),
+    st.uuids().map(str),
+)
+
+
+@given(st.lists(st.one_of(texts.map(lambda t: Delta(text=t)), calls.map(lambda c: Delta(tool_calls=(c,))))))
+def test_what_was_streamed_comes_back_unchanged(deltas: list[Delta]) -> None:
+    answer = whole([*deltas, DELTAS[-1]])
+    stored = ChatMessage.model_validate_json(streamed([*deltas, DELTAS[-1]])[-1].message.model_dump_json())
+    back = one(stored)
+    assert back == Message("assistant", answer.text, tool_calls=answer.tool_calls)
+    assert json.dumps([c.arguments for c in back.tool_calls]) == json.dumps(  # the order, too
+        [c.arguments for c in answer.tool_calls]
+    )
+
+
+# Tools
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def test_tools_become_function_schemas() -> None:
+    tool = FunctionTool.from_defaults(add, description="d" * 2000)
+    (schema,) = to_tools([tool])
+    assert schema["function"]["name"] == "add"
+    assert list(schema["function"]["parameters"]["properties"]) == ["a", "b"]
+    assert to_tools([schema]) == (schema,)
+    with pytest.raises(InvalidRequest, match="FunctionTool"):
+        to_tools([add])  # type: ignore[list-item]
+
+
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "clock")]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (False, None),
+        ("auto", None),
+        ({"type": "auto"}, None),
+        ("none", "none"),
+        (True, "required"),
+        ("any", "required"),
+        ("required", "required"),
+        ({"type": "any"}, "required"),
+        ("clock", "clock"),
+        ({"type": "function", "function": {"name": "add"}}, "add"),
+        ({"type": "tool", "name": "add"}, "add"),
+    ],
+)
+def test_every_form_of_tool_choice(value: object, expected: str | None) -> None:
+    assert to_tool_choice(value, TOOLS) == expected
+
+
+def test_a_required_tool_is_any_tool_unless_one_is_named() -> None:
+    assert to_tool_choice(None, TOOLS, required=True) == "required"
+    assert to_tool_choice("auto", TOOLS, required=True) == "required"
+    assert to_tool_choice("clock", TOOLS, required=True) == "clock"
+
+
+@pytest.mark.parametrize("value", ["subtract", {"type": "function"}, 3, {"function": {"name": "nobody"}}, {}])
+def test_an_impossible_tool_choice_says_what_is_there(value: object) -> None:
+    with pytest.raises(InvalidRequest, match="add, clock"):
+        to_tool_choice(value, TOOLS)
+    with pytest.raises(InvalidRequest, match="no tool"):
+        to_tool_choice(None, [], required=True)
