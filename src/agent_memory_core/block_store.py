@@ -384,11 +384,11 @@ class BlockStore:
         with self.catalog.transaction():
             known = self.catalog.rows([record.key for record in records])
             for record in records:
-                row = known.get(record.key)
-                if row is not None and self._lies_there(row):
+                file, row = self._new_file(record, commit.root), known.get(record.key)
+                if row is not None and _place(row) == _place(file.row) and self._lies_there(row):
                     rows.append(replace(row, tokens=record.tokens))
                 else:
-                    new.append(self._new_file(record, commit.root))
+                    new.append(file)
             nbytes = sum(file.row.nbytes for file in new)
             lacks = self._volume_lacks(nbytes) if new else 0
             reservation, gone = self.catalog.reserve(nbytes, self.quota_bytes, lacks, hold, commit.branch_id)
@@ -671,6 +671,10 @@ class BlockStore:
 _NO_ROW = BlockRow(b"", b"", b"", (), True, 0, "", 0)
 
 
+def _place(row: BlockRow) -> tuple[BlockHash, BlockHash, bool, int]:
+    return row.root, row.parent, row.is_tail, row.ntok
+
+
 # -- the folder -------------------------------------------------------------------------------------------
 
 
@@ -839,8 +843,8 @@ def _said_of(row: BlockRow) -> dict[str, str]:
     }
 
 
-def _digest_of(table: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(table, sort_keys=True).encode())
+def _digest_of(said: Mapping[str, str], table: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps([said, table], sort_keys=True).encode())
 
 
 def _write_header(row: BlockRow, tensors: Sequence[HostTensor]) -> bytes:
@@ -853,7 +857,8 @@ def _write_header(row: BlockRow, tensors: Sequence[HostTensor]) -> bytes:
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    said = {**_said_of(row), "tensors_xxh3_128": _digest_of(table), "writer": "agent-memory"}
+    said = {**_said_of(row), "writer": "agent-memory"}
+    said["header_xxh3_128"] = _digest_of(said, table)
     text = json.dumps({"__metadata__": said, **table}, separators=(",", ":")).encode()
     length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
     return struct.pack("<Q", length) + text.ljust(length)
@@ -891,11 +896,11 @@ def _read_header(fd: int, size: int) -> _Header:
         said = table.pop("__metadata__")
         tensors = tuple(_tensor(name, entry) for name, entry in table.items())
         bounds = [tuple(entry["data_offsets"]) for entry in table.values()]
-        digest = said["tensors_xxh3_128"]
+        digest = said.pop("header_xxh3_128")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _Damaged("its header cannot be read") from error
     ends = list(itertools.accumulate(tensor.nbytes for tensor in tensors))
-    if bounds != list(zip([0, *ends], ends, strict=False)) or digest != _digest_of(table):
+    if bounds != list(zip([0, *ends], ends, strict=False)) or digest != _digest_of(said, table):
         raise _Damaged("its header contradicts itself")
     if size != start + sum(tensor.nbytes for tensor in tensors):
         raise _Damaged("it is not as long as its header says")
@@ -948,9 +953,12 @@ def _adopted(fd: int, size: int, root: BlockHash, key: BlockHash, is_tail: bool)
     header = _read_header(fd, size)
     try:
         parent, ntok = bytes.fromhex(header.said["parent"]), int(header.said["ntok"])
-        row = BlockRow(key, parent, root, (), is_tail, size, header.said["xxh3_128"], ntok)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        checksum = bytes.fromhex(header.said["xxh3_128"]).hex()
+    except (ValueError, TypeError, KeyError) as error:
         raise _Damaged("its header cannot be read") from error
+    if len(parent) != 32 or not 0 < ntok < 2**31:
+        raise _Damaged("its header is not one of a block")
+    row = BlockRow(key, parent, root, (), is_tail, size, checksum, ntok)
     _check_said(header, row)
     return row
 

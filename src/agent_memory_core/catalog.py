@@ -467,6 +467,12 @@ class Catalog:
         return new
 
     def _put(self, db: sqlite3.Connection, row: BlockRow, owner: int, now: float) -> None:
+        # A row made from a file that lied of its place in the chain.
+        place = (row.parent, row.root, row.is_tail, row.ntok)
+        db.execute(
+            "DELETE FROM blocks WHERE key = ? AND (parent, root, is_tail, ntok) <> (?, ?, ?, ?)",
+            (row.key, *place),
+        )
         # Whoever writes a row has just seen its file: the last one to look knows what lies there.
         db.execute(
             """INSERT INTO blocks (key, parent, root, tokens, ntok, is_tail, nbytes, checksum, stored, refs, owner,

@@ -123,6 +123,15 @@ def load_model(model: str, adapter_path: str | None = None) -> LoadedModel:
     )
 
 
+def configured_context(model: str) -> int | None:
+    """The context length a model's own config states, in tokens; None for a model that is not on this machine."""
+    folder = Path(__file__).parent / EMBEDDED[model] if model in EMBEDDED else Path(model).expanduser()
+    try:
+        return _context_length(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
 def fingerprint(folder: Path, adapter_path: str | None = None) -> str:
     """Hash everything that makes the KV of a token what it is, see the module's docstring."""
     digest = hashlib.sha256(b"agent-memory model 1")

@@ -28,7 +28,7 @@ from agent_memory_core.config import (
 from agent_memory_core.engine import Engine
 from agent_memory_core.engine_thread import AsyncTicket, EngineThread, Handle, SyncTicket
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
-from agent_memory_core.loader import load_model
+from agent_memory_core.loader import configured_context, load_model
 from agent_memory_core.messages import (
     ChatRequest,
     ChatResult,
@@ -196,8 +196,17 @@ class AgentMemory:
         return self.config.model
 
     @property
+    def stated_context_length(self) -> int | None:
+        """`context_length` without loading anything; None where the model is not on this machine yet."""
+        stated = configured_context(self.config.model)
+        return min(stated, self.config.context_length or stated) if stated is not None else None
+
+    @property
     def context_length(self) -> int:
-        """Most tokens of prompt and answer together. Loads the model."""
+        """Most tokens of prompt and answer together. Loads the model where nothing else can tell."""
+        stated = self.stated_context_length
+        if stated is not None:
+            return stated
         return self._thread.call(lambda engine: engine.limits.context_length).result()
 
     def load(self) -> None:

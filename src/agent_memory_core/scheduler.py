@@ -45,7 +45,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class Batch:
-    """One step's orders: admit these, let these join the decode, prefill this chunk."""
+    """One step's orders: restore what is known of the admitted, let these join the decode, prefill this chunk."""
 
     admitted: list[Sequence] = field(default_factory=list)
     joining: list[Sequence] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Scheduler:
         self.steps += 1
         batch = Batch(admitted=self._admit())
         batch.joining = self._join()
-        batch.chunk = self._next_chunk()
+        batch.chunk = self._next_chunk(batch)
         for sequence in (*self._waiting, *self._running):
             if sequence.status in (Status.WAITING, Status.PREFILL):
                 sequence.waited += 1
@@ -209,9 +209,7 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             self._running.append(sequence)
-            sequence.match = self._match(sequence)
-            self._hold(sequence)
-            sequence.status = Status.LOADING
+            self._take(sequence, self._match(sequence))
             admitted.append(sequence)
         return admitted
 
@@ -230,11 +228,23 @@ class Scheduler:
         sequence.reserved = needed
         return True
 
-    def _hold(self, sequence: Sequence) -> None:
-        for hit in sequence.match.hits:
+    def _take(self, sequence: Sequence, match: Match) -> None:
+        sequence.match = match
+        sequence.status = Status.LOADING
+        for hit in match.hits:
             if hit.block is not None:
                 self._pool.hold(hit.block)
                 sequence.held.append(hit.block)
+
+    def _learnt(self, sequence: Sequence) -> bool:
+        """Whether others sealed more of its prompt while it waited for its first chunk; then it takes that."""
+        if sequence.num_computed > sequence.num_cached:
+            return False
+        match = self._match(sequence)
+        if match.tokens <= sequence.num_cached or any(hit.block is None for hit in match.hits):
+            return False
+        self._take(sequence, match)
+        return True
 
     def _release(self, sequence: Sequence, keep: list[Block]) -> None:
         kept = {block.hash for block in keep}
@@ -248,13 +258,16 @@ class Scheduler:
             sequence.status = Status.DECODE
         return joining
 
-    def _next_chunk(self) -> Chunk | None:
+    def _next_chunk(self, batch: Batch) -> Chunk | None:
         ready = [s for s in self._running if s.status is Status.PREFILL]
         if not ready:
             return None
         self._chunks += 1
         fair = self._chunks % FAIR_EVERY == 0
         sequence = max(ready, key=lambda s: s.waited) if fair else min(ready, key=_least_work)
+        if self._learnt(sequence):
+            batch.admitted.append(sequence)
+            return None
         decoding = any(s.status is Status.DECODE for s in self._running)
         size = self._limits.prefill_chunk_busy if decoding else self._limits.prefill_chunk
         size = max(size, self._limits.block_tokens)

@@ -101,9 +101,11 @@ class Turn:
         """Why prompt tokens that could have been known were computed."""
         if self.damaged:
             return "damaged"
-        if self.sequence.num_cached < min(self.known, self.sequence.num_prompt - 1):
-            return "evicted"
-        return self.state
+        known = min(self.known, self.sequence.num_prompt - 1)
+        if self.state:
+            # Where they part inside a block, a small part of it is computed by rule.
+            known -= known % self.sequence.block_tokens
+        return "evicted" if self.sequence.num_cached < known else self.state
 
 
 @dataclass(slots=True)

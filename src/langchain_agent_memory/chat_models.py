@@ -216,7 +216,9 @@ class ChatMLXPersistent(BaseChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         holds_form = find_spec("llguidance") is not None
-        return ModelProfile(
+        stated = self._memory().stated_context_length
+        known = ModelProfile(max_input_tokens=stated) if stated is not None else ModelProfile()
+        return known | ModelProfile(
             text_inputs=True,
             image_inputs=False,
             audio_inputs=False,

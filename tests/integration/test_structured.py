@@ -190,8 +190,8 @@ def test_json_mode_is_any_object(llm: ChatMLXPersistent) -> None:
 
 
 def test_an_answer_that_was_cut_is_an_error_and_not_half_an_object(llm: ChatMLXPersistent) -> None:
-    schema: dict[str, Any] = {"title": "t", "type": "object", "properties": {"a": {"type": "string", "minLength": 90}}}
-    schema["required"] = ["a"]
+    long = {"type": "string", "minLength": 90}
+    schema = {"title": "t", "type": "object", "properties": {"a": long}, "required": ["a"]}
     with pytest.raises(OutputParserException, match="max_tokens"):
         llm.with_structured_output(schema, max_tokens=20).invoke("Who?")
     raw = llm.with_structured_output(schema, max_tokens=20, include_raw=True).invoke("Who?")

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -91,6 +92,7 @@ def run(folder: Path, kill_at: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_team_goes_on_as_warm_and_as_it_would_have(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     assert len(whole) == len(QUESTIONS) * len(TEAM)

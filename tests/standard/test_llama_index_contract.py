@@ -478,7 +478,8 @@ async def test_an_agent_answers_with_a_structure(llm: MLXPersistentLLM) -> None:
 
 
 async def test_a_react_agent_answers(llm: MLXPersistentLLM) -> None:
-    assert str(await ReActAgent(llm=llm, tools=TOOLS[:1]).run("Hello."))
+    brief = llm.model_copy(update={"max_tokens": 16})
+    assert str(await ReActAgent(llm=brief, tools=TOOLS[:1]).run("Hello."))
 
 
 async def test_agents_hand_off(llm: MLXPersistentLLM) -> None:

@@ -104,7 +104,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
         said = opened.metadata()
     raw = path.read_bytes()
     checksum = xxhash.xxh3_128_hexdigest(raw[ALIGNMENT:])
-    assert said | {"tensors_xxh3_128": ""} == {
+    assert said | {"header_xxh3_128": ""} == {
         "schema": "1",
         "root": ROOT.hex(),
         "key": key.hex(),
@@ -112,7 +112,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
         "ntok": str(BLOCK),
         "kind": "block",
         "xxh3_128": checksum,
-        "tensors_xxh3_128": "",
+        "header_xxh3_128": "",
         "writer": "agent-memory",
     }
     assert raw[ALIGNMENT:] == data * 3

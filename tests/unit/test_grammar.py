@@ -230,6 +230,13 @@ def test_a_call_is_written_as_the_template_renders_it() -> None:
     assert again == answer.prompt.text + answer.text + "<|im_end|>\n"
 
 
+def test_arguments_are_an_object_also_where_a_tool_does_not_say_so() -> None:
+    loose = (tool("f", {"properties": {"a": {"type": "boolean"}}, "required": ["a"]}), tool("g", {}))
+    for name, fields in (("f", {"a"}), ("g", set())):
+        (call,) = Answer(made.tiny_chat(), ChatRequest(ASK, loose, tool_choice=name), 0).read().tool_calls
+        assert set(call.arguments) == fields
+
+
 def test_tools_beside_a_schema_may_be_called_instead() -> None:
     request = ChatRequest(ASK, TOOLS, response_schema=SCHEMAS["string"])
     called = Answer(made.tiny_chat(), request, 0, likes="<tool_call>").read()

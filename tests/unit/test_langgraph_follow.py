@@ -314,9 +314,9 @@ def test_without_the_framework_the_extra_is_named() -> None:
         "try: __import__(sys.argv[2])\n"
         "except ImportError as error: print(error)\n"
     )
-    for blocked, module in (
-        ("langgraph.checkpoint.base", "langgraph"),
-        ("langchain.agents.middleware", "middleware"),
+    for blocked, module, extra in (
+        ("langgraph.checkpoint.base", "langgraph", "langgraph"),
+        ("langchain.agents.middleware", "middleware", "agents"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", program, blocked, f"langchain_agent_memory.{module}"],
@@ -325,4 +325,4 @@ def test_without_the_framework_the_extra_is_named() -> None:
             check=True,
             timeout=60,
         )
-        assert "agent-memory-mlx[langgraph]" in done.stdout
+        assert f"agent-memory-mlx[{extra}]" in done.stdout

@@ -1,0 +1,54 @@
+"""The notebooks run from top to bottom, draw their plots, and are kept without outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def test_there_are_notebooks_and_their_names_are_in_order() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs_and_in_the_usual_order(path: Path) -> None:
+    notebook = read(path)
+    assert outputs(notebook) == []
+    headings = [
+        line
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith(("# ", "## "))
+    ]
+    assert headings[0].startswith("# ")
+    assert headings[1:3] == ["## Overview", "## Setup"]
+    assert headings[-1] == "## API reference"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_CACHE_DIR", str(tmp_path / "store"))
+    monkeypatch.setenv("AGENT_MEMORY_MIN_FREE_MB", "0")
+    notebook = read(path)
+    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    made = outputs(notebook)
+    assert [output for output in made if output.output_type == "error"] == []
+    assert any("image/png" in output.get("data", {}) for output in made)
