@@ -38,7 +38,10 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/agent-memory bench
+	$(BIN)/python benchmarks/ttft.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/append_cost.py
+	$(BIN)/python benchmarks/report.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
