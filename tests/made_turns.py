@@ -21,12 +21,13 @@ if __name__ == "__main__":
     sys.modules["agent_memory_core"] = _package
 
 from agent_memory_core.block import BlockHash, block_hash, root_hash, tail_hash
-from agent_memory_core.block_store import BlockStore, HostTensor, Record
+from agent_memory_core.block_file import HostTensor, Record
+from agent_memory_core.block_store import BlockStore
 from agent_memory_core.catalog import BranchCommit, BranchRow
 from agent_memory_core.errors import StoreFull
 
 if TYPE_CHECKING:
-    from agent_memory_core.block_store import LoadedBlock
+    from agent_memory_core.block_file import LoadedBlock
 
 BLOCK = 4
 IDENTITY = {"model": "made", "namespace": "default"}

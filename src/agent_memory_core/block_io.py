@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from agent_memory_core.block import Block, BlockHash
-from agent_memory_core.block_store import BlockStore, HostTensor, LoadedBlock, Record
+from agent_memory_core.block_file import HostTensor, LoadedBlock, Record
+from agent_memory_core.block_store import BlockStore
 from agent_memory_core.catalog import BranchCommit, BranchRow
 from agent_memory_core.errors import StoreError
 

@@ -15,51 +15,48 @@ is a miss alone. KV can be turned back into text: files are private to their own
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
-import itertools
 import json
 import logging
 import os
 import re
-import shutil
 import stat
-import struct
-import sys
 import threading
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import xxhash
 
 from agent_memory_core.block import BlockHash, block_hash, tail_hash
-from agent_memory_core.catalog import (
-    BlockRow,
-    BranchCommit,
-    BranchRow,
-    Catalog,
-    CatalogDamaged,
-    is_alive,
-    process_name,
+from agent_memory_core.block_file import (
+    SCHEMA,
+    Allocate,
+    Damaged,
+    HostTensor,
+    LoadedBlock,
+    Record,
+    bytes_of,
+    checksum_of,
+    open_file,
+    read_block,
+    read_header,
+    row_of,
+    transfer,
+    verify,
+    write_header,
 )
+from agent_memory_core.catalog import BlockRow, BranchCommit, BranchRow, Catalog
+from agent_memory_core.catalog_db import CatalogDamaged, is_alive, process_name
 from agent_memory_core.config import Durability
-from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.messages import SessionInfo
+from agent_memory_core.store_folder import link, make_dir, opening, prepare_root, remove, sync, sync_folder
 
 log = logging.getLogger("agent_memory")
 
-SCHEMA = 1
-"""Version of the folder; part of every block's header."""
-
-ALIGNMENT = 4096
-MAX_HEADER = 2**20
 DEFAULT_QUOTA = 20 * 2**30
 CATALOG_ROOM = 16 * 2**20
 """Bytes of the volume that blocks never take: on a full one the catalog could not even evict."""
@@ -67,61 +64,13 @@ CATALOG_ROOM = 16 * 2**20
 MAX_QUARANTINED = 8
 """Most damaged files that are kept to be looked at."""
 
-_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
-_ITEM_BYTES |= {"U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FOLDERS = {False: "b", True: "t"}
 _FILE = re.compile(r"([0-9a-f]{64})/([bt])/([0-9a-f]{2})/(\3[0-9a-f]{62})\.safetensors")
 _IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
-_MAX_BUFFERS = 1024
-_MAX_CALL = 2**30
-_PIECE = 2**20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_FOREIGN = {errno.ELOOP, errno.ENXIO}
 _STALE_SECONDS = 3600.0
 _ATTEMPTS = 3
 _UNLINK_AT_ONCE = 128
-_REMOTE = {"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "fuse.sshfs"}
-_F_BARRIERFSYNC = 85
-_F_FULLFSYNC = 51
-
-Allocate = Callable[[str, tuple[int, ...]], tuple[Any, memoryview]]
-"""From a safetensors dtype and a shape to an array and its writable bytes, which the store fills."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostTensor:
-    """One tensor in host memory. ``dtype`` is safetensors' name; ``data`` are its contiguous bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One block or tail to store. ``tensors`` are laid down in this order, without gaps."""
-
-    key: BlockHash
-    parent: BlockHash
-    tokens: tuple[int, ...]
-    is_tail: bool
-    tensors: tuple[HostTensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedBlock:
-    """One verified block. ``tensors`` are the arrays that were allocated for it; ``nbytes`` is their size.
-
-    ``tokens`` is empty where the catalog was rebuilt and the ids were not yet named again.
-    """
-
-    key: BlockHash
-    parent: BlockHash
-    tokens: tuple[int, ...]
-    is_tail: bool
-    tensors: dict[str, Any]
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +99,6 @@ class CheckReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """A parsed header: what it says of its block, its tensors in order, and where the payload starts."""
-
-    said: dict[str, str]
-    tensors: tuple[_Tensor, ...]
-    start: int
-
-    @property
-    def payload(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-
-@dataclass(frozen=True, slots=True)
 class _NewFile:
     """A file to be. The checksum in ``row`` is not yet known."""
 
@@ -188,10 +116,6 @@ class _Plan:
     new: list[_NewFile]
     evicted: list[BlockRow]
     reservation: int
-
-
-class _Damaged(Exception):
-    """A file is proven not to be what the catalog says."""
 
 
 class BlockStore:
@@ -221,10 +145,10 @@ class BlockStore:
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
-        _prepare_root(path)
-        with _opening(path / "SCHEMA"):
+        prepare_root(path)
+        with opening(path / "SCHEMA", SCHEMA):
             for folder in (self._tmp, self._quarantine, self._ns):
-                _make_dir(folder)
+                make_dir(folder)
             for leftover in self._leftovers():
                 leftover.unlink(missing_ok=True)
             self.catalog = self._open_catalog(durability)
@@ -276,8 +200,8 @@ class BlockStore:
             if key is None:
                 self._register(catalog, path, root)
                 continue
-            with suppress(OSError, _Damaged), _open_file(path) as (fd, size):
-                rows.append((_adopted(fd, size, root, key, is_tail), os.fstat(fd).st_mtime))
+            with suppress(OSError, Damaged), open_file(path) as (fd, size):
+                rows.append((row_of(fd, size, root, key, is_tail), os.fstat(fd).st_mtime))
         catalog.rebuild(rows)
 
     def _register(self, catalog: Catalog, path: Path, root: BlockHash) -> None:
@@ -351,7 +275,7 @@ class BlockStore:
             return False
         self.catalog.scrub()
         for path in self._quarantine.iterdir():
-            _remove(path)
+            remove(path)
         return True
 
     # -- writing ------------------------------------------------------------------------------------------
@@ -415,8 +339,8 @@ class BlockStore:
         row = BlockRow(
             record.key, record.parent, root, record.tokens, record.is_tail, 0, "0" * 32, len(record.tokens)
         )
-        views = tuple(_bytes_of(tensor.data) for tensor in record.tensors)
-        nbytes = len(_write_header(row, record.tensors)) + sum(view.nbytes for view in views)
+        views = tuple(bytes_of(tensor.data) for tensor in record.tensors)
+        nbytes = len(write_header(row, record.tensors)) + sum(view.nbytes for view in views)
         return _NewFile(replace(row, nbytes=nbytes), self._path(row), record.tensors, views)
 
     def _path(self, row: BlockRow) -> Path:
@@ -433,7 +357,7 @@ class BlockStore:
     def _write_all(self, new: Sequence[_NewFile], commit: BranchCommit) -> list[BlockRow]:
         rows = [self._publish_or_evict(new[index:], commit) for index in range(len(new))]
         if self._durable and new:
-            _sync_folder(self._ns, barrier=False)
+            sync_folder(self._ns, barrier=False)
         return rows
 
     def _publish_or_evict(self, pending: Sequence[_NewFile], commit: BranchCommit) -> BlockRow:
@@ -450,13 +374,13 @@ class BlockStore:
 
     def _publish(self, file: _NewFile) -> BlockRow:
         """Give a file its bytes and its name. One that is there already and sound is kept instead."""
-        file = replace(file, row=replace(file.row, checksum=_checksum(file.views)))
-        tmp = self._write_tmp([memoryview(_write_header(file.row, file.tensors)), *file.views])
+        file = replace(file, row=replace(file.row, checksum=checksum_of(file.views)))
+        tmp = self._write_tmp([memoryview(write_header(file.row, file.tensors)), *file.views])
         try:
             changed = self._make_dirs(file.path.parent)
             row = self._link_or_adopt(tmp, file)
             for folder in changed if self._durable else ():
-                _sync_folder(folder, barrier=True)
+                sync_folder(folder, barrier=True)
             return row
         finally:
             tmp.unlink(missing_ok=True)
@@ -464,16 +388,16 @@ class BlockStore:
     def _link_or_adopt(self, tmp: Path, file: _NewFile) -> BlockRow:
         for _ in range(_ATTEMPTS):
             with suppress(FileExistsError):
-                _link(tmp, file.path)
+                link(tmp, file.path)
                 return file.row
             try:
-                with _open_file(file.path) as (fd, size):
-                    theirs = replace(file.row, checksum=_read_header(fd, size).said.get("xxh3_128", ""))
-                    _verify(fd, size, theirs)
+                with open_file(file.path) as (fd, size):
+                    theirs = replace(file.row, checksum=read_header(fd, size).said.get("xxh3_128", ""))
+                    verify(fd, size, theirs)
                 return theirs
             except FileNotFoundError:
                 continue
-            except _Damaged as damage:
+            except Damaged as damage:
                 self._set_aside(file.path, str(damage))
         raise StoreError(f"{file.path} cannot be replaced: is another program writing there?")
 
@@ -483,9 +407,9 @@ class BlockStore:
         fd = os.open(path, flags, 0o600)
         try:
             os.fchmod(fd, 0o600)
-            _transfer(views, lambda batch, _: os.writev(fd, batch))
+            transfer(views, lambda batch, _: os.writev(fd, batch))
             if self._durable:
-                _sync(fd, barrier=True)
+                sync(fd, barrier=True)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -499,7 +423,7 @@ class BlockStore:
         if not folder.is_dir():
             below = folder.relative_to(self._ns)
             for made in (self._ns, *(self._ns / part for part in reversed(below.parents)), folder):
-                if _make_dir(made):
+                if make_dir(made):
                     changed.append(made.parent)
         return changed
 
@@ -554,12 +478,12 @@ class BlockStore:
             return None
         path = self._path(row)
         try:
-            with _open_file(path) as (fd, size):
-                return _read_block(fd, size, row, allocate)
+            with open_file(path) as (fd, size):
+                return read_block(fd, size, row, allocate)
         except FileNotFoundError:
             self._count("miss_gone")
             self._drop(key, path)
-        except _Damaged as damage:
+        except Damaged as damage:
             self._count("miss_damaged")
             self._drop(key, path, str(damage))
         except (OSError, MemoryError) as error:
@@ -584,7 +508,7 @@ class BlockStore:
         with suppress(FileNotFoundError):
             os.rename(path, self._quarantine / f"{time.time_ns()}.{uuid.uuid4().hex[:8]}.{path.name}")
         for old in sorted(self._quarantine.iterdir())[:-MAX_QUARANTINED]:
-            _remove(old)
+            remove(old)
 
     # -- audit --------------------------------------------------------------------------------------------
 
@@ -603,15 +527,15 @@ class BlockStore:
                 continue
             row = self.catalog.row(key)
             try:
-                with _open_file(path) as (fd, size):
-                    seen = _adopted(fd, size, root, key, is_tail)
-                    _verify(fd, size, row or seen)
+                with open_file(path) as (fd, size):
+                    seen = row_of(fd, size, root, key, is_tail)
+                    verify(fd, size, row or seen)
                     if row is None:
                         unknown[path] = (seen, os.fstat(fd).st_mtime)
                 files, nbytes = files + 1, nbytes + size
             except FileNotFoundError:
                 continue
-            except _Damaged as damage:
+            except Damaged as damage:
                 damaged[path] = (key, str(damage))
             except OSError:
                 damaged[path] = (key, "")
@@ -673,304 +597,3 @@ _NO_ROW = BlockRow(b"", b"", b"", (), True, 0, "", 0)
 
 def _place(row: BlockRow) -> tuple[BlockHash, BlockHash, bool, int]:
     return row.root, row.parent, row.is_tail, row.ntok
-
-
-# -- the folder -------------------------------------------------------------------------------------------
-
-
-def _prepare_root(path: Path) -> None:
-    """Make the folder, or refuse one that others can read or that cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _make_dir(path)
-        found = os.stat(path)
-    except OSError as error:
-        raise StoreUnreadable(f"{path} cannot be made: {error.strerror}. Set another cache_dir.") from error
-    mode = stat.S_IMODE(found.st_mode)
-    if not stat.S_ISDIR(found.st_mode):
-        raise StoreUnreadable(f"{path} is not a folder. Set another cache_dir.")
-    if found.st_uid != os.geteuid():
-        raise StoreUnreadable(
-            f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}. Set another cache_dir."
-        )
-    if mode & 0o077 or mode & 0o700 != 0o700:
-        raise StoreUnreadable(
-            f"{path} has mode {mode:04o}, but what lies there is as private as the conversations: chmod 700 {path}"
-        )
-    if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StoreUnreadable(f"{path} is read-only. Set another cache_dir, or None to keep nothing.")
-    kind = _file_system(path)
-    if kind in _REMOTE:
-        raise StoreUnreadable(
-            f"{path} is on {kind}, where locks and shared memory cannot be relied on. Set a cache_dir on a local disk."
-        )
-
-
-def _file_system(path: Path) -> str:
-    """The type of the file system below ``path`` as the system calls it, "" where that cannot be told."""
-    try:
-        if sys.platform == "darwin":
-            answer = ctypes.create_string_buffer(4096)
-            if ctypes.CDLL(None).statfs(os.fsencode(path), answer) != 0:
-                return ""
-            return ctypes.string_at(ctypes.byref(answer, 72), 16).split(b"\0")[0].decode()
-        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except (OSError, ValueError, AttributeError):
-        return ""
-    real = os.path.realpath(path)
-    over = [(len(at), kind) for at, kind in mounts if os.path.commonpath([real, at]) == at]
-    return max(over, default=(0, ""), key=lambda mount: mount[0])[1]
-
-
-@contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Let one process at a time open the store, and only one of a version that can be read."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreUnreadable(f"{path} cannot be opened: {error.strerror}. Set another cache_dir.") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        if not text:
-            os.pwrite(fd, f"{SCHEMA}\n".encode(), 0)
-        elif not text.isdecimal():
-            raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
-        elif int(text) > SCHEMA:
-            raise StoreUnreadable(
-                f"{path} says version {text}, newer than {SCHEMA}: upgrade agent-memory-mlx or set another cache_dir."
-            )
-        yield
-    finally:
-        os.close(fd)
-
-
-def _make_dir(path: Path) -> bool:
-    """Make one private folder; return whether it is new."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        return False
-    path.chmod(0o700)
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _link(tmp: Path, path: Path) -> None:
-    """Give ``tmp`` its final name, unless that is taken."""
-    try:
-        os.link(tmp, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        # No hard links here. Whoever comes second replaces equal content.
-        if os.path.lexists(path):
-            raise FileExistsError(path) from error
-        os.rename(tmp, path)
-
-
-def _sync(fd: int, *, barrier: bool) -> None:
-    """Bring a file to the drive; with ``barrier`` it is enough that it gets there before what follows."""
-    if sys.platform == "darwin":
-        with suppress(OSError):
-            fcntl.fcntl(fd, _F_BARRIERFSYNC if barrier else _F_FULLFSYNC)
-            return
-    os.fsync(fd)
-
-
-def _sync_folder(folder: Path, *, barrier: bool) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _sync(fd, barrier=barrier)
-    finally:
-        os.close(fd)
-
-
-# -- the file ---------------------------------------------------------------------------------------------
-
-
-def _bytes_of(data: memoryview) -> memoryview:
-    return data if data.format == "B" and data.ndim == 1 else data.cast("B")
-
-
-def _checksum(views: Sequence[memoryview]) -> str:
-    digest = xxhash.xxh3_128()
-    for view in views:
-        digest.update(view)
-    return digest.hexdigest()
-
-
-def _transfer(views: Sequence[memoryview], move: Callable[[list[memoryview], int], int]) -> int:
-    """Pass all bytes through a vectored call that may move fewer; return how many it moved before the end."""
-    pending = deque(view for view in views if view.nbytes)
-    done = 0
-    while pending:
-        room = _MAX_CALL
-        batch: list[memoryview] = []
-        for view in itertools.islice(pending, _MAX_BUFFERS):
-            batch.append(view[:room])
-            room -= batch[-1].nbytes
-            if room == 0:
-                break
-        moved = move(batch, done)
-        if moved == 0:
-            break
-        done += moved
-        while moved:
-            view = pending.popleft()
-            if view.nbytes > moved:
-                pending.appendleft(view[moved:])
-            moved -= min(moved, view.nbytes)
-    return done
-
-
-def _said_of(row: BlockRow) -> dict[str, str]:
-    """What the header of a block says of it."""
-    return {
-        "schema": str(SCHEMA),
-        "root": row.root.hex(),
-        "key": row.key.hex(),
-        "parent": row.parent.hex(),
-        "ntok": str(row.ntok),
-        "kind": "tail" if row.is_tail else "block",
-        "xxh3_128": row.checksum,
-    }
-
-
-def _digest_of(said: Mapping[str, str], table: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps([said, table], sort_keys=True).encode())
-
-
-def _write_header(row: BlockRow, tensors: Sequence[HostTensor]) -> bytes:
-    table: dict[str, Any] = {}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.data.nbytes
-        table[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    said = {**_said_of(row), "writer": "agent-memory"}
-    said["header_xxh3_128"] = _digest_of(said, table)
-    text = json.dumps({"__metadata__": said, **table}, separators=(",", ":")).encode()
-    length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
-    return struct.pack("<Q", length) + text.ljust(length)
-
-
-@contextmanager
-def _open_file(path: Path) -> Iterator[tuple[int, int]]:
-    """A regular file, opened for reading, and its size in bytes; anything else in its place is damage."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in _FOREIGN:
-            raise _Damaged("it is not a file") from error
-        raise
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise _Damaged("it is not a file")
-        yield fd, found.st_size
-    finally:
-        os.close(fd)
-
-
-def _read_header(fd: int, size: int) -> _Header:
-    """Parse a header as strictly as it is written. Nothing is allocated by what it says."""
-    first = os.pread(fd, ALIGNMENT, 0)
-    if len(first) < ALIGNMENT:
-        raise _Damaged("it is shorter than a header")
-    start = 8 + int.from_bytes(first[:8], "little")
-    if start % ALIGNMENT or not ALIGNMENT <= start <= min(MAX_HEADER, size):
-        raise _Damaged("its header has no possible length")
-    text = first[8:] if start == ALIGNMENT else os.pread(fd, start - 8, 8)
-    try:
-        table = json.loads(text)
-        said = table.pop("__metadata__")
-        tensors = tuple(_tensor(name, entry) for name, entry in table.items())
-        bounds = [tuple(entry["data_offsets"]) for entry in table.values()]
-        digest = said.pop("header_xxh3_128")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _Damaged("its header cannot be read") from error
-    ends = list(itertools.accumulate(tensor.nbytes for tensor in tensors))
-    if bounds != list(zip([0, *ends], ends, strict=False)) or digest != _digest_of(said, table):
-        raise _Damaged("its header contradicts itself")
-    if size != start + sum(tensor.nbytes for tensor in tensors):
-        raise _Damaged("it is not as long as its header says")
-    return _Header(said, tensors, start)
-
-
-def _tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:
-    shape = tuple(entry["shape"])
-    if not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, *entry["data_offsets"])):
-        raise ValueError("a shape of whole numbers")
-    nbytes = _ITEM_BYTES[entry["dtype"]]
-    for n in shape:
-        nbytes *= n
-    return _Tensor(name, entry["dtype"], shape, nbytes)
-
-
-def _check_said(header: _Header, row: BlockRow) -> None:
-    for name, value in _said_of(row).items():
-        if header.said.get(name) != value:
-            raise _Damaged(f"its {name} is {str(header.said.get(name))[:80]!r} instead of {value!r}")
-
-
-def _header_of(fd: int, size: int, row: BlockRow) -> _Header:
-    """The header of a file that has the size of its row and says the same."""
-    if size != row.nbytes:
-        raise _Damaged(f"it has {size} bytes instead of {row.nbytes}")
-    header = _read_header(fd, size)
-    _check_said(header, row)
-    return header
-
-
-def _read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedBlock:
-    header = _header_of(fd, size, row)
-    arrays: dict[str, Any] = {}
-    views: list[memoryview] = []
-    for tensor in header.tensors:
-        arrays[tensor.name], view = allocate(tensor.dtype, tensor.shape)
-        assert view.nbytes == tensor.nbytes
-        views.append(view)
-    moved = _transfer(views, lambda batch, done: os.preadv(fd, batch, header.start + done))
-    if moved != header.payload:
-        raise _Damaged("it was cut while it was read")
-    if _checksum(views) != row.checksum:
-        raise _Damaged("its payload does not have its checksum")
-    return LoadedBlock(row.key, row.parent, row.tokens, row.is_tail, arrays, header.payload)
-
-
-def _adopted(fd: int, size: int, root: BlockHash, key: BlockHash, is_tail: bool) -> BlockRow:
-    """The row of a file as its header has it, without token ids; its place must agree with its header."""
-    header = _read_header(fd, size)
-    try:
-        parent, ntok = bytes.fromhex(header.said["parent"]), int(header.said["ntok"])
-        checksum = bytes.fromhex(header.said["xxh3_128"]).hex()
-    except (ValueError, TypeError, KeyError) as error:
-        raise _Damaged("its header cannot be read") from error
-    if len(parent) != 32 or not 0 < ntok < 2**31:
-        raise _Damaged("its header is not one of a block")
-    row = BlockRow(key, parent, root, (), is_tail, size, checksum, ntok)
-    _check_said(header, row)
-    return row
-
-
-def _verify(fd: int, size: int, row: BlockRow) -> None:
-    """Compare a whole file with its row."""
-    header = _header_of(fd, size, row)
-    digest = xxhash.xxh3_128()
-    piece = bytearray(_PIECE)
-    at = header.start
-    while moved := os.preadv(fd, [piece], at):
-        digest.update(memoryview(piece)[:moved])
-        at += moved
-    if digest.hexdigest() != row.checksum:
-        raise _Damaged("its payload does not have its checksum")

@@ -5,124 +5,35 @@ being written over it; ``refs`` counts them. Triggers keep the counts and the by
 insert, move and delete, so a crash cannot part them. Only rows with no refs may go, which makes every removal
 leaf first. A block whose file was lost while something still hangs from it stays as a *ghost*: its tokens are
 known, its bytes are a miss until it is committed again, and what hangs from it is then of use again.
-
-Threads share one `Catalog` and never a connection; processes share the file.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
 import sqlite3
-import threading
 import time
-import uuid
-import weakref
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from agent_memory_core.block import BlockHash, block_hash, pack_tokens, tail_hash, unpack_tokens
-from agent_memory_core.config import Durability
-from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.catalog_db import VERSION, Database, is_alive, process_name
+from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreFull
 from agent_memory_core.messages import SessionInfo
-
-log = logging.getLogger("agent_memory")
 
 SessionState = Literal["new", "live", "evicted", "other_model"]
 
-VERSION = 1
 MAX_NAME = 512
 """Most characters of a session id or a namespace."""
 
 MAX_CHILDREN = 1024
 """Most rows `Catalog.children` returns: the newest."""
 
-_BUSY_SECONDS = 10.0
 _TOUCH_SECONDS = 60.0
 _TOMBSTONE_SECONDS = 30 * 24 * 3600.0
 _QUERY_KEYS = 256
-_LIFE = uuid.uuid4().hex[:12]
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# A damaged database can make SQLite say things that are no text.
-_FAULTS = (sqlite3.Error, UnicodeDecodeError)
-# What may keep a sound database from being opened.
-_PASSING = {
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
-    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
-}
-
-_SCHEMA = """
-CREATE TABLE roots (root BLOB PRIMARY KEY, namespace TEXT NOT NULL, model TEXT NOT NULL, identity TEXT NOT NULL);
-CREATE TABLE sessions (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, session_id TEXT NOT NULL, root BLOB NOT NULL,
-  pinned INTEGER NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL, UNIQUE (namespace, session_id, root));
-CREATE TABLE branches (
-  branch_id INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL,
-  generation INTEGER NOT NULL, head BLOB NOT NULL, tail BLOB, tokens INTEGER NOT NULL,
-  prompt_tokens INTEGER NOT NULL, lane TEXT NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL);
-CREATE INDEX branches_session ON branches (session);
-CREATE INDEX branches_head ON branches (head);
-CREATE INDEX branches_tail ON branches (tail);
-CREATE INDEX branches_age ON branches (last_use);
-CREATE TABLE blocks (
-  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, parent BLOB NOT NULL, root BLOB NOT NULL,
-  tokens BLOB NOT NULL, ntok INTEGER NOT NULL, is_tail INTEGER NOT NULL, nbytes INTEGER NOT NULL,
-  checksum TEXT NOT NULL, stored INTEGER NOT NULL, refs INTEGER NOT NULL, owner INTEGER NOT NULL,
-  last_use REAL NOT NULL);
-CREATE INDEX blocks_parent ON blocks (parent);
-CREATE INDEX blocks_owner ON blocks (owner);
-CREATE INDEX blocks_free ON blocks (last_use) WHERE refs = 0;
-CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'';
-CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO totals VALUES (0, 0);
-CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, bytes INTEGER NOT NULL);
-CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL);
-CREATE INDEX holds_reservation ON holds (reservation);
-CREATE INDEX holds_key ON holds (key);
-
-CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
-  UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.parent;
-  UPDATE blocks SET refs = (SELECT count(*) FROM blocks WHERE parent = NEW.key)
-    + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
-    + (SELECT count(*) FROM holds WHERE key = NEW.key)
-    WHERE id = NEW.id;
-END;
-CREATE TRIGGER block_changed AFTER UPDATE OF stored, nbytes ON blocks BEGIN
-  UPDATE totals SET files = files + NEW.stored - OLD.stored, bytes = bytes + NEW.nbytes - OLD.nbytes;
-END;
-CREATE TRIGGER block_removed AFTER DELETE ON blocks BEGIN
-  UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.parent;
-END;
-CREATE TRIGGER hold_added AFTER INSERT ON holds BEGIN
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.key;
-END;
-CREATE TRIGGER hold_removed AFTER DELETE ON holds BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
-END;
-CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
-END;
-CREATE TRIGGER branch_moved AFTER UPDATE OF head, tail ON branches BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
-END;
-CREATE TRIGGER branch_removed AFTER DELETE ON branches BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
-END;
-"""
-
 _COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.head = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)
@@ -216,10 +127,6 @@ class BranchCommit:
     token_ids: tuple[int, ...] = ()
 
 
-class CatalogDamaged(StoreError):
-    """The database file is not one, or its pages contradict each other."""
-
-
 def validate_session_id(session_id: str) -> str:
     """Return a session id, unless it cannot be one. Any other text can: it is a bound value and never part of a path.
 
@@ -243,160 +150,14 @@ def _validate_name(name: str, what: str) -> str:
     )
 
 
-def process_name() -> str:
-    """This process: its id, and what tells it from an earlier one that had the same id."""
-    return f"{os.getpid()}.{_LIFE}"
-
-
-def is_alive(process: str) -> bool:
-    """Whether the process of that name runs on this machine, as far as can be told."""
-    pid = process.partition(".")[0]
-    if pid == str(os.getpid()):
-        return process == process_name()
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-class Catalog:
-    """Blocks, branches and sessions of one store.
-
-    Reads that fail (a locked or damaged database) answer that nothing is known, and are counted in
-    `failed_reads`; writes raise StoreError. ``created`` says that the tables were made by this opening.
-
-    Raises:
-        CatalogDamaged: the file is not a sound database.
-        StoreUnreadable: it cannot be opened, or was written by a newer version.
-    """
-
-    def __init__(self, path: Path, durability: Durability = "process") -> None:
-        self._path = path
-        self._synchronous = "FULL" if durability == "power" else "NORMAL"
-        self._idle: deque[sqlite3.Connection] = deque()
-        weakref.finalize(self, _close_all, self._idle)
-        self._local = threading.local()
-        self._closed = False
-        self.failed_reads = 0
-        try:
-            self.created = self._prepare()
-        except (*_FAULTS, OSError) as error:
-            self.close()
-            if _is_damage(error):
-                raise CatalogDamaged(f"{path} is damaged: {error}.") from error
-            raise StoreUnreadable(f"{path} cannot be opened: {error}. Set another cache_dir.") from error
-        except BaseException:
-            self.close()
-            raise
-
-    # -- connections --------------------------------------------------------------------------------------
-
-    def _prepare(self) -> bool:
-        if self._path.is_dir():
-            raise CatalogDamaged(f"{self._path} is a folder.")
-        # Never opened where it exists: closing it would undo the locks of other connections of this process.
-        with suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with self._connection() as db:
-            if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise CatalogDamaged(f"{self._path} is damaged.")
-            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise StoreUnreadable(
-                    f"{self._path} cannot have a log here. Set a cache_dir on a local disk."
-                )
-            version: int = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise StoreUnreadable(
-                    f"{self._path} is of version {version}, newer than {VERSION}: upgrade agent-memory-mlx or set "
-                    f"another cache_dir."
-                )
-            if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            # A database of something else fails here.
-            db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations, holds LIMIT 0")
-            return version == 0
-
-    def _connect(self) -> sqlite3.Connection:
-        if self._closed:
-            raise StoreError(f"the store at {self._path.parent} is closed.")
-        db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA synchronous = {self._synchronous}")
-        # What was forgotten must not be left in free pages.
-        db.execute("PRAGMA secure_delete = ON")
-        db.execute(f"PRAGMA fullfsync = {int(self._synchronous == 'FULL')}")
-        return db
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection for this thread alone; inside another use by the same thread, that one."""
-        current: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if current is not None:
-            yield current
-            return
-        try:
-            db = self._idle.pop()
-        except IndexError:
-            db = self._connect()
-        self._local.db = db
-        try:
-            yield db
-        finally:
-            self._local.db = None
-            self._idle.append(db)
-            if self._closed:
-                self.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the write lock of the store, against all processes; of what is written inside, all or nothing stays.
-
-        Inside another transaction of the same thread it is part of that one.
-
-        Raises:
-            StoreError: the database cannot be written, or stayed locked for ten seconds.
-        """
-        try:
-            with self._connection() as db:
-                if db.in_transaction:
-                    yield db
-                    return
-                try:
-                    db.execute("BEGIN IMMEDIATE")
-                    yield db
-                    db.execute("COMMIT")
-                finally:
-                    db.rollback()
-        except _FAULTS as error:
-            full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-            raise (StoreFull if full else StoreError)(f"{self._path} cannot be written: {error}.") from error
-
-    def _read(self, sql: str, values: Sequence[Any] = (), *, strict: bool = False) -> list[Any]:
-        """All rows of a query. One that fails has none, unless it is ``strict`` or part of a transaction."""
-        try:
-            with self._connection() as db:
-                return db.execute(sql, values).fetchall()
-        except _FAULTS as error:
-            if getattr(self._local, "db", None) is not None:
-                raise
-            if strict:
-                raise StoreError(f"{self._path} cannot be read: {error}.") from error
-            self.failed_reads += 1
-            log.warning("the catalog could not be read: %s", error)
-            return []
-
-    def close(self) -> None:
-        """Close every connection. Reads and writes afterwards raise StoreError."""
-        self._closed = True
-        _close_all(self._idle)
+class Catalog(Database):
+    """Blocks, branches and sessions of one store."""
 
     # -- roots and blocks ---------------------------------------------------------------------------------
 
     def register_root(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Make a root known, with what it was hashed from. Once is enough."""
-        if self._read("SELECT 1 FROM roots WHERE root = ?", (root,)):
+        if self.read("SELECT 1 FROM roots WHERE root = ?", (root,)):
             return
         model = identity.get("name") or identity.get("model", "")
         values = (root, namespace, model, json.dumps(dict(identity), sort_keys=True))
@@ -409,9 +170,7 @@ class Catalog:
             part = hashes[start : start + _QUERY_KEYS]
             found = {
                 row[0]
-                for row in self._read(
-                    f"SELECT key FROM blocks WHERE stored AND key IN ({_marks(part)})", part
-                )
+                for row in self.read(f"SELECT key FROM blocks WHERE stored AND key IN ({_marks(part)})", part)
             }
             for index, key in enumerate(part, start):
                 if key not in found:
@@ -427,18 +186,18 @@ class Catalog:
         found: dict[BlockHash, BlockRow] = {}
         for start in range(0, len(keys), _QUERY_KEYS):
             part = keys[start : start + _QUERY_KEYS]
-            for row in self._read(f"{_BLOCK} WHERE stored AND key IN ({_marks(part)})", part):
+            for row in self.read(f"{_BLOCK} WHERE stored AND key IN ({_marks(part)})", part):
                 found[row[0]] = _block_row(row)
         return found
 
     def children(self, parent: BlockHash) -> list[BlockRow]:
         """Stored blocks and tails that directly follow ``parent``, by key; at most the newest `MAX_CHILDREN`."""
         sql = f"{_BLOCK} WHERE parent = ? AND stored ORDER BY id DESC LIMIT {MAX_CHILDREN}"
-        return sorted((_block_row(row) for row in self._read(sql, (parent,))), key=lambda row: row.key)
+        return sorted((_block_row(row) for row in self.read(sql, (parent,))), key=lambda row: row.key)
 
     def all_keys(self) -> list[BlockHash]:
         """The keys of all stored blocks."""
-        return [row[0] for row in self._read("SELECT key FROM blocks WHERE stored ORDER BY id")]
+        return [row[0] for row in self.read("SELECT key FROM blocks WHERE stored ORDER BY id")]
 
     def drop(self, keys: Iterable[BlockHash]) -> None:
         """Take note that files are lost.
@@ -490,19 +249,19 @@ class Catalog:
     def branches(self, root: BlockHash, namespace: str, session_id: str) -> list[BranchRow]:
         """The branches of a session under one root, oldest first."""
         sql = f"{_BRANCH} WHERE s.namespace = ? AND s.session_id = ? AND s.root = ? ORDER BY b.branch_id"
-        return [BranchRow(*row) for row in self._read(sql, (namespace, session_id, root))]
+        return [BranchRow(*row) for row in self.read(sql, (namespace, session_id, root))]
 
     def session_branches(self, namespace: str, session_id: str) -> list[BranchRow]:
         """The branches of a session under all roots, oldest first."""
         sql = f"{_BRANCH} WHERE s.namespace = ? AND s.session_id = ? ORDER BY b.branch_id"
-        return [BranchRow(*row) for row in self._read(sql, (namespace, session_id))]
+        return [BranchRow(*row) for row in self.read(sql, (namespace, session_id))]
 
     def branch_tokens(self, branch: BranchRow) -> tuple[int, ...]:
         """The exact token ids of a branch; where those of a block are unknown, all before it."""
-        chain = self._read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
+        chain = self.read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
         tokens: list[int] = []
         above = branch.root
-        for key, parent, packed, is_tail, _ in chain or self._read(_CHAIN, (branch.head,)):
+        for key, parent, packed, is_tail, _ in chain or self.read(_CHAIN, (branch.head,)):
             part = _proven(key, parent, packed, is_tail)
             if parent != above or not part:
                 break
@@ -514,7 +273,7 @@ class Catalog:
         """Why a session has no branch under a root: never seen, evicted, or seen under other roots only."""
         sql = """SELECT s.root, EXISTS (SELECT 1 FROM branches b WHERE b.session = s.id) FROM sessions s
           WHERE s.namespace = ? AND s.session_id = ?"""
-        lives: dict[BlockHash, int] = dict(self._read(sql, (namespace, session_id)))
+        lives: dict[BlockHash, int] = dict(self.read(sql, (namespace, session_id)))
         if root in lives:
             return "live" if lives[root] else "evicted"
         return "other_model" if lives else "new"
@@ -603,7 +362,7 @@ class Catalog:
         """Note that a branch is in use; written at most once a minute."""
         now = time.time()
         stale = "SELECT 1 FROM branches WHERE branch_id = ? AND last_use < ?"
-        if self._read(stale, (branch_id, now - _TOUCH_SECONDS)):
+        if self.read(stale, (branch_id, now - _TOUCH_SECONDS)):
             with self.transaction() as db:
                 db.execute("UPDATE branches SET last_use = ? WHERE branch_id = ?", (now, branch_id))
 
@@ -668,7 +427,7 @@ class Catalog:
 
     def scrub(self) -> None:
         """Empty the database's log, where what was deleted can still be read."""
-        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def pin(self, namespace: str, session_id: str, pinned: bool) -> None:
         """Keep a session from eviction, or no longer.
@@ -695,8 +454,8 @@ class Catalog:
         Raises:
             StoreError: the database cannot be read.
         """
-        sizes = {row[:2]: row[2] for row in self._read(_SESSION_BYTES, strict=True)}
-        found = self._read(_SESSIONS, (namespace, namespace), strict=True)
+        sizes = {row[:2]: row[2] for row in self.read(_SESSION_BYTES, strict=True)}
+        found = self.read(_SESSIONS, (namespace, namespace), strict=True)
         return [
             SessionInfo(
                 sid, space, model, branches, tokens, sizes.get((space, sid), 0), bool(pinned), created, used
@@ -715,11 +474,11 @@ class Catalog:
         sql = """SELECT files, bytes, (SELECT coalesce(sum(bytes), 0) FROM reservations),
           (SELECT count(*) FROM branches), (SELECT count(DISTINCT session) FROM branches) FROM totals"""
         names = ("files", "bytes", "reserved", "branches", "sessions")
-        return dict(zip(names, next(iter(self._read(sql)), (0,) * len(names)), strict=True))
+        return dict(zip(names, next(iter(self.read(sql)), (0,) * len(names)), strict=True))
 
     def evictable_bytes(self) -> int:
         """Bytes of all files that eviction could free: those that no pinned session reaches."""
-        return self.total_bytes() - int(next(iter(self._read(_PINNED_BYTES)), (0,))[0])
+        return self.total_bytes() - int(next(iter(self.read(_PINNED_BYTES)), (0,))[0])
 
     def reserve(
         self, nbytes: int, quota: int, shortfall: int, hold: Iterable[BlockHash], keep_branch: int | None
@@ -820,11 +579,6 @@ class Catalog:
         return wrong
 
 
-def _close_all(idle: deque[sqlite3.Connection]) -> None:
-    while idle:
-        idle.pop().close()
-
-
 def _ids(db: sqlite3.Connection, namespace: str, session_id: str) -> list[int]:
     sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ?"
     return [row[0] for row in db.execute(sql, (namespace, session_id))]
@@ -848,9 +602,3 @@ def _proven(key: BlockHash, parent: BlockHash, packed: bytes, is_tail: int) -> t
     """The token ids of a row if its name says they are; else none."""
     tokens = unpack_tokens(packed)
     return tokens if key == (tail_hash if is_tail else block_hash)(parent, tokens) else ()
-
-
-def _is_damage(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return False
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence as ReadOnly
 from typing import Any
 
 from agent_memory_core.block import Block, BlockHash, common_prefix, root_hash
+from agent_memory_core.block_file import LoadedBlock
 from agent_memory_core.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.block_pool import BlockPool
-from agent_memory_core.block_store import BlockStore, LoadedBlock
+from agent_memory_core.block_store import BlockStore
 from agent_memory_core.branch import Branch
 from agent_memory_core.catalog import BranchRow
 from agent_memory_core.chat_template import ChatTemplate, Prompt, TokenText

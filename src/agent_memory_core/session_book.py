@@ -127,4 +127,5 @@ def snapshot(session: LiveSession, owner: Owner, branch: Branch[TokenText]) -> B
         prompt_tokens=branch.prompt_tokens,
         lane=branch.lane,
         max_branches=session.max_branches,
+        token_ids=branch.token_ids,
     )

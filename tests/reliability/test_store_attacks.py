@@ -30,7 +30,8 @@ from made_turns import (
     turn,
 )
 
-from agent_memory_core.block_store import BlockStore, LoadedBlock
+from agent_memory_core.block_file import LoadedBlock
+from agent_memory_core.block_store import BlockStore
 from agent_memory_core.errors import StoreUnreadable
 
 TOKENS = tuple(range(2 * BLOCK + 2))

@@ -35,9 +35,10 @@ from made_turns import (
 )
 from safetensors import safe_open
 
-from agent_memory_core import block_store
+from agent_memory_core import block_file, block_store, store_folder
 from agent_memory_core.block import block_hash, pack_tokens, root_hash, tail_hash
-from agent_memory_core.block_store import ALIGNMENT, BlockStore, HostTensor, Record
+from agent_memory_core.block_file import ALIGNMENT, HostTensor, Record
+from agent_memory_core.block_store import BlockStore
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull, StoreUnreadable
 
@@ -188,9 +189,9 @@ def test_bytes_pass_whole_through_calls_that_move_a_part() -> None:
         moved.extend(piece)
         return len(piece)
 
-    assert block_store._transfer(views, move) == len(wanted_bytes)
+    assert block_file.transfer(views, move) == len(wanted_bytes)
     assert moved == wanted_bytes
-    assert block_store._transfer(views, lambda batch, done: min(5, 12 - done)) == 12
+    assert block_file.transfer(views, lambda batch, done: min(5, 12 - done)) == 12
 
 
 def test_a_record_that_is_not_of_its_tokens_is_refused(store: BlockStore) -> None:
@@ -578,9 +579,9 @@ def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, te
 
 
 def test_the_file_system_of_the_tests_is_told_and_not_a_remote_one(tmp_path: Path) -> None:
-    kind = block_store._file_system(tmp_path)
+    kind = store_folder.file_system(tmp_path)
     assert kind
-    assert kind not in block_store._REMOTE
+    assert kind not in store_folder.REMOTE
 
 
 def test_only_leftovers_of_dead_processes_are_removed(folder: Path) -> None:

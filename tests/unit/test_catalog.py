@@ -20,10 +20,10 @@ from agent_memory_core.catalog import (
     BlockRow,
     BranchRow,
     Catalog,
-    CatalogDamaged,
     validate_namespace,
     validate_session_id,
 )
+from agent_memory_core.catalog_db import CatalogDamaged
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError, StoreFull, StoreUnreadable
 
 OTHER = root_hash({"model": "other"})

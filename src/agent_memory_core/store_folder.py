@@ -1,0 +1,138 @@
+"""The folder of a store: private, on a local disk, of a version that can be read; and what may be done in it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from agent_memory_core.errors import StoreUnreadable
+
+REMOTE = {"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "fuse.sshfs"}
+"""File systems of other machines, which are refused."""
+
+_F_BARRIERFSYNC = 85
+_F_FULLFSYNC = 51
+
+
+def prepare_root(path: Path) -> None:
+    """Make the folder, or refuse one that others can read or that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_dir(path)
+        found = os.stat(path)
+    except OSError as error:
+        raise StoreUnreadable(f"{path} cannot be made: {error.strerror}. Set another cache_dir.") from error
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode):
+        raise StoreUnreadable(f"{path} is not a folder. Set another cache_dir.")
+    if found.st_uid != os.geteuid():
+        raise StoreUnreadable(
+            f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}. Set another cache_dir."
+        )
+    if mode & 0o077 or mode & 0o700 != 0o700:
+        raise StoreUnreadable(
+            f"{path} has mode {mode:04o}, but what lies there is as private as the conversations: chmod 700 {path}"
+        )
+    if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreUnreadable(f"{path} is read-only. Set another cache_dir, or None to keep nothing.")
+    kind = file_system(path)
+    if kind in REMOTE:
+        raise StoreUnreadable(
+            f"{path} is on {kind}, where locks and shared memory cannot be relied on. Set a cache_dir on a local disk."
+        )
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system below ``path`` as the system calls it, "" where that cannot be told."""
+    try:
+        if sys.platform == "darwin":
+            answer = ctypes.create_string_buffer(4096)
+            if ctypes.CDLL(None).statfs(os.fsencode(path), answer) != 0:
+                return ""
+            return ctypes.string_at(ctypes.byref(answer, 72), 16).split(b"\0")[0].decode()
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except (OSError, ValueError, AttributeError):
+        return ""
+    real = os.path.realpath(path)
+    over = [(len(at), kind) for at, kind in mounts if os.path.commonpath([real, at]) == at]
+    return max(over, default=(0, ""), key=lambda mount: mount[0])[1]
+
+
+@contextmanager
+def opening(path: Path, version: int) -> Iterator[None]:
+    """Let one process at a time open the store whose version stands in ``path``, if it can be read."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnreadable(f"{path} cannot be opened: {error.strerror}. Set another cache_dir.") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        text = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        if not text:
+            os.pwrite(fd, f"{version}\n".encode(), 0)
+        elif not text.isdecimal():
+            raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
+        elif int(text) > version:
+            raise StoreUnreadable(
+                f"{path} says version {text}, newer than {version}: upgrade agent-memory-mlx or set another cache_dir."
+            )
+        yield
+    finally:
+        os.close(fd)
+
+
+def make_dir(path: Path) -> bool:
+    """Make one private folder; return whether it is new."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    path.chmod(0o700)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(tmp: Path, path: Path) -> None:
+    """Give ``tmp`` its final name, unless that is taken."""
+    try:
+        os.link(tmp, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # No hard links here. Whoever comes second replaces equal content.
+        if os.path.lexists(path):
+            raise FileExistsError(path) from error
+        os.rename(tmp, path)
+
+
+def sync(fd: int, *, barrier: bool) -> None:
+    """Bring a file to the drive; with ``barrier`` it is enough that it gets there before what follows."""
+    if sys.platform == "darwin":
+        with suppress(OSError):
+            fcntl.fcntl(fd, _F_BARRIERFSYNC if barrier else _F_FULLFSYNC)
+            return
+    os.fsync(fd)
+
+
+def sync_folder(folder: Path, *, barrier: bool) -> None:
+    """Bring a folder's entries to the drive, see `sync`."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(fd, barrier=barrier)
+    finally:
+        os.close(fd)
