@@ -58,13 +58,22 @@ def _machine() -> dict[str, Any]:
     elif shutil.which("sysctl"):
         cpu = _output("sysctl", "-n", "machdep.cpu.brand_string")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "platform": platform.platform(), "device": str(mx.default_device())}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"cpu": cpu, "cores": cores, "platform": system, "device": mx.default_device().type.name}
 
 
 def _commit() -> str:
-    return _output("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12")
+    """The commit that last changed what is measured, marked where it was changed since."""
+    commit = _git("log", "-1", "--format=%h", "--abbrev=12", "--", "src") or "unknown"
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--", "src") else commit
+
+
+def _git(*arguments: str) -> str:
+    return _output("git", "-C", str(HERE.parent), *arguments)
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""

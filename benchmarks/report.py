@@ -114,7 +114,7 @@ def _origin(name: str, result: Result) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
         f"`benchmarks/{name}.py` at {result['commit']}: {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['platform']}, MLX {versions['mlx']} on {machine['device']}, mlx-lm {versions['mlx-lm']}, "
+        f"{machine['platform']}, MLX {versions['mlx']} on its {machine['device']}, mlx-lm {versions['mlx-lm']}, "
         f"Python {versions['python']}."
     )
 
