@@ -1,0 +1,94 @@
+"""What a session can be told: prewarm, fork, forget; with a disk and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import drive
+import pytest
+
+from agent_memory_core import InvalidRequest
+
+Open = Callable[..., drive.Driver]
+BRIEF = {"role": "system", "content": "A brief that every agent begins with. " * 8}
+
+
+@pytest.fixture(params=["disk", "memory only"])
+def driver(request: pytest.FixtureRequest, llama: str, open_driver: Open) -> drive.Driver:
+    settings: dict[str, Any] = {"kv_bits": None}
+    return open_driver(llama, **settings | ({} if request.param == "disk" else {"cache_dir": None}))
+
+
+def begun(driver: drive.Driver, session: str) -> drive.History:
+    history: drive.History = [BRIEF, {"role": "user", "content": "A first question."}]
+    return [*history, {"role": "assistant", "content": driver.turn(history, session).text}]
+
+
+def test_a_prewarmed_brief_makes_the_first_turn_warm(driver: drive.Driver) -> None:
+    report = driver.memory.prewarm([BRIEF], session="template")
+    assert report.usage.completion_tokens == 0
+    assert report.usage.cache_read == 0
+    history = [BRIEF, {"role": "user", "content": "A question."}]
+    first = driver.turn(history, "agent")
+    assert first.cache_read == report.usage.prompt_tokens
+    assert driver.memory.prewarm([BRIEF], session="template").usage.cache_creation <= 1
+
+
+def test_a_prewarmed_brief_survives_a_restart(llama: str, open_driver: Open) -> None:
+    prompt_tokens = open_driver(llama).memory.prewarm([BRIEF], session="template").usage.prompt_tokens
+    seen = open_driver(llama).turn([BRIEF, {"role": "user", "content": "A question."}], "agent")
+    assert (seen.tier, seen.cache_read) == ("warm", prompt_tokens)
+
+
+def test_a_fork_goes_on_warm_and_leaves_the_other_alone(driver: drive.Driver) -> None:
+    history = begun(driver, "one")
+    driver.memory.fork("one", "two")
+    left = driver.turn([*history, {"role": "user", "content": "Go left."}], "one")
+    right = driver.turn([*history, {"role": "user", "content": "Go right."}], "two")
+    known = len(driver.prompts[0]) + 8
+    assert left.cache_read >= known - 1
+    assert right.cache_read >= known - 1
+    assert {info.session_id: info.branches for info in driver.memory.sessions()} == {"one": 1, "two": 1}
+    driver.memory.forget("one")
+    again = driver.turn([*history, {"role": "user", "content": "Go right."}], "two")
+    assert again.token_ids == right.token_ids
+    with pytest.raises(InvalidRequest, match="two"):
+        driver.memory.fork("two", "two")
+
+
+def test_a_forgotten_session_is_gone_from_memory_and_disk(driver: drive.Driver, tmp_path: Path) -> None:
+    history = begun(driver, "secret")
+    assert driver.memory.forget("secret")
+    assert driver.memory.sessions() == []
+    assert not list(tmp_path.rglob("store/**/*.safetensors"))
+    assert driver.turn(history, "secret").cache_read == 0
+    assert driver.memory.forget("secret")
+    assert not driver.memory.forget("secret")
+
+
+def test_forgetting_one_session_leaves_what_others_share(
+    llama: str, open_driver: Open, tmp_path: Path
+) -> None:
+    driver = open_driver(llama)
+    begun(driver, "one")
+    history = begun(driver, "two")
+    driver.memory.forget("one")
+    driver.evict()
+    seen = driver.turn([*history, {"role": "user", "content": "Go on."}], "two")
+    assert seen.tier == "warm"
+    assert seen.prompt_tokens - seen.cache_read < 20
+
+
+def test_a_memory_that_was_never_asked_answers_about_its_store(llama: str, open_driver: Open) -> None:
+    begun(open_driver(llama), "one")
+    fresh = open_driver(llama)
+    other = type(fresh.memory)(fresh.memory.config)
+    assert [info.session_id for info in other.sessions()] == ["one"]
+    other.fork("one", "two")
+    other.pin("two")
+    assert {info.session_id: info.pinned for info in other.sessions()} == {"one": False, "two": True}
+    assert other.forget("one")
+    assert other.stats()["store"]["sessions"] == 1
+    other.close()
