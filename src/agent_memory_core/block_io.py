@@ -7,13 +7,16 @@ the files. Arrays handed over are evaluated before, since a lazy array belongs t
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from agent_memory_core.block import Block, BlockHash
 from agent_memory_core.block_file import HostTensor, LoadedBlock, Record
@@ -57,6 +60,25 @@ def memory_is_writable() -> bool:
     array, view = allocate("U32", (4,))
     view[:] = b"\x01\x00\x00\x00" * 4
     return bool(mx.all(array == 1).item())
+
+
+@dataclass(frozen=True, slots=True)
+class _HostBytes:
+    """Where a tensor is read to on a backend whose arrays cannot be written into; copied into one afterwards."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytearray
+
+    @classmethod
+    def allocate(cls, dtype: str, shape: tuple[int, ...]) -> tuple[_HostBytes, memoryview]:
+        data = bytearray(math.prod(shape) * _DTYPES[dtype].size)
+        return cls(dtype, shape, data), memoryview(data)
+
+    def array(self) -> mx.array:
+        array = mx.array(np.frombuffer(self.data, np.uint8)).view(_DTYPES[self.dtype]).reshape(self.shape)
+        mx.eval(array)
+        return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,7 @@ class BlockReader:
 
     def __init__(self, store: BlockStore) -> None:
         self._store = store
+        self._writes_into_arrays = memory_is_writable()
         self._worker = _Worker("agent-memory-reader")
 
     def submit(
@@ -173,7 +196,10 @@ class BlockReader:
 
     def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[LoadedBlock]) -> None:
         for key in keys:
-            block = self._store.load(root, key, allocate)
+            block = self._store.load(root, key, allocate if self._writes_into_arrays else _HostBytes.allocate)
             if block is None:
                 break
+            if not self._writes_into_arrays:
+                arrays = {name: host.array() for name, host in block.tensors.items()}
+                block = dataclasses.replace(block, tensors=arrays)
             loaded.append(block)

@@ -100,3 +100,22 @@ def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Pat
         history = [*history, {"role": "assistant", "content": seen.text}]
     driver.memory.close()
     mx.clear_cache()
+
+
+@pytest.mark.parametrize("bits", ["8/4", None])
+def test_a_backend_whose_arrays_cannot_be_written_into_loads_the_same_bits(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, bits: Any
+) -> None:
+    history: drive.History = [{"role": "user", "content": "7" * 200}]
+    seen = []
+    for writable in (True, False):
+        monkeypatch.setattr(
+            "agent_memory_core.block_io.memory_is_writable", lambda writable=writable: writable
+        )
+        driver = drive.Driver(config(llama, tmp_path / str(writable), bits))
+        driver.turn(history, "s")
+        driver.evict()
+        seen.append(driver.turn([*history, {"role": "user", "content": "And now?"}], "s"))
+        driver.memory.close()
+    assert seen[0].tier == "warm"
+    assert seen[0] == seen[1]
