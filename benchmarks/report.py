@@ -42,9 +42,9 @@ def render(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """The table of one benchmark, how it is read, and where it was measured."""
-    result, (make, legend) = read(name), TABLES[name]
-    return f"{make(result)}\n\n{legend.format(**result['settings'])}\n\n{_origin(name, result)}"
+    """The table of one benchmark, and a line that says where it was measured."""
+    result = read(name)
+    return f"{TABLES[name](result)}\n\n{_origin(name, result)}"
 
 
 def read(name: str) -> Result:
@@ -70,11 +70,22 @@ def _ttft(result: Result) -> str:
 
 
 def _append_cost(result: Result) -> str:
-    slopes = result["results"]["slopes"]
-    rows = [["tokens before", *slopes]]
-    for length, middle in result["results"]["middles"].items():
-        rows.append([f"{int(length):,}", *(_quantity(name, middle[name]) for name in slopes)])
-    rows.append(["growth per 1,024 tokens", *(f"{slope:.0%}" for slope in slopes.values())])
+    found = result["results"]
+    names = (
+        "floor",
+        "restore",
+        "prefill",
+        "finish",
+        "bytes",
+        "hashes",
+        "naive bytes",
+        "naive save",
+        "naive load",
+    )
+    rows = [["tokens before", *names]]
+    for length, middle in found["middles"].items():
+        rows.append([f"{int(length):,}", *(_quantity(name, middle[name]) for name in names)])
+    rows.append(["growth per 1,024 tokens", *(f"{found['slopes'][name]:.0%}" for name in names)])
     return _grid(rows)
 
 
@@ -87,24 +98,12 @@ def _throughput(result: Result) -> str:
     return _grid(rows)
 
 
-TABLES: dict[str, tuple[Callable[[Result], str], str]] = {
-    "ttft": (
-        _ttft,
-        "Time to first token with {known:,} tokens known and {new} new ones. *floor*: mlx-lm alone, on a live cache; "
-        "*hot*: in the same process; *resumed*: from disk in a new process; *cold*: with nothing known.",
-    ),
-    "append_cost": (
-        _append_cost,
-        "A turn of {new} new tokens and a {answer}-token answer. *floor*: mlx-lm alone, on a live cache; *naive*: "
-        "mlx-lm writes and reads its whole cache.",
-    ),
-    "throughput": (
-        _throughput,
-        "{sessions} sessions of {prompt} prompt tokens and {answer} new ones. *whole*: with prefill on both sides, and "
-        "the engine writing to disk; *decode*: without prefill.",
-    ),
+TABLES: dict[str, Callable[[Result], str]] = {
+    "ttft": _ttft,
+    "append_cost": _append_cost,
+    "throughput": _throughput,
 }
-"""The benchmarks in the order of the README: how each table is made, and how it is read."""
+"""The benchmarks, in the order of the README."""
 
 
 def _marked(name: str) -> str:
@@ -127,9 +126,9 @@ def _grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _quantity(name: str, value: float) -> str:
-    if name == "names hashed":
+    if name == "hashes":
         return f"{value:.0f}"
-    return f"{value / 1024:,.0f} KiB" if "bytes" in name else _time(value)
+    return f"{value / 1024:,.0f} KiB" if name.endswith("bytes") else _time(value)
 
 
 def _time(seconds: float) -> str:

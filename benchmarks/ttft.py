@@ -49,7 +49,7 @@ def main() -> None:
         model = write_model(Path(folder, "model"), LAYERS)
         stores = {name: Path(folder, str(number)) for number, name in enumerate(CODECS)}
         results = {name: measure(stores[name], model, CODECS[name], options.samples) for name in CODECS}
-    settings = {"layers": LAYERS, "known": KNOWN, "new": NEW, "targets": TARGETS}
+    settings = {"layers": LAYERS, "prompt": PROMPT, "answer": ANSWER, "new": NEW, "targets": TARGETS}
     write_result(options.out, settings, results)
 
 

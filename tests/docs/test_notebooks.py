@@ -22,7 +22,7 @@ def outputs(notebook: Any) -> list[Any]:
 
 
 def test_there_are_notebooks_and_their_names_are_in_order() -> None:
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
