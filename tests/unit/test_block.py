@@ -10,7 +10,7 @@ from agent_memory_core.block import (
     common_prefix,
     pack_tokens,
     root_hash,
-    tail_hash,
+    record_hash,
     unpack_tokens,
 )
 
@@ -39,7 +39,7 @@ def test_a_field_cannot_pose_as_another() -> None:
 
 def test_a_tail_never_bears_the_name_of_a_block() -> None:
     root = root_hash({})
-    assert block_hash(root, [1, 2]) != tail_hash(root, [1, 2])
+    assert block_hash(root, [1, 2]) != record_hash("tail", root, [1, 2])
 
 
 @given(tokens, tokens)
