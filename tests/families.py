@@ -6,10 +6,15 @@ for other ways of resuming.
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import tiny_models
+from mlx_lm.utils import load_tokenizer
+
+from agent_memory_core.loader import LoadedModel
 
 SHORT, LONG = 40, 96
 
@@ -70,7 +75,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": tiny_models.QWEN3,
     "mistral": tiny_models.LLAMA | {"model_type": "mistral"},
     "phi3": _PLAIN | {"model_type": "phi3", "num_key_value_heads": 2},
-    "gemma2": _PLAIN | {"model_type": "gemma2", "query_pre_attn_scalar": 64},
+    "gemma2": _PLAIN
+    | {"model_type": "gemma2", "query_pre_attn_scalar": 64, "final_logit_softcapping": 300.0},
     "gemma3": _PLAIN
     | {
         "model_type": "gemma3_text",
@@ -85,7 +91,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "model_type": "gemma3n",
             "num_hidden_layers": 4,
             "num_kv_shared_layers": 2,
-            "vocab_size_per_layer_input": 1280,
             "sliding_window": SHORT,
             "rope_local_base_freq": 1000.0,
             "final_logit_softcapping": 30.0,
@@ -107,7 +112,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "num_hidden_layers": 6,
             "num_kv_shared_layers": 2,
             "global_head_dim": 128,
-            "vocab_size_per_layer_input": 1280,
             "hidden_size_per_layer_input": 32,
             "sliding_window": LONG,
             "sliding_window_pattern": 2,
@@ -318,5 +322,19 @@ def with_vocabulary(config: dict[str, Any], size: int) -> dict[str, Any]:
     """A configuration whose nested text configuration knows the size of the vocabulary too."""
     config = config | {"vocab_size": size}
     if "text_config" in config:
-        config["text_config"] = config["text_config"] | {"vocab_size": size}
+        sizes = {"vocab_size": size, "vocab_size_per_layer_input": size}
+        config["text_config"] = config["text_config"] | sizes
     return config
+
+
+def write(folder: Path, name: str) -> str:
+    """A folder with the random model of a family and tiny-chat's tokenizer."""
+    config = with_vocabulary(CONFIGS[name], tiny_models.vocab_size())
+    return tiny_models.write_model(folder, config, build(name))
+
+
+@cache
+def loaded(name: str) -> LoadedModel:
+    """The random model of a family as an engine takes it."""
+    tokenizer = load_tokenizer(tiny_models.TOKENIZER, eos_token_ids=[tiny_models.eos()])
+    return LoadedModel(name, build(name), tokenizer, f"random {name}", 32768, CONFIGS[name])

@@ -73,20 +73,29 @@ def build(config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -
 
 def write(folder: Path, config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -> str:
     """A model folder with tiny-chat's tokenizer; return its path."""
+    return write_model(folder, config, build(config, seed, dtype))
+
+
+def write_model(folder: Path, config: dict[str, Any], model: Any) -> str:
+    """The same for a model that is there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = build(config, seed, dtype)
     mx.save_safetensors(
         str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"}
     )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, folder / name)
-    eos = json.loads((TOKENIZER / "config.json").read_text())["eos_token_id"]
-    full = {"vocab_size": vocab_size(), "eos_token_id": eos} | config
+    full = {"vocab_size": vocab_size(), "eos_token_id": eos()} | config
     (folder / "config.json").write_text(json.dumps(full))
     return str(folder)
 
 
+def eos() -> int:
+    """The token that ends an answer of tiny-chat."""
+    return int(json.loads((TOKENIZER / "config.json").read_text())["eos_token_id"])
+
+
 def vocab_size() -> int:
+    """The number of tiny-chat's tokens."""
     return int(json.loads((TOKENIZER / "config.json").read_text())["vocab_size"])
 
 

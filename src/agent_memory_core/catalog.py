@@ -613,6 +613,18 @@ class Catalog(Database):
         )
         return True
 
+    # -- verdicts -----------------------------------------------------------------------------------------
+
+    def verdict(self, subject: str) -> str | None:
+        """What was recorded of a model by `parity`."""
+        found = self.read("SELECT verdict FROM verdicts WHERE subject = ?", (subject,))
+        return str(found[0][0]) if found else None
+
+    def record_verdict(self, subject: str, verdict: str) -> None:
+        """Record what was found of a model, over what was recorded before."""
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", (subject, verdict, time.time()))
+
     # -- audit --------------------------------------------------------------------------------------------
 
     def audit(self, fix: bool = False) -> list[str]:

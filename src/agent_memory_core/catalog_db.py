@@ -58,6 +58,7 @@ CREATE INDEX blocks_parent ON blocks (parent);
 CREATE INDEX blocks_owner ON blocks (owner);
 CREATE INDEX blocks_free ON blocks (last_use) WHERE refs = 0;
 CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'' AND ntok > 0;
+CREATE TABLE verdicts (subject TEXT PRIMARY KEY, verdict TEXT NOT NULL, made REAL NOT NULL);
 CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0);
 CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, bytes INTEGER NOT NULL);
@@ -185,9 +186,8 @@ class Database:
             if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # A database of something else fails here.
-            db.execute(
-                "SELECT 1 FROM roots, sessions, branches, parts, blocks, totals, reservations, holds LIMIT 0"
-            )
+            tables = "roots, sessions, branches, parts, blocks, totals, reservations, holds, verdicts"
+            db.execute(f"SELECT 1 FROM {tables} LIMIT 0")
             return version == 0
 
     def _connect(self) -> sqlite3.Connection:

@@ -40,6 +40,7 @@ from agent_memory_core.messages import (
 )
 from agent_memory_core.model_profile import Profile, cache_spec
 from agent_memory_core.model_runner import ModelRunner, Step
+from agent_memory_core.parity import Gate
 from agent_memory_core.prefix_cache import Match, PrefixCache
 from agent_memory_core.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.sequence import Sequence
@@ -61,7 +62,15 @@ class Engine:
         self.store = store
         self.counters = Counters()
         layout = KvLayout(loaded.model)
-        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens)
+        self.gate = Gate(
+            loaded.model,
+            layout,
+            loaded.fingerprint,
+            loaded.tokenizer.vocab_size,
+            store.catalog if store else None,
+        )
+        resumes = self.gate.verdict is None or self.gate.verdict.resumed
+        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=resumes)
         self.rule = self.blocks.rule
         self.pool = BlockPool(memory_bytes)
         self.prefixes = PrefixCache(self.pool, self.rule)
@@ -72,14 +81,14 @@ class Engine:
             block_tokens=config.block_tokens,
             bytes_per_token=layout.bytes_per_token,
             context_length=min(config.context_length or loaded.context_length, loaded.context_length),
-            window=layout.window,
+            window=layout.reach,
             window_bytes=layout.window_bytes,
             fixed_bytes=layout.fixed_bytes,
         )
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
         eos = sorted(loaded.tokenizer.eos_token_ids)
         self._eos = frozenset(eos)
-        self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
+        self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size, self.gate.may_batch)
         self.template = ChatTemplate(loaded.tokenizer)
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, store.catalog if store else None, config.block_tokens)
@@ -331,10 +340,8 @@ class Engine:
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = self._emit(turn, step.token)
-        if self.rule.window and len(turn.sequence.token_ids) % self.config.block_tokens == 0:
-            # What the window layers keep of this block is gone before the turn ends, if the answer is long.
-            index = len(turn.sequence.hashes) - 1
-            self._take_windows(turn, self.runner.peek(step.row), index, index + 1)
+        if self.rule.window:
+            self._take_passing_windows(turn, step)
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")
         elif ended:
@@ -393,6 +400,19 @@ class Engine:
         if self.rule.window:
             self._take_windows(turn, cache, first, last)
 
+    def _take_passing_windows(self, turn: Turn, step: Step) -> None:
+        """Take the window part of a block that was just completed: if the answer is long, it is gone at its end.
+
+        A first step feeds two tokens, so the block may have been complete one token ago.
+        """
+        index = len(turn.sequence.hashes) - 1
+        if (
+            len(turn.sequence.token_ids) % self.config.block_tokens <= 1
+            and index not in turn.windows
+            and index >= 0
+        ):
+            self._take_windows(turn, self.runner.peek(step.row), index, index + 1)
+
     def _take_windows(self, turn: Turn, cache: list[Any], first: int, last: int) -> None:
         """Take the window parts of blocks ``first`` up to ``last``, and let go of those no longer wanted."""
         sequence = turn.sequence
@@ -410,8 +430,12 @@ class Engine:
         """Keep what it takes to resume after ``position`` tokens beside full blocks; return the tail."""
         assert turn.row is not None
         tail = self.blocks.tail(turn.sequence, cache, position, turn.row.fed)
-        kept = [turn.windows[i] for i in self.rule.window_blocks(position) if i in turn.windows]
-        for record in (*kept, *([tail] if tail is not None else [])):
+        places = (*(mark for mark in turn.marks if mark < position), position)
+        reached = {index for place in places for index in self.rule.window_blocks(place)}
+        kept = [part for index, part in turn.windows.items() if index in reached]
+        if tail is not None and tail.kind == "tail":
+            kept.append(tail)
+        for record in kept:
             turn.kept[record.hash] = self.pool.put(record) or record
         return tail
 

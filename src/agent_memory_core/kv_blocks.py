@@ -26,7 +26,8 @@ _Shapes = dict[str, tuple[tuple[int, ...], mx.Dtype]]
 class KvBlocks:
     """Cuts and joins the KV of one model under one codec and block size. ``rule`` says where it can be resumed."""
 
-    def __init__(self, layout: KvLayout, kv_bits: KvBits, block_tokens: int) -> None:
+    def __init__(self, layout: KvLayout, kv_bits: KvBits, block_tokens: int, *, resumes: bool = True) -> None:
+        """``resumes`` False says that nothing of this model shall be kept."""
         self.layout = layout
         self._block_tokens = block_tokens
         append, window = layout.dims("append"), layout.dims("window")
@@ -34,10 +35,10 @@ class KvBlocks:
         self._window_codec = KvCodec(kv_bits, window)
         self.rule = ResumeRule(
             block_tokens,
-            window=layout.window,
+            window=layout.reach,
             whole=bool(layout.whole),
             in_blocks=bool(append),
-            never=bool(layout.unknown),
+            never=bool(layout.unknown) or not resumes,
         )
         self._block_shapes = _shapes(self.codec.encode(self._empty("append", block_tokens)))
         self._window_shapes = _shapes(self._window_codec.encode(self._empty("window", block_tokens)))
@@ -187,7 +188,7 @@ class KvBlocks:
 
 
 def _zeros(group: TokenGroup, dims: Mapping[str, int], tokens: int) -> Raw:
-    kept = min(tokens, group.window or tokens)
+    kept = min(tokens, group.reach or tokens)
     return {
         name: mx.zeros((len(group.leaves), group.heads, kept, dim), group.dtype) for name, dim in dims.items()
     }

@@ -4,7 +4,8 @@ A model's prompt cache is a list with one object per layer; a CacheList in it ho
 those are opened are *leaves*, and every leaf is of one kind:
 
     append    KVCache: one key and one value per token; any range of tokens can be cut out and put back
-    window    RotatingKVCache: the same for the last ``window`` tokens; older ones are gone
+    window    RotatingKVCache: the same for the last tokens only. A window of n covers the token that is evaluated
+              and n - 1 before it, its *reach*; older ones are gone or of no use
     state     ArraysCache: arrays that sum up all tokens so far; they can be put back only whole
     snapshot  any other class whose attributes are arrays and plain values (ChunkedKVCache, ...): put back whole
 
@@ -19,6 +20,7 @@ mlx-lm's own ``state`` is never stored: its form changed between releases withou
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +29,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from agent_memory_core.kv_codec import Raw
+
+log = logging.getLogger("agent_memory")
 
 GROW = 256
 """mlx-lm's KVCache grows by this many tokens; buffers made here end on the same step."""
@@ -68,6 +72,11 @@ class TokenGroup:
             f"{self.kind} leaves={leaves} heads={self.heads} k={self.key_dim} v={self.value_dim} {self.dtype}"
         )
         return text + (f" window={self.window}" if self.window else "")
+
+    @property
+    def reach(self) -> int:
+        """Tokens before the next one that still matter to it; 0 where all do."""
+        return self.window - 1 if self.window else 0
 
     @property
     def bytes_per_token(self) -> int:
@@ -133,12 +142,19 @@ class KvLayout:
         self.whole = tuple(_whole_leaf(index, *leaves[index], before[index]) for index in plain)
         self.groups: tuple[Group, ...] = (*self.tokens, *self.whole)
         self.num_layers = len(probe)
+        if self.unknown:
+            log.warning(
+                "this model keeps its state in %s, which cannot be stored: every turn is computed whole.",
+                ", ".join(self.unknown),
+            )
+        elif kept := sorted({leaf.name for leaf in self.whole if leaf.kind == "snapshot"}):
+            log.info("this model's %s is kept whole, at marks and at the ends of turns.", ", ".join(kept))
         self.batches = all(hasattr(type(leaf), "merge") for _, leaf in leaves)
 
     @property
-    def window(self) -> int:
-        """Tokens of the longest window; 0 where no layer has one."""
-        return max((group.window or 0 for group in self.tokens), default=0)
+    def reach(self) -> int:
+        """The longest reach of a window; 0 where no layer has one."""
+        return max((group.reach for group in self.tokens), default=0)
 
     @property
     def bytes_per_token(self) -> int:
@@ -179,12 +195,11 @@ class KvLayout:
         return raw
 
     def cut_window(self, cache: Sequence[Any], start: int, stop: int) -> Raw:
-        """Copy the KV of tokens [start, stop) of every window layer; of more than its window, the last ones."""
+        """Copy the KV of tokens [start, stop) of every window layer; of more than its reach, the last ones."""
         leaves = [leaf for _, leaf in _leaves(cache)]
         raw: Raw = {}
         for number, group in self._of("window"):
-            assert group.window is not None
-            first = max(start, stop - group.window)
+            first = max(start, stop - group.reach)
             raw |= _stack(number, group, leaves, lambda x, leaf, first=first: _range(leaf, x, first, stop))
         return raw
 
@@ -192,7 +207,7 @@ class KvLayout:
         """Whether every window layer of a live cache still holds its window as it was after ``position`` tokens."""
         leaves = [leaf for _, leaf in _leaves(cache)]
         return all(
-            leaves[leaf].offset - _kept(leaves[leaf]) <= max(0, position - (group.window or 0))
+            leaves[leaf].offset - _kept(leaves[leaf]) <= max(0, position - group.reach)
             for _, group in self._of("window")
             for leaf in group.leaves
         )
@@ -235,16 +250,15 @@ class KvLayout:
                 )
                 leaves[leaf].offset = length
         for number, group in self._of("window"):
-            assert group.window is not None
-            kept = min(length, group.window)
+            kept = min(length, group.reach)
             for row, leaf in enumerate(group.leaves):
                 _fill(
                     leaves[leaf],
                     group,
                     number,
-                    lambda name, row=row, kept=kept: _last(windows, name, row, kept),
+                    lambda name, row=row, kept=kept: _last(windows, name, row, kept, length),
                 )
-                leaves[leaf].offset, leaves[leaf]._idx = length, kept
+                leaves[leaf].offset, leaves[leaf]._idx = length, leaves[leaf].keys.shape[2]
         for number, found in enumerate(self.whole, len(self.tokens)):
             _put_together(leaves[found.leaf], whole, f"{number}.")
         return cache
@@ -379,10 +393,14 @@ def _arrays(leaf: Any) -> list[mx.array]:
 
 
 def _stack(number: int, group: TokenGroup, leaves: Sequence[Any], part: Any) -> Raw:
-    """The parts of a group's leaves [heads, tokens, dim], stacked."""
-    raw: Raw = {f"{number}.k": mx.stack([part(leaves[i].keys, leaves[i]) for i in group.leaves])}
+    """The parts of a group's leaves [heads, tokens, dim], stacked; of one leaf alone a stack would be a view."""
+    raw: Raw = {
+        f"{number}.k": mx.contiguous(mx.stack([part(leaves[i].keys, leaves[i]) for i in group.leaves]))
+    }
     if f"{number}.v" in group.dims(number):
-        raw[f"{number}.v"] = mx.stack([part(leaves[i].values, leaves[i]) for i in group.leaves])
+        raw[f"{number}.v"] = mx.contiguous(
+            mx.stack([part(leaves[i].values, leaves[i]) for i in group.leaves])
+        )
     return raw
 
 
@@ -420,11 +438,15 @@ def _assemble(parts: Sequence[Raw], name: str, row: int, length: int, capacity: 
     return mx.concatenate(pieces, axis=2)
 
 
-def _last(parts: Sequence[Raw], name: str, row: int, kept: int) -> mx.array:
-    """One leaf's window [1, heads, kept, dim]: the last tokens of its row of every part."""
+def _last(parts: Sequence[Raw], name: str, row: int, kept: int, length: int) -> mx.array:
+    """One leaf's window [1, heads, tokens, dim]: the last ``kept`` tokens of its row of every part.
+
+    A full window begins with the token that the next one takes the place of: here, zeros.
+    """
     joined = mx.concatenate([part[name][row : row + 1] for part in parts], axis=2)
     assert joined.shape[2] >= kept, f"{kept - joined.shape[2]} tokens of a window have no KV"
-    return mx.contiguous(joined[:, :, joined.shape[2] - kept :])
+    joined = joined[:, :, joined.shape[2] - kept :]
+    return mx.pad(joined, [(0, 0), (0, 0), (min(1, length - kept), 0), (0, 0)])
 
 
 def slice_tokens(raw: Raw, start: int, stop: int) -> Raw:

@@ -11,7 +11,7 @@ Everything here runs on the engine thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ReadOnly
+from collections.abc import Callable, Sequence as ReadOnly
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,8 +82,14 @@ class ModelRunner:
     """Runs one model for one engine."""
 
     def __init__(
-        self, model: Any, layout: KvLayout, eos_token_ids: ReadOnly[int], max_batch_size: int
+        self,
+        model: Any,
+        layout: KvLayout,
+        eos_token_ids: ReadOnly[int],
+        max_batch_size: int,
+        may_batch: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``may_batch`` is asked once, when two rows would decode together for the first time."""
         self._model = model
         self._layout = layout
         self._eos = [[token] for token in sorted(eos_token_ids)]
@@ -91,7 +97,9 @@ class ModelRunner:
         self._max_batch_size = max_batch_size
         self._groups: list[_Group] = []
         self._alone: list[Row] = []
-        self.batches = layout.batches and max_batch_size > 1
+        self._may_batch = may_batch
+        self._asked = False
+        self.batches = layout.batches
         self.vocab_size = 0
 
     @property
@@ -136,7 +144,7 @@ class ModelRunner:
 
     def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
         """Let a row decode: ``token_ids`` are its prompt and its first token."""
-        if not self.batches:
+        if not self._batches():
             row.alone = _Alone(list(token_ids), max_tokens)
             self._alone.append(row)
             return
@@ -156,6 +164,13 @@ class ModelRunner:
         )
         row.group, row.cache = group, []
         group.rows[row.uid] = row
+
+    def _batches(self) -> bool:
+        """Whether a row that joins now may share a batch with others."""
+        if self.batches and not self._asked and any(group.rows for group in self._groups):
+            self._asked = True
+            self.batches = self._may_batch()
+        return self.batches
 
     def decode(self) -> list[Step]:
         """One decode step for every row."""

@@ -21,7 +21,7 @@ class ResumeRule:
 
     Args:
         block_tokens: tokens in a full block.
-        window: tokens of the longest window; 0 where every layer keeps all tokens or a whole state.
+        window: tokens that the longest window reaches back; 0 where every layer keeps all tokens or a whole state.
         whole: whether some layer can only be resumed where its whole state was kept.
         in_blocks: whether some layer keeps all tokens, so that blocks hold anything.
         never: whether some layer cannot be stored at all.
@@ -48,7 +48,3 @@ class ResumeRule:
         if not self.window:
             return range(0)
         return range(max(0, position - self.window) // self.block_tokens, -(-position // self.block_tokens))
-
-    def window_start(self, position: int) -> int:
-        """The first block that a window ending at ``position`` reaches into."""
-        return max(0, position - self.window) // self.block_tokens

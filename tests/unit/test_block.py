@@ -9,8 +9,8 @@ from agent_memory_core.block import (
     chain,
     common_prefix,
     pack_tokens,
-    root_hash,
     record_hash,
+    root_hash,
     unpack_tokens,
 )
 

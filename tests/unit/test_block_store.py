@@ -124,7 +124,7 @@ def test_a_long_header_ends_at_the_next_multiple_of_4096(store: BlockStore) -> N
     tokens = ids(BLOCK)
     views = [memoryview(content(bytes([n]), 8)) for n in range(200)]
     tensors = tuple(HostTensor(f"layer.{n}.keys", "U8", (8,), view) for n, view in enumerate(views))
-    made = Record(block_hash(ROOT, tokens), ROOT, tokens, False, tensors)
+    made = Record(block_hash(ROOT, tokens), ROOT, tokens, "block", tensors)
     store.commit([made], wanted(tokens))
     with path_of(store, made.key).open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]

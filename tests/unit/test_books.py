@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent_memory_core.block import Block, BlockHash, Kind, record_hash, root_hash
 from agent_memory_core.block_pool import BlockPool
 from agent_memory_core.errors import PromptTooLong
-from agent_memory_core.resume import ResumeRule
 from agent_memory_core.prefix_cache import Match, PrefixCache
+from agent_memory_core.resume import ResumeRule
 from agent_memory_core.scheduler import Limits, Scheduler
 from agent_memory_core.sequence import Sequence, Status
 

@@ -1,0 +1,446 @@
+"""Every kind of attention: resumed is uninterrupted, whatever the layers keep."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import families
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from agent_memory_core import ChatRequest, Delta, EngineConfig, Message, SamplingParams, SessionKey, parity
+from agent_memory_core.block_store import BlockStore
+from agent_memory_core.engine import Engine
+from agent_memory_core.kv_layout import KvLayout
+
+BLOCK = 64
+MIB = 2**20
+Talk = list[Message]
+
+
+class Ticket:
+    """What one turn gave."""
+
+    def __init__(self) -> None:
+        self.deltas: list[Delta] = []
+
+    def deliver(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+    @property
+    def report(self) -> Any:
+        return self.deltas[-1].report
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for delta in self.deltas for token in delta.token_ids]
+
+
+class Watched:
+    """An engine, the chunks that it evaluates, the logits it samples first tokens from, and its last live cache."""
+
+    def __init__(self, name: str, store: Path | None, **settings: Any) -> None:
+        config = EngineConfig(
+            **(
+                {
+                    "model": name,
+                    "block_tokens": BLOCK,
+                    "kv_bits": None,
+                    "prefill_chunk": 256,
+                    "prefill_chunk_busy": 64,
+                }
+                | settings
+            )
+        )
+        self.store = BlockStore(store) if store is not None else None
+        self.engine = Engine(families.loaded(name), config, 64 * MIB, self.store)
+        self.chunks: list[list[int]] = []
+        self.logits: list[mx.array] = []
+        self.prompts: list[list[int]] = []
+        self.live: list[Any] = []
+        self._watch()
+
+    def _watch(self) -> None:
+        prefill, finish, add = self.engine.runner.prefill, self.engine._finish, self.engine.scheduler.add
+
+        def added(sequence: Any) -> None:
+            self.prompts.append(list(sequence.token_ids))
+            add(sequence)
+
+        def prefilled(row: Any, ids: Any, *, logits: bool) -> mx.array | None:
+            found = prefill(row, ids, logits=logits)
+            if row.alone is None:
+                self.chunks.append(list(ids))
+                if found is not None:
+                    self.logits.append(found)
+            return found
+
+        def finished(turn: Any, cache: list[Any], reason: Any) -> None:
+            self.live = cache
+            finish(turn, cache, reason)
+
+        self.engine.runner.prefill = prefilled  # type: ignore[method-assign]
+        self.engine._finish = finished  # type: ignore[method-assign]
+        self.engine.scheduler.add = added  # type: ignore[method-assign]
+
+    def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Ticket:
+        ticket = Ticket()
+        params = SamplingParams(max_tokens=new, **sampling)
+        self.engine.submit(ChatRequest(tuple(talk), sampling=params), SessionKey(session), ticket)
+        return ticket
+
+    def run(self) -> None:
+        for _ in range(5000):
+            if not self.engine.busy:
+                self.engine.flush()
+                return
+            if not self.engine.step():
+                time.sleep(0.001)  # blocks are being read
+            self.engine.scheduler.check()
+        raise AssertionError("the engine does not come to an end")
+
+    def turn(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Ticket:
+        self.chunks.clear()
+        ticket = self.start(talk, session, new, **sampling)
+        self.run()
+        usage = ticket.report.usage
+        computed = sum(map(len, self.chunks))
+        assert computed == usage.prompt_tokens - usage.cache_read, "what is reported is what was skipped"
+        return ticket
+
+    def evict(self) -> None:
+        self.engine.pool.discard(list(self.engine.pool._idle))
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Watched]]:
+    """Opens engines, closed at the test's end."""
+    engines: list[Watched] = []
+
+    def open_one(name: str, store: Path | None, **settings: Any) -> Watched:
+        engines.append(Watched(name, store, **settings))
+        return engines[-1]
+
+    yield open_one
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(params=families.CONFIGS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def plain(name: str, prompt: list[int], new: int) -> list[int]:
+    """What the model alone makes of a prompt, from its first token on."""
+    model = families.loaded(name).model
+    cache = make_prompt_cache(model)
+    tokens = list(prompt)
+    fed = 0
+    for _ in range(new):
+        logits = model(mx.array([tokens[fed:]]), cache=cache)[:, -1]
+        fed = len(tokens)
+        tokens.append(int(mx.argmax(logits).item()))
+    return tokens[len(prompt) :]
+
+
+def said(ticket: Ticket) -> Message:
+    return Message("assistant", ticket.text)
+
+
+def user(count: int, digit: str = "1") -> Message:
+    """A message of about ``count`` tokens: one digit is one token."""
+    return Message("user", "Tell me " + digit * count)
+
+
+def conversation(count: int = 4) -> list[Message]:
+    """Questions of such lengths that branches end before, on and behind blocks and windows."""
+    return [user(80, "1"), user(11, "2"), user(130, "3"), user(47, "4")][:count]
+
+
+def test_hot_evicted_and_restarted_turns_are_the_same_bits(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    for bits in (None, "8/4"):
+        store = tmp_path / str(bits).replace("/", "-")
+        hot, evicted = (opened(name, store / kind, kv_bits=bits) for kind in ("hot", "evicted"))
+        talk: Talk = [Message("system", "You are terse. " * 12)]
+        known: list[int] = []
+        checked = 0
+        for index, question in enumerate(conversation()):
+            talk = [*talk, question]
+            evicted.evict()
+            restarted = opened(name, store / "restarted", kv_bits=bits)
+            seen = [engine.turn(talk) for engine in (hot, evicted, restarted)]
+            assert len({tuple(ticket.tokens) for ticket in seen}) == 1
+            assert len({ticket.report.usage.cache_read for ticket in seen}) == 1, bits
+            assert all(mx.array_equal(hot.logits[-1], other.logits[-1]) for other in (evicted, restarted))
+            if index and hot.prompts[-1][: len(known)] == known:
+                assert seen[0].report.usage.cache_read == len(known), "a turn pays for its new tokens only"
+                checked += 1
+            known = hot.prompts[-1] + seen[0].tokens
+            talk = [*talk, said(seen[0])]
+            restarted.close()
+        assert checked, (
+            "random answers may decode to text that is read back in other tokens, but not all of them"
+        )
+
+
+def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    """The turn before leaves its live cache; fed with the same chunks it gives the same logits."""
+    talk: Talk = []
+    live: list[Any] = []
+    for index, question in enumerate(conversation()):
+        engine = opened(name, tmp_path / "store")
+        talk = [*talk, question]
+        ticket = engine.turn(talk)
+        if index:
+            model = families.loaded(name).model
+            for chunk in engine.chunks:
+                logits = model(mx.array([chunk]), cache=live)[:, -1]
+                mx.eval(logits)
+            assert mx.array_equal(logits, engine.logits[-1])
+            assert ticket.tokens == plain(name, engine.prompts[-1], 8)
+        live = engine.live
+        talk = [*talk, said(ticket)]
+        engine.close()
+
+
+def test_chunked_is_whole(name: str, opened: Callable[..., Watched]) -> None:
+    question = [user(230)]
+    small, large = opened(name, None, prefill_chunk=64), opened(name, None, prefill_chunk=2048)
+    small.turn(question, None), large.turn(question, None)
+    assert len(small.chunks) > len(large.chunks)
+    scale = mx.abs(large.logits[-1]).max()
+    assert mx.abs(small.logits[-1] - large.logits[-1]).max() <= 1e-3 * scale
+
+
+def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    engine = opened(name, tmp_path / "store")
+    brief = Message("system", "You are terse and kind. " * 20)
+    first = engine.turn([brief, user(50, "1")], "a")
+    opening = engine.engine.template.marks(
+        ChatRequest((brief, user(50, "1"))),
+        engine.engine.template.encode(ChatRequest((brief, user(50, "1")))),
+    )[0]
+    assert BLOCK < opening < first.report.usage.prompt_tokens
+    for evict in (False, True):
+        if evict:
+            engine.evict()
+        second = engine.turn([brief, user(40, "23"[evict])], "bc"[evict])
+        got = second.report.usage.cache_read
+        rule = engine.engine.rule
+        if rule.anywhere or rule.inside:
+            assert got >= opening // BLOCK * BLOCK
+        else:
+            assert got == opening
+
+
+def test_a_question_asked_again_goes_on_behind_the_messages(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    """A retry parts from its branch where the answer began: all but the generation prompt is known."""
+    engine = opened(name, tmp_path / "store")
+    question = [user(150)]
+    engine.turn(question)
+    again = engine.turn(question)
+    usage = again.report.usage
+    assert usage.prompt_tokens - usage.cache_read <= 8
+    restarted = opened(name, tmp_path / "store")
+    restarted.turn([*question, said(again), user(5)])
+    once_more = restarted.turn([*question, said(again), user(5)])
+    assert once_more.report.usage.prompt_tokens - once_more.report.usage.cache_read <= 8
+
+
+def test_a_fork_goes_on_as_the_original_does(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    engine = opened(name, tmp_path / "store")
+    first = engine.turn([user(150)])
+    engine.engine.fork(("default", "s"), "fork")
+    talk = [user(150), said(first), user(30, "2")]
+    one = engine.turn(talk, "s")
+    end = one.report.usage.cache_read
+    assert end >= first.report.usage.prompt_tokens
+    engine.evict()
+    other = engine.turn([*talk[:2], user(30, "3")], "fork")
+    assert other.report.usage.cache_read >= end
+    assert other.tokens == plain(name, engine.prompts[-1], 8)
+    assert engine.store is not None
+    assert engine.store.check().clean
+
+
+def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., Watched]) -> None:
+    questions = [[user(90, "1")], [user(20, "2")], [user(55, "3")]]
+    alone = [opened(name, None).turn(question, None, 12).tokens for question in questions]
+    engine = opened(name, None)
+    tickets = [engine.start(question, None, 12) for question in questions]
+    engine.run()
+    assert [ticket.tokens for ticket in tickets] == alone
+
+
+def test_an_answer_longer_than_the_window_is_resumed_too(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    engine = opened(name, tmp_path / "store")
+    talk: Talk = [user(20)]
+    first = engine.turn(talk, new=150)
+    talk = [*talk, said(first), user(9, "2")]
+    engine.evict()
+    usage = engine.turn(talk).report.usage
+    made = first.report.usage
+    assert usage.cache_read == made.prompt_tokens + made.completion_tokens
+
+
+def test_a_cancelled_prompt_keeps_what_was_computed(name: str, opened: Callable[..., Watched]) -> None:
+    engine = opened(name, None)
+    ticket = engine.start([user(400)], None)
+    for _ in range(3):
+        engine.engine.step()
+    computed = sum(map(len, engine.chunks))
+    (seq_id,) = engine.engine._turns
+    engine.engine.cancel(seq_id)
+    assert not ticket.deltas
+    assert computed >= 2 * BLOCK
+    assert engine.turn([user(400)], None).report.usage.cache_read == computed
+
+
+@pytest.mark.parametrize("name", ["nemotron_h", "lfm2"], indirect=False)
+def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    engine = opened(name, tmp_path / "store")
+    talk: Talk = [user(100)]
+    free = engine.turn(talk, new=40)
+    stop = free.text[len(free.text) // 2 :][:3]
+    stopped = engine.turn(talk, "other", new=40, stop=(stop,))
+    assert stopped.text == free.text[: free.text.index(stop)]
+    talk = [*talk, said(stopped), user(10, "2")]
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    hot = engine.turn(talk, "other")
+    assert hot.tokens == plain(name, engine.prompts[-1], 8)
+    assert hot.report.miss_reason == "boundary"
+    usage = stopped.report.usage
+    assert usage.prompt_tokens - 8 <= hot.report.usage.cache_read < usage.prompt_tokens
+    again = opened(name, tmp_path / "copy").turn(talk, "other")
+    assert (again.tokens, again.report.usage, again.report.miss_reason) == (
+        *(hot.tokens, hot.report.usage, hot.report.miss_reason),
+    )
+
+
+def test_what_cannot_be_stored_is_computed_anew_and_said(
+    opened: Callable[..., Watched],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Strange(KVCache):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mystery = object()
+
+    model = families.loaded("llama").model
+    monkeypatch.setattr(model, "make_cache", lambda: [KVCache(), Strange()], raising=False)
+    engine = opened("llama", tmp_path / "store")
+    assert "Strange, which cannot be stored" in caplog.text
+    first = engine.turn([user(150)])
+    second = engine.turn([user(150), said(first), user(5)])
+    assert (second.report.usage.cache_read, second.report.miss_reason) == (0, "unsupported")
+    assert second.tokens == plain("llama", engine.prompts[-1], 8)
+    assert engine.engine.stats()["memory"]["blocks"] == 0
+
+
+# Batches
+
+
+def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
+    opened: Callable[..., Watched],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parity, "_FOUND", {})
+    engine = opened("afm7", tmp_path / "store")
+    engine.turn([user(20)], None)
+    assert engine.engine.gate.verdict is None, "one sequence alone is nothing to look into"
+    for digit in "12":
+        engine.start([user(20, digit)], None)
+    engine.run()
+    assert "decodes one sequence at a time: its logits in a batch differ" in caplog.text
+    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "check_batched", None)
+    verdict = opened("afm7", tmp_path / "store").engine.gate.verdict
+    assert verdict is not None
+    assert not verdict.batched
+
+
+def test_a_family_that_does_not_resume_exactly_is_not_stored(
+    opened: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened("llama", tmp_path / "store")
+    cut = KvLayout.cut
+
+    def wrong(self: KvLayout, cache: Any, start: int, stop: int) -> Any:
+        return {name: x * 1.01 for name, x in cut(self, cache, start, stop).items()}
+
+    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(KvLayout, "cut", wrong)
+    verdict = engine.engine.gate.verify(BLOCK)
+    assert (verdict.batched, verdict.resumed, verdict.boundaries) == (True, False, 8)
+    monkeypatch.setattr(KvLayout, "cut", cut)
+    other = opened("llama", tmp_path / "store")
+    first = other.turn([user(150)])
+    assert other.turn([user(150), said(first), user(5)]).report.miss_reason == "unsupported"
+    assert other.engine.gate.verify(BLOCK).resumed
+    assert opened("llama", tmp_path / "store").engine.rule.anywhere
+
+
+# Windows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"], indirect=False)
+def test_window_layers_take_no_more_than_the_windows_of_live_branches(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    """20,000 tokens of conversation; what the window layers keep stays what it was after the first turns."""
+    engine = opened(name, tmp_path / "store", prefill_chunk=2048)
+    assert engine.store is not None
+    rule, memory = engine.engine.rule, engine.engine
+    most = len(rule.window_blocks(10 * BLOCK + 1)) + 1
+    talk: Talk = []
+    length = windows = 0
+    while length < 20_000:
+        talk = [*talk, user(1900, str(len(talk) % 10))]
+        ticket = engine.turn(talk)
+        talk = [*talk, said(ticket)]
+        length = ticket.report.usage.prompt_tokens
+        windows = len(list((tmp_path / "store").glob("ns/*/w/*/*.safetensors")))
+        assert windows <= 2 * most, "a window behind the messages, and one behind the answer"
+        kinds = [block.kind for block in (*memory.pool._idle.values(), *memory.pool._held.values())]
+        assert kinds.count("window") <= 2 * most
+    files = engine.store.check()
+    assert files.clean
+    layout = engine.engine.blocks.layout
+    full = length * (layout.bytes_per_token + layout.window_bytes)
+    if name == "gemma3":
+        assert full > 2.5 * files.nbytes, "most layers of it are of the window kind"
