@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from llama_index.core import Settings
-from llama_index.core.agent.workflow import AgentOutput, AgentWorkflow, FunctionAgent
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler, TokenCountingHandler
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
