@@ -28,7 +28,7 @@ TOM = "You are a helpful assistant. " + " ".join(f"Rule {i} is to be kind." for 
 MIA = "You are a helpful assistant. " + " ".join(f"Fact {i} is old." for i in range(220))
 # Who is asked, who answers: the context knows whose turn it is, and the tool alone changes it.
 RUNS = ["Hand off to Mia.", "Hand off to Tom.", "Hand off to Mia."]
-AGENTS = [["Tom", "Mia"], ["Mia", "Tom"], ["Tom", "Mia"]]
+AGENTS = ["Tom", "Mia", "Mia", "Tom", "Tom", "Mia"]
 
 
 def team(llm: MLXPersistentLLM) -> AgentWorkflow:
@@ -101,7 +101,7 @@ def test_two_agents_go_on_after_a_handoff_and_a_kill(tmp_path: Path) -> None:
 
     said = ("agent", "text", "calls", "prompt", "session")
     assert [[a[k] for k in said] for a in before + after] == [[a[k] for k in said] for a in unbroken]
-    assert [answer["agent"] for answer in unbroken] == sum(AGENTS, [])
+    assert [answer["agent"] for answer in unbroken] == AGENTS
     for asked, answered in zip(unbroken[::2], unbroken[1::2], strict=True):
         ((tool, arguments),) = asked["calls"]
         assert (tool, arguments["to_agent"]) == ("handoff", answered["agent"])

@@ -255,3 +255,12 @@ def test_a_budget_of_tokens_is_kept() -> None:
     llm = ours(callback_manager=CallbackManager([counter]))
     with pytest.raises(ValueError, match="Token budget exceeded"):
         llm.complete("My name is Ada. What is my name?")
+
+
+def test_counts_are_those_of_the_texts() -> None:
+    counter = TokenCountingHandler(tokenizer=ours().tokenizer)
+    llm = ours(callback_manager=CallbackManager([counter]))
+    asked = [ChatMessage("My name is Ada. What is my name?")]
+    answer = llm.chat(asked)
+    assert counter.prompt_llm_token_count == llm.count_tokens(asked)
+    assert counter.completion_llm_token_count == len(llm.tokenizer(answer.message.content or "")) + 1  # its end
