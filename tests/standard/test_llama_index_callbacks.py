@@ -263,4 +263,6 @@ def test_counts_are_those_of_the_texts() -> None:
     asked = [ChatMessage("My name is Ada. What is my name?")]
     answer = llm.chat(asked)
     assert counter.prompt_llm_token_count == llm.count_tokens(asked)
-    assert counter.completion_llm_token_count == len(llm.tokenizer(answer.message.content or "")) + 1  # its end
+    assert (
+        counter.completion_llm_token_count == len(llm.tokenizer(answer.message.content or "")) + 1
+    )  # its end
