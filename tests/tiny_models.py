@@ -89,6 +89,24 @@ def write_model(folder: Path, config: dict[str, Any], model: Any) -> str:
     return str(folder)
 
 
+def thinking_chat(folder: Path) -> str:
+    """The embedded model with two of its words for thinking marks; return its path.
+
+    Where it would say "You have not told me your name yet." it thinks " have not told" and says " your name yet.":
+    real thoughts of a real model, in the vocabulary as Qwen has them.
+    """
+    shutil.copytree(TOKENIZER, folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    for word, mark in (("You", "<think>"), ("Ġme", "</think>")):
+        index = tokenizer["model"]["vocab"].pop(word)
+        tokenizer["model"]["vocab"][mark] = index
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": index, "content": mark})
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    file.write_text(json.dumps(tokenizer))
+    return str(folder)
+
+
 def eos() -> int:
     """The token that ends an answer of tiny-chat."""
     return int(json.loads((TOKENIZER / "config.json").read_text())["eos_token_id"])

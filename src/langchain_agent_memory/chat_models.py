@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -16,12 +15,12 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict
 
 from agent_memory_core import (
+    AdapterSettings,
     AgentMemory,
     ChatRequest,
-    EngineConfig,
     InvalidRequest,
     SamplingParams,
     SessionKey,
@@ -49,40 +48,10 @@ from langchain_agent_memory.structured import (
 _KEY = "agent_memory_session"
 """The keyword under which the resolved session travels from an entry point to the model's inside."""
 
-_SETTINGS = (
-    "model",
-    "adapter_path",
-    "cache_dir",
-    "kv_bits",
-    "memory_budget_mb",
-    "disk_budget_mb",
-    "max_batch_size",
-)
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "max_tokens",
-)
-_NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
+_SAMPLING = AdapterSettings.SAMPLING_FIELDS
 _OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
 # Said by frameworks to every model; here there is nothing for them to say.
 _WITHOUT_EFFECT = frozenset({"stream", "stream_usage", "strict", "timeout"})
-
-
-class _NotGiven(str):
-    """The value of a field that was not given, spelled as what it usually comes to.
-
-    ``model_fields_set`` alone cannot tell: ``configurable_fields`` makes a new instance from every field of an
-    old one, and would so pass the defaults on as the user's own words, over environment and profile.
-    """
-
-
-def _not_given(usually: str) -> Any:
-    return _NotGiven(usually)
 
 
 class _Turn(NamedTuple):
@@ -93,7 +62,7 @@ class _Turn(NamedTuple):
     session: SessionKey
 
 
-class ChatMLXPersistent(BaseChatModel):
+class ChatMLXPersistent(AdapterSettings, BaseChatModel):
     """A chat model on MLX whose key-value memory lives as long as the conversation.
 
     An instance holds configuration only: nothing is loaded or opened before the first call, and instances of
@@ -111,84 +80,9 @@ class ChatMLXPersistent(BaseChatModel):
         llm.invoke("My name is Ada.", config={"configurable": {"thread_id": "ada"}})
     """
 
-    model: str = Field(default=_not_given("tiny-chat"), validation_alias=AliasChoices("model", "model_name"))
-    """An embedded name, a hub id or a folder."""
-    adapter_path: str | None = None
-    """A folder of LoRA adapters for that model."""
-    cache_dir: str | Path | None = _not_given("~/.agent_memory/caches")
-    """Where sessions live on disk; None keeps everything in memory."""
-    session_id: str | None = None
-    """The session of calls that name none."""
-    namespace: str = Field(default="default", min_length=1)
-    """Whose sessions these are: nothing is shared between namespaces."""
-    kv_bits: Literal[4, 8, "8/4"] | None = _not_given("8/4")
-    """Encoding of keys and values at rest: 4 or 8 bits, ``"8/4"`` for keys and values apart, None as computed."""
-    memory_budget_mb: int | None = None
-    """MiB for all keys and values in memory."""
-    disk_budget_mb: int | None = None
-    """MiB for the store."""
-    max_batch_size: int | None = None
-    """Sequences decoded together."""
-    temperature: float | None = None
-    """0 is greedy."""
-    top_p: float | None = None
-    """Sample from the likeliest tokens of this total probability; 1 is off."""
-    top_k: int | None = None
-    """Sample from this many of the likeliest tokens; 0 is off."""
-    min_p: float | None = None
-    """Leave out tokens less likely than this share of the likeliest; 0 is off."""
-    repetition_penalty: float | None = None
-    """Above 1 makes repetition less likely; 1 is off."""
-    seed: int | None = None
-    """Makes sampled answers repeatable."""
-    max_tokens: int | None = Field(
-        default=None, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
-    )
-    """Most tokens of an answer."""
-    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
-    """Texts that end an answer; they are not part of it."""
-
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
     # Configuration ------------------------------------------------------------------------------------------
-
-    @model_validator(mode="before")
-    @classmethod
-    def _forget_what_was_not_given(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if not isinstance(value, _NotGiven)}
-
-    @field_validator("cache_dir")
-    @classmethod
-    def _expand_home(cls, value: str | Path | None) -> Path | None:
-        return None if value is None else Path(value).expanduser()
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> ChatMLXPersistent:
-        """Refuse impossible values now; what the environment and a profile say is read at the first call."""
-        EngineConfig(**self._given(_SETTINGS))
-        SamplingParams(**self._given(_SAMPLING), stop=tuple(self.stop or ()))
-        return self
-
-    def _given(self, names: Sequence[str]) -> dict[str, Any]:
-        """Fields that the user set, by name."""
-        given = {name: getattr(self, name) for name in names if name in self.model_fields_set}
-        return {name: value for name, value in given.items() if _says_something(name, value)}
-
-    def _settings(self, model: str | None = None) -> dict[str, Any]:
-        """What the engine is asked for; ``model`` is a call's own choice."""
-        settings = self._given(_SETTINGS)
-        if model is not None and model != settings.get("model"):
-            # Adapters fit one model: those of the model's own settings, or the environment's, are not for this one.
-            settings |= {"model": model, "adapter_path": None}
-        return settings
-
-    @property
-    def memory(self) -> AgentMemory:
-        """The memory behind this model, for what is no chat: list, fork, pin or forget sessions."""
-        return self._memory()
-
-    def _memory(self, model: str | None = None) -> AgentMemory:
-        return AgentMemory.shared(**self._settings(model))
 
     @property
     def _llm_type(self) -> str:
@@ -509,7 +403,3 @@ class ChatMLXPersistent(BaseChatModel):
 
 def _result(message: AIMessage) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _says_something(name: str, value: object) -> bool:
-    return value is not None or name in _NONE_MEANS_SOMETHING

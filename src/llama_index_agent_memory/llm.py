@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 from llama_index.core.base.llms.types import (
@@ -27,21 +26,17 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import (
-    AliasChoices,
     BaseModel,
     ConfigDict,
-    Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
-    model_validator,
 )
 
 from agent_memory_core import (
+    AdapterSettings,
     AgentMemory,
     ChatRequest,
-    EngineConfig,
     InvalidRequest,
     SamplingParams,
     SessionKey,
@@ -58,28 +53,7 @@ from llama_index_agent_memory.messages import (
 )
 from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
 
-_SETTINGS = {
-    "model": "model",
-    "adapter_path": "adapter_path",
-    "cache_dir": "cache_dir",
-    "kv_bits": "kv_bits",
-    "memory_budget_mb": "memory_budget_mb",
-    "disk_budget_mb": "disk_budget_mb",
-    "max_batch_size": "max_batch_size",
-    "context_window": "context_length",
-}
-"""Fields that the engine is built from, and its own names for them."""
-
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "max_tokens",
-)
-_NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
+_SAMPLING = AdapterSettings.SAMPLING_FIELDS
 _OTHER_NAMES = {
     "allow_parallel_tool_calls": "parallel_tool_calls",
     "max_completion_tokens": "max_tokens",
@@ -93,18 +67,6 @@ _context_windows: WeakKeyDictionary[AgentMemory, int] = WeakKeyDictionary()
 """What engines were asked once: LlamaIndex reads a model's metadata at every step."""
 
 
-class _NotGiven(str):
-    """The value of a field that was not given, spelled as what it usually comes to.
-
-    ``model_fields_set`` alone cannot tell: pickling makes a new instance from every field of the old one, and
-    would so pass the defaults on as the user's own words, over environment and profile.
-    """
-
-
-def _not_given(usually: str) -> Any:
-    return _NotGiven(usually)
-
-
 class _Turn(NamedTuple):
     """All that one call of the model comes down to."""
 
@@ -113,7 +75,7 @@ class _Turn(NamedTuple):
     session: SessionKey
 
 
-class MLXPersistentLLM(FunctionCallingLLM):
+class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
     """A function calling model on MLX whose key-value memory lives as long as the conversation.
 
     An instance holds configuration only: nothing is loaded or opened before the first call, and instances of
@@ -132,44 +94,13 @@ class MLXPersistentLLM(FunctionCallingLLM):
         llm.complete("My name is Ada.")
     """
 
-    model: str = Field(default=_not_given("tiny-chat"), validation_alias=AliasChoices("model", "model_name"))
-    """An embedded name, a hub id or a folder."""
-    adapter_path: str | None = None
-    """A folder of LoRA adapters for that model."""
-    cache_dir: str | None = _not_given("~/.agent_memory/caches")
-    """Where sessions live on disk; None keeps everything in memory."""
-    session_id: str | None = None
-    """The session of calls that name none."""
-    namespace: str = Field(default="default", min_length=1)
-    """Whose sessions these are: nothing is shared between namespaces."""
-    kv_bits: Literal[4, 8, "8/4"] | None = _not_given("8/4")
-    """Encoding of keys and values at rest: 4 or 8 bits, ``"8/4"`` for keys and values apart, None as computed."""
-    memory_budget_mb: int | None = None
-    """MiB for all keys and values in memory."""
-    disk_budget_mb: int | None = None
-    """MiB for the store."""
-    max_batch_size: int | None = None
-    """Sequences decoded together."""
+    ENGINE_FIELDS: ClassVar[Mapping[str, str]] = {
+        **AdapterSettings.ENGINE_FIELDS,
+        "context_window": "context_length",
+    }
+
     context_window: int | None = None
     """Most tokens of prompt and answer together; None is the model's own limit."""
-    temperature: float | None = None
-    """0 is greedy."""
-    top_p: float | None = None
-    """Sample from the likeliest tokens of this total probability; 1 is off."""
-    top_k: int | None = None
-    """Sample from this many of the likeliest tokens; 0 is off."""
-    min_p: float | None = None
-    """Leave out tokens less likely than this share of the likeliest; 0 is off."""
-    repetition_penalty: float | None = None
-    """Above 1 makes repetition less likely; 1 is off."""
-    seed: int | None = None
-    """Makes sampled answers repeatable."""
-    max_tokens: int | None = Field(
-        default=None, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
-    )
-    """Most tokens of an answer."""
-    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
-    """Texts that end an answer; they are not part of it."""
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
@@ -177,57 +108,13 @@ class MLXPersistentLLM(FunctionCallingLLM):
 
     # Configuration ------------------------------------------------------------------------------------------
 
-    @model_validator(mode="before")
-    @classmethod
-    def _forget_what_was_not_given(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if not isinstance(value, _NotGiven)}
-
     @model_serializer(mode="wrap")
     def custom_model_dump(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
         """Leave out what was not given, as a value of its own kind would not survive JSON."""
         data = super().custom_model_dump(handler, info)
-        return {
-            name: value
-            for name, value in data.items()
-            if not isinstance(getattr(self, name, None), _NotGiven)
-        }
-
-    @field_validator("cache_dir", mode="before")
-    @classmethod
-    def _expand_home(cls, value: object) -> object:
-        # Kept as text, which is what LlamaIndex can write as JSON.
-        return str(Path(value).expanduser()) if isinstance(value, (str, Path)) else value
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> MLXPersistentLLM:
-        """Refuse impossible values now; what the environment and a profile say is read at the first call."""
-        settings = self._given(_SETTINGS)
-        EngineConfig(**{_SETTINGS[name]: value for name, value in settings.items()})
-        SamplingParams(**self._given(_SAMPLING), stop=tuple(self.stop or ()))
-        return self
-
-    def _given(self, names: Mapping[str, str] | Sequence[str]) -> dict[str, Any]:
-        """Fields that the user set, by name."""
-        given = {name: getattr(self, name) for name in names if name in self.model_fields_set}
-        return {name: value for name, value in given.items() if _says_something(name, value)}
-
-    def _settings(self, model: str | None = None) -> dict[str, Any]:
-        """What the engine is asked for; ``model`` is a call's own choice."""
-        settings = {_SETTINGS[name]: value for name, value in self._given(_SETTINGS).items()}
-        if model is not None and model != settings.get("model"):
-            # Adapters fit one model: those of the model's own settings, or the environment's, are not for this one.
-            settings |= {"model": model, "adapter_path": None}
-        return settings
-
-    @property
-    def memory(self) -> AgentMemory:
-        """The memory behind this model, for what is no chat: list, fork, pin or forget sessions."""
-        return self._memory()
-
-    def _memory(self, model: str | None = None) -> AgentMemory:
-        return AgentMemory.shared(**self._settings(model))
+        return {name: value for name, value in data.items() if self._was_given(name)}
 
     @classmethod
     def class_name(cls) -> str:
@@ -513,7 +400,3 @@ def _schema(value: object) -> Mapping[str, Any] | None:
     if value is None or isinstance(value, Mapping):
         return value
     raise InvalidRequest(f"response_schema={value!r} is not valid: a JSON schema or a pydantic class.")
-
-
-def _says_something(name: str, value: object) -> bool:
-    return value is not None or name in _NONE_MEANS_SOMETHING

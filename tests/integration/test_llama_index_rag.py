@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from llama_index.core import ChatPromptTemplate, Document
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -65,11 +67,13 @@ class Library:
         self.reports = Reports()
         get_dispatcher().add_event_handler(self.reports)
         self.llm = MLXPersistentLLM(cache_dir=cache_dir, session_id="notes", temperature=0, max_tokens=24)
+        self.retriever = BM25Retriever.from_defaults(nodes=self._nodes(folder), similarity_top_k=3)
+        self.processors = list(processors)
         self.engine = RetrieverQueryEngine.from_args(
-            BM25Retriever.from_defaults(nodes=self._nodes(folder), similarity_top_k=3),
+            self.retriever,
             llm=self.llm,
             text_qa_template=PROMPT,
-            node_postprocessors=list(processors),
+            node_postprocessors=self.processors,
         )
 
     def close(self) -> None:
@@ -146,3 +150,26 @@ def test_in_the_order_of_their_scores_notes_are_computed_again(open_library: Cal
     _, nodes, report = library.ask("Where does Mia live?")
     assert sorted(nodes) == PEOPLE != nodes
     assert share_of_notes(report, library.llm, "Where does Mia live?") < 0.5
+
+
+@pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
+@pytest.mark.parametrize(("processors", "reason"), [([InOrderOfId()], ""), ([], "diverged")])
+def test_a_conversation_over_notes(
+    open_library: Callable[..., Library], kind: Any, processors: list[InOrderOfId], reason: str
+) -> None:
+    library = open_library(*processors)
+    talk = kind.from_defaults(
+        library.retriever,
+        llm=library.llm,
+        memory=ChatMemoryBuffer.from_defaults(llm=library.llm),
+        system_prompt=RULES,
+        node_postprocessors=library.processors,
+        **({"skip_condense": True} if kind is CondensePlusContextChatEngine else {}),
+    )
+    assert "Oslo" in talk.chat("Where does Tom live?").response
+    talk.chat("Where does Mia live?")
+    first, second = library.reports.found[0], library.reports.found[-1]
+    # The notes stand in the system message: where they change their order, all behind them is computed again.
+    assert second["miss_reason"] == reason
+    if not reason:
+        assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 2

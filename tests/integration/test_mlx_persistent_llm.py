@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
-from llama_index.core.agent.workflow import AgentOutput, AgentWorkflow, FunctionAgent
+from llama_index.core.agent.react.formatter import ReActChatFormatter
+from llama_index.core.agent.workflow import AgentOutput, AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.memory import InsertMethod, Memory, StaticMemoryBlock
 from llama_index.core.tools import FunctionTool
@@ -402,6 +403,35 @@ async def test_a_context_without_its_memory_is_reported(llm: MLXPersistentLLM, d
     (with_it,) = await calls_of(talk, "What is my name?", ctx=Context.from_dict(talk, saved), memory=memory)
     assert raw(with_it)["miss_reason"] == ""
     assert with_it.response.content == "Your name is Ada."
+
+
+async def test_tools_that_change_are_reported(llm: MLXPersistentLLM, database: AsyncEngine) -> None:
+    def get_time(city: str) -> str:
+        """Get the time in a city."""
+        return "noon"
+
+    memory = Memory.from_defaults(session_id="tools", token_limit=8000, async_engine=database)
+    reasons = []
+    for tools in ([WEATHER], [WEATHER], [FunctionTool.from_defaults(get_time)]):
+        agent = FunctionAgent(llm=llm, tools=tools, system_prompt=RULES)
+        (answer,) = await calls_of(agent, "My name is Ada.", memory=memory)
+        reasons.append(raw(answer)["miss_reason"])
+    assert reasons[1:] == ["", "diverged"]
+
+
+@pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning")
+async def test_answers_that_are_remembered_in_other_words_are_reported(
+    llm: MLXPersistentLLM, database: AsyncEngine
+) -> None:
+    memory = Memory.from_defaults(session_id="react", token_limit=8000, async_engine=database)
+    agent = ReActAgent(llm=llm, formatter=ReActChatFormatter(system_header=RULES))
+    reasons = []
+    for text in ("My name is Ada.", "What is my name?"):
+        outputs = await calls_of(agent, text, memory=memory)
+        reasons.append(raw(outputs[0])["miss_reason"])
+    # What stands in the memory is the answer in other words: all but the answer itself is still known.
+    assert reasons == ["new", "template"]
+    assert cached(outputs[0]) >= llm.count_tokens([LONG, ChatMessage("My name is Ada.")]) - 2
 
 
 # Tokens

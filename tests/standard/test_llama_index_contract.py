@@ -251,6 +251,18 @@ def test_a_named_tool_is_called(llm: MLXPersistentLLM, way: str) -> None:
     assert [name for name, _ in called(response)] == ["get_time"]
 
 
+@each_way
+def test_several_tools_are_called_at_once_where_they_may_be(llm: MLXPersistentLLM, way: str) -> None:
+    question = "What is the time in Rome? And the weather in Rome?"
+    for several, count in ((True, 2), (False, 1)):
+        response = WITH_TOOLS[way](
+            llm, TOOLS, question, tool_required=True, allow_parallel_tool_calls=several
+        )
+        calls = llm.get_tool_calls_from_response(response)
+        assert [call.tool_kwargs for call in calls] == [{"city": "Rome"}] * count
+        assert len({call.tool_id for call in calls}) == count
+
+
 def test_no_tool_is_called_where_none_may_be(llm: MLXPersistentLLM) -> None:
     assert called(llm.chat_with_tools(TOOLS, WEATHER, tool_choice="none")) == []
 
