@@ -34,6 +34,12 @@ _OF_CLAIM = {
 }
 """Words of ``layer_types`` in a ``config.json``. A word that is not here claims nothing."""
 
+_WITHOUT_CACHE = ("mlp", "moe")
+"""Words there for layers that keep nothing, and have no place in the prompt cache."""
+
+_LAYER_LISTS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
+"""One entry a layer, which counts them where no number does."""
+
 _DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(EngineConfig)}
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_transformer_layers")
@@ -131,7 +137,7 @@ def cache_spec(
     type_of = _layer_types(groups)
     types = tuple(type_of[layer] for layer in sorted(type_of))
     shapes = tuple(shape for group in groups for shape in _shapes(group, type_of))
-    stated = next((text[key] for key in _LAYER_COUNTS if isinstance(text.get(key), int)), None)
+    stated = _stated_layers(text)
     return ModelCacheSpec(
         n_layers=max(len(types), stated or 0),
         layer_types=types,
@@ -150,6 +156,12 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _only(values: set[int]) -> int | None:
     return next(iter(values)) if len(values) == 1 else None
+
+
+def _stated_layers(text: Mapping[str, Any]) -> int | None:
+    counts = [text[key] for key in _LAYER_COUNTS if isinstance(text.get(key), int)]
+    lists = [len(text[key]) for key in _LAYER_LISTS if isinstance(text.get(key), (list, str))]
+    return next(iter([*counts, *lists]), None)
 
 
 def _layer_types(groups: tuple[CacheGroup, ...]) -> dict[int, str]:
@@ -193,7 +205,7 @@ def _claims(text: Mapping[str, Any]) -> Iterable[tuple[str, list[str | None]]]:
     """What the config says of each layer, by key; None where it says nothing that is known here."""
     listed = text.get("layer_types")
     if isinstance(listed, list):
-        yield "layer_types", [_OF_CLAIM.get(word) for word in listed]
+        yield "layer_types", [_OF_CLAIM.get(word) for word in listed if word not in _WITHOUT_CACHE]
     for key in ("sliding_window_pattern", "_sliding_window_pattern"):
         every, layers = text.get(key), text.get("num_hidden_layers")
         if isinstance(every, int) and isinstance(layers, int) and every > 0:
