@@ -53,11 +53,8 @@ def stated_thinking(tokenizer: Any) -> bool | None:
     """Whether the model thinks unless its chat template is told otherwise; None where it cannot be told."""
     if not tokenizer.has_chat_template:
         return None
-    unsaid, on, off = (_rendered(tokenizer, said) for said in ({}, {"enable_thinking": True}, _OFF))
-    return None if on is None or on == off else unsaid == on
-
-
-_OFF = {"enable_thinking": False}
+    on, off = (_rendered(tokenizer, {"enable_thinking": said}) for said in (True, False))
+    return None if on is None or on == off else _rendered(tokenizer, {}) == on
 
 
 def _rendered(tokenizer: Any, said: Mapping[str, Any]) -> str | None:
