@@ -11,14 +11,13 @@ import pytest
 from live_groups import Group, live_groups, unevaluated
 from real_configs import CONFIGS
 
+from agent_memory_core.cache_spec import ModelCacheSpec, cache_spec
 from agent_memory_core.config import ALWAYS_ON, EngineConfig, SamplingParams
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.model_profile import (
     _REFUSED,
     CONFIGS_VARIABLE,
-    ModelCacheSpec,
     Profile,
-    cache_spec,
     find_profile,
     read_profile,
     sampling_for,
