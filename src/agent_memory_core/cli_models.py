@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from agent_memory_core.block_file import ALIGNMENT
-from agent_memory_core.cache_spec import GLOBAL, SLIDING, LayerShape, ModelCacheSpec, cache_spec
+from agent_memory_core.cache_spec import (
+    GLOBAL,
+    HYBRID,
+    RECURRENT,
+    SLIDING,
+    SNAPSHOT,
+    LayerShape,
+    ModelCacheSpec,
+    cache_spec,
+)
 from agent_memory_core.config import KvBits, from_environment
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.kv_codec import KvCodec
@@ -32,8 +41,8 @@ from agent_memory_core.model_profile import (
 from agent_memory_core.profile_text import profile_text, stated_sampling, stated_thinking
 
 app = typer.Typer(no_args_is_help=True, help="Profiles of models: listed, shown, written.")
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False, highlight=False)
+err = Console(markup=False, highlight=False, stderr=True)
 
 Model = Annotated[str, typer.Argument(help="A profile, an embedded name, a folder or a hub id.")]
 
@@ -54,7 +63,7 @@ def list_profiles() -> None:
         table.add_row(profile.name, profile.model_id, *_geometry_cells(profile), _origin(path))
     out.print(table)
     for sentence in broken:
-        err.print(f"error: {sentence}", style="red", highlight=False, markup=False)
+        err.print(f"error: {sentence}", style="red")
     if broken:
         raise typer.Exit(1)
 
@@ -73,17 +82,23 @@ def show(
         )
     spec, item_bytes = None, 2
     if load:
-        spec, item_bytes = _ask(_loaded(model))
+        spec, item_bytes = _ask(_loaded(profile.model_id if profile and profile.name == model else model))
         if profile is not None:
             profile.check(spec)
     if profile is not None:
-        out.print(f"{profile.name}: {profile.path}", highlight=False, soft_wrap=True)
+        _say(f"{profile.name}: {profile.path}")
     out.print(_geometry_table(profile, spec))
-    for sentence in spec.contradictions if spec else ():
-        out.print(f"note: {sentence}.", highlight=False, soft_wrap=True)
+    _note(spec)
     out.print(_settings_table(model, profile))
     shapes = spec.shapes if spec else _profile_shapes(profile)
-    out.print(_bytes_table(shapes, item_bytes, settings_for({"model": model}).block_tokens))
+    if not shapes:
+        _say("what its KV costs cannot be told from this.")
+        return
+    block_tokens = settings_for({"model": model}).block_tokens
+    out.print(_bytes_table(shapes, item_bytes, block_tokens))
+    _say(f"at rest, in blocks of {block_tokens} tokens; a running sequence takes what kv_bits none does.")
+    if {RECURRENT, HYBRID, SNAPSHOT} & set(spec.layer_types if spec else profile.layers if profile else ()):
+        _say("states and snapshots are kept besides, whole, at some places of a conversation.")
 
 
 @app.command()
@@ -106,15 +121,19 @@ def new(
     except OSError as error:
         raise InvalidSetting(f"{path} cannot be written: {error}. Give another --out.") from error
     read_profile(path).check(spec)
-    out.print(
-        f"wrote {path}, read it back and checked it against the model.", highlight=False, soft_wrap=True
-    )
-    for sentence in spec.contradictions:
-        out.print(f"note: {sentence}.", highlight=False, soft_wrap=True)
+    _say(f"wrote {path}, read it back and checked it against the model.")
+    _note(spec)
     if path.resolve().parent not in [directory.resolve() for directory in profile_directories()]:
-        out.print(
-            f"to use it: export {CONFIGS_VARIABLE}={path.resolve().parent}", highlight=False, soft_wrap=True
-        )
+        _say(f"to use it: export {CONFIGS_VARIABLE}={path.resolve().parent}")
+
+
+def _say(text: str) -> None:
+    out.print(text, soft_wrap=True)
+
+
+def _note(spec: ModelCacheSpec | None) -> None:
+    for sentence in spec.contradictions if spec else ():
+        _say(f"note: {sentence}.")
 
 
 def _default_path(model_id: str) -> Path:
@@ -196,20 +215,20 @@ def _settings_table(model: str, profile: Profile | None) -> Table:
 
 
 def _profile_shapes(profile: Profile | None) -> tuple[LayerShape, ...]:
-    """The shapes a profile tells of, where it tells enough: one head count and one width for each layer type."""
+    """The shapes a profile tells of; none unless it tells one head count and one width for each type of layer."""
     if profile is None:
         return ()
-    tables = profile.layers or {GLOBAL: {"count": profile.geometry.get("n_layers", 0)}}
     shapes = []
-    for layer_type, own in tables.items():
-        said = {"v_head_dim": {**profile.geometry, **own}.get("head_dim"), **profile.geometry, **own}
-        count, heads = said.get("count"), said.get("n_kv_heads")
-        key_dim, value_dim = said.get("head_dim"), said.get("v_head_dim")
-        if isinstance(count, int) and isinstance(heads, int) and isinstance(key_dim, int):
-            assert isinstance(value_dim, int)
-            window = said.get("sliding_window") if layer_type == SLIDING else None
-            assert not isinstance(window, tuple)
-            shapes.append(LayerShape(layer_type, tuple(range(count)), heads, key_dim, value_dim, window))
+    for layer_type, own in (profile.layers or {GLOBAL: {}}).items():
+        if layer_type in (RECURRENT, SNAPSHOT):
+            continue
+        said: dict[str, Any] = {"count": profile.geometry.get("n_layers"), **profile.geometry, **own}
+        said.setdefault("v_head_dim", said.get("head_dim"))
+        form = [said.get(key) for key in ("count", "n_kv_heads", "head_dim", "v_head_dim")]
+        window = said.get("sliding_window") if layer_type == SLIDING else None
+        if not all(type(number) is int for number in form) or isinstance(window, tuple):
+            return ()
+        shapes.append(LayerShape(layer_type, tuple(range(form[0])), *form[1:], window=window))
     return tuple(shapes)
 
 
@@ -220,11 +239,10 @@ def _bytes_table(shapes: tuple[LayerShape, ...], item_bytes: int, block_tokens: 
         windows = sum(
             _at_rest(s, kv_bits, item_bytes, block_tokens) * s.window for s in shapes if s.window is not None
         )
-        header = ALIGNMENT / block_tokens if shapes else 0
+        header = ALIGNMENT / block_tokens
         table.add_row(
             _said(kv_bits), _bytes(growing), _bytes(growing + header), _bytes(windows) if windows else "none"
         )
-    table.caption = f"blocks of {block_tokens} tokens; kv_bits none is also what a running sequence takes"
     return table
 
 

@@ -128,8 +128,8 @@ class Profile:
             why = "" if key in geometry else " (head_dim alone means that values are as wide as keys)"
             raise InvalidSetting(
                 f"profile {self.name}: {where} = {_listed(said)}{why}, but the loaded model has "
-                f"{_listed(sorted(found))}: rename the model's folder, or put a profile of its own into "
-                f"{CONFIGS_VARIABLE}."
+                f"{_listed(sorted(found))}: `agent-memory models new` writes a profile of this model; put it into "
+                f"{CONFIGS_VARIABLE}{f', or correct {self.path}' if self.path else ''}."
             )
 
 

@@ -100,6 +100,30 @@ def test_what_kv_costs_is_what_the_codecs_make_of_it(run: Run) -> None:
     assert cells(unequal, "none")[3] == "none"
 
 
+@pytest.mark.parametrize(
+    ("geometry", "said"),
+    [
+        ("n_layers = 2\nhead_dim = 64\n", "cannot be told"),
+        ("n_layers = 2\nn_kv_heads = 1\nhead_dim = [64, 96]\n", "cannot be told"),
+        (
+            "n_layers = 2\nn_kv_heads = 1\nhead_dim = 64\n[model.layers.recurrent]\ncount = 2\n",
+            "cannot be told",
+        ),
+        (
+            "n_kv_heads = 1\nhead_dim = 64\n[model.layers.hybrid]\ncount = 2\n",
+            "states and snapshots are kept",
+        ),
+    ],
+)
+def test_what_a_profile_does_not_tell_is_not_made_up(
+    run: Run, tmp_path: Path, geometry: str, said: str
+) -> None:
+    (tmp_path / "m.toml").write_text(f'[model]\nmodel_id = "[m]"\n{geometry}')
+    shown = run("show", "m", AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path)).stdout
+    assert said in shown
+    assert ("0.50 KiB" in shown) == ("kept besides" in shown)
+
+
 def test_a_loaded_model_is_shown_as_it_is(run: Run, llama: Callable[..., Path]) -> None:
     folder = llama(sliding_window=512)
     assert "there is no profile for" in run("show", str(folder), code=1).stderr
@@ -108,6 +132,7 @@ def test_a_loaded_model_is_shown_as_it_is(run: Run, llama: Callable[..., Path]) 
     assert cells(shown, "global layers: head_dim")[1] == "64"
     assert cells(shown, "none")[1] == f"{2 * 1 * (64 + 64) * 4 / 1024:.2f} KiB"
     assert "sliding_window = 512, but the live caches have no window" in shown
+    assert cells(run("show", "tiny-chat", "--load").stdout, "n_layers")[1] == "5"
 
 
 @pytest.mark.parametrize("width", [64, 80, 96, 128, 192, 256])
