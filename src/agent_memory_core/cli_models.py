@@ -226,9 +226,11 @@ def _profile_shapes(profile: Profile | None) -> tuple[LayerShape, ...]:
         said.setdefault("v_head_dim", said.get("head_dim"))
         form = [said.get(key) for key in ("count", "n_kv_heads", "head_dim", "v_head_dim")]
         window = said.get("sliding_window") if layer_type == SLIDING else None
-        if not all(type(number) is int for number in form) or isinstance(window, tuple):
+        numbers = [number for number in form if isinstance(number, int)]
+        if len(numbers) < len(form) or isinstance(window, tuple):
             return ()
-        shapes.append(LayerShape(layer_type, tuple(range(form[0])), *form[1:], window=window))
+        count, heads, key_dim, value_dim = numbers
+        shapes.append(LayerShape(layer_type, tuple(range(count)), heads, key_dim, value_dim, window))
     return tuple(shapes)
 
 

@@ -48,6 +48,8 @@ def test_whether_it_thinks_is_told_to_the_chat_template(
     driver = open_driver(model(said, TEMPLATE))
     driver.turn([{"role": "user", "content": "hello"}], "s")
     assert prompt(driver) == ("THINK" if thinks else "PLAIN") + "hello"
+    driver.memory.chat(ChatRequest((Message("user", "hallo"),)), session="r")
+    assert prompt(driver) == ("THINK" if thinks else "PLAIN") + "hallo"
     request = ChatRequest((Message("user", "hello"),), template_kwargs={"enable_thinking": not thinks})
     driver.memory.chat(request, session="t")
     assert prompt(driver) == ("PLAIN" if thinks else "THINK") + "hello"
