@@ -1,6 +1,7 @@
-"""The command line: demo, chat, sessions, check, stats.
+"""The command line: demo, chat, sessions, models, check, stats.
 
-Settings come from ``AGENT_MEMORY_*`` variables and the options named here. Only `chat` and `demo` load a model.
+Settings come from ``AGENT_MEMORY_*`` variables and the options named here. Only `chat`,
+`demo` and some of `models` load one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agent_memory_core import demo as demonstration
+from agent_memory_core import cli_models, demo as demonstration
 from agent_memory_core.block_store import BlockStore
 from agent_memory_core.errors import AgentMemoryError, InvalidSetting
 from agent_memory_core.memory import AgentMemory, ChatStream
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 sessions_app = typer.Typer(no_args_is_help=True, help="What is remembered, and for whom.")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(cli_models.app, name="models")
 
 out = Console()
 err = Console(stderr=True)

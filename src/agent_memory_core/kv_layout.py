@@ -413,7 +413,8 @@ def _range(leaf: Any, x: mx.array, start: int, stop: int) -> mx.array:
     """Tokens [start, stop) of a window leaf's keys or values, [heads, tokens, dim]."""
     first = leaf.offset - _kept(leaf)
     assert first <= start, f"tokens from {start} are wanted and those before {first} are gone"
-    return leaf._temporal_order(x)[0, :, start - first : stop - first]
+    ordered: mx.array = leaf._temporal_order(x)
+    return ordered[0, :, start - first : stop - first]
 
 
 def _fill(leaf: Any, group: TokenGroup, number: int, make: Any) -> None:

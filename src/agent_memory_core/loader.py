@@ -89,8 +89,10 @@ def find_model(model: str) -> Path:
         ) from error
 
 
-def load_model(model: str, adapter_path: str | None = None) -> LoadedModel:
+def load_model(model: str, adapter_path: str | None = None, context_length: int | None = None) -> LoadedModel:
     """Load weights and tokenizer, evaluated, on the calling thread.
+
+    ``context_length`` is what the model can take where its config states no limit.
 
     Raises:
         ModelNotFound: there is no such model or adapter.
@@ -118,16 +120,16 @@ def load_model(model: str, adapter_path: str | None = None) -> LoadedModel:
         model=network,
         tokenizer=tokenizer,
         fingerprint=fingerprint(folder, adapter_path),
-        context_length=_context_length(config),
+        context_length=_context_length(config, context_length),
         config=config,
     )
 
 
-def configured_context(model: str) -> int | None:
-    """The context length a model's own config states, in tokens; None for a model that is not on this machine."""
+def configured_context(model: str, context_length: int | None = None) -> int | None:
+    """The context length of `load_model`, in tokens, without loading; None for a model that is not here."""
     folder = Path(__file__).parent / EMBEDDED[model] if model in EMBEDDED else Path(model).expanduser()
     try:
-        return _context_length(json.loads((folder / "config.json").read_text()))
+        return _context_length(json.loads((folder / "config.json").read_text()), context_length)
     except (OSError, ValueError):
         return None
 
@@ -168,12 +170,12 @@ def _spans(size: int, *, whole: bool) -> Iterable[tuple[int, int]]:
     ]
 
 
-def _context_length(config: dict[str, Any]) -> int:
+def _context_length(config: dict[str, Any], otherwise: int | None) -> int:
     for part in (config, config.get("text_config") or {}):
         length = part.get("max_position_embeddings")
         if isinstance(length, int) and length > 0:
             return length
-    return _DEFAULT_CONTEXT
+    return otherwise or _DEFAULT_CONTEXT
 
 
 def _without_compiler() -> None:

@@ -198,7 +198,7 @@ class AgentMemory:
     @property
     def stated_context_length(self) -> int | None:
         """`context_length` without loading anything; None where the model is not on this machine yet."""
-        stated = configured_context(self.config.model)
+        stated = configured_context(self.config.model, self.config.context_length)
         return min(stated, self.config.context_length or stated) if stated is not None else None
 
     @property
@@ -237,7 +237,7 @@ class AgentMemory:
     def _build(self) -> Engine:
         # The store first: a directory that cannot be used is known before gigabytes are loaded.
         store = self._open_store()
-        loaded = load_model(self.config.model, self.config.adapter_path)
+        loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
         budget = self.config.memory_budget_mb
         memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()
         profile = find_profile(self.config.model)
@@ -271,11 +271,19 @@ class AgentMemory:
                 given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
                 params = dataclasses.replace(request.sampling, **given)
                 request = dataclasses.replace(request, sampling=params)
-            return _checked(request)
+            return _checked(self._with_profile(request))
         given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
         params = sampling_for(self.config.model, given)
         items = [Message("user", request)] if isinstance(request, str) else [_message(m) for m in request]
-        return _checked(ChatRequest(tuple(items), sampling=params))
+        return _checked(self._with_profile(ChatRequest(tuple(items), sampling=params)))
+
+    def _with_profile(self, request: ChatRequest) -> ChatRequest:
+        """The request with what the model's profile tells the chat template, unless it says so itself."""
+        profile = find_profile(self.config.model)
+        if profile is None or not profile.template_kwargs:
+            return request
+        said = {**profile.template_kwargs, **request.template_kwargs}
+        return dataclasses.replace(request, template_kwargs=said)
 
 
 class ChatStream(Iterator[Delta]):

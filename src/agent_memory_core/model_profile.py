@@ -2,7 +2,8 @@
 
 A profile is optional; a model without one runs on the defaults. Every key is used or refused by name:
 
-    [model]       model_id, and the geometry that the loaded model must confirm
+    [model]       model_id, and the geometry that the loaded model must confirm: a number that all layers have,
+                  or a list of those that occur; [model.layers.<type>] speaks of the layers of one type only
     [inference]   sampling defaults, and whether the chat template can think
     [optimal]     settings of the engine that suit the model
     [thresholds]  limits of the engine that suit the model
@@ -11,14 +12,16 @@ A profile is optional; a model without one runs on the defaults. Every key is us
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from agent_memory_core.cache_spec import LAYER_TYPES, ModelCacheSpec, cache_spec as cache_spec
 from agent_memory_core.config import (
     ALWAYS_ON,
     RETIRED,
@@ -30,10 +33,15 @@ from agent_memory_core.config import (
 )
 from agent_memory_core.errors import InvalidSetting
 
+log = logging.getLogger("agent_memory")
+
 CONFIGS_VARIABLE = "AGENT_MEMORY_MODEL_CONFIGS"
 """Names a directory of profiles that is searched before the shipped ones."""
 
 _GEOMETRY = ("n_layers", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window")
+
+_OF_A_TYPE = ("count", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window")
+"""Keys of a [model.layers.<type>] table."""
 
 _SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop"}
 
@@ -64,68 +72,30 @@ _REFUSED: Mapping[str, str] = {
     "long_context_threshold": "prompts of any length are scheduled alike: set context_length",
     "high_batch_threshold": "the batch is bounded by max_batch_size alone",
     "memory_pressure_mb": "memory is bounded before it is used: set memory_budget_mb",
-    "min_cache_benefit_ratio": "whether a restore pays is measured, not set",
+    "min_cache_benefit_ratio": "whether a restore pays is decided by its size alone",
 }
 
 
-class LayerShape(Protocol):
-    """A group of layers that keep KV of one shape, as the layout of a loaded model has it."""
-
-    @property
-    def layers(self) -> tuple[int, ...]: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def key_dim(self) -> int: ...
-    @property
-    def value_dim(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCacheSpec:
-    """What a loaded model says of its own KV: the truth that a profile is held against.
-
-    ``shapes`` are (KV heads, key dimension, value dimension), one for each sort of layer.
-    """
-
-    n_layers: int
-    shapes: frozenset[tuple[int, int, int]]
-    sliding_window: int | None = None
-    context_length: int | None = None
-
-    def values_of(self, key: str) -> set[int | None]:
-        """All values that layers have for a geometry ``key`` of a profile."""
-        if key == "n_layers":
-            return {self.n_layers}
-        if key == "sliding_window":
-            return {self.sliding_window}
-        position = ("n_kv_heads", "head_dim", "v_head_dim").index(key)
-        return {shape[position] for shape in self.shapes}
-
-
-def cache_spec(groups: Iterable[LayerShape], config: Mapping[str, Any]) -> ModelCacheSpec:
-    """Put together what the live caches (``groups``) and the model's ``config.json`` say."""
-    groups = tuple(groups)
-    text = {**config, **(config.get("text_config") or {})}
-    return ModelCacheSpec(
-        n_layers=sum(len(group.layers) for group in groups),
-        shapes=frozenset((group.heads, group.key_dim, group.value_dim) for group in groups),
-        sliding_window=text.get("sliding_window"),
-        context_length=text.get("max_position_embeddings"),
-    )
+Geometry = Mapping[str, int | tuple[int, ...]]
+"""Keys of a model's or a layer type's geometry, with what all its layers have or with all that occurs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One model's profile. ``settings`` and ``sampling`` go to `resolve_settings` and `resolve_sampling`."""
+    """One model's profile. ``settings`` and ``sampling`` go to `resolve_settings` and `resolve_sampling`.
+
+    ``layers`` is the geometry of the layers of one type, by type; ``path`` is the file that was read.
+    """
 
     name: str
     model_id: str
-    geometry: Mapping[str, int] = field(default_factory=dict)
+    geometry: Geometry = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     benchmark: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, Geometry] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False)
 
     def check(self, spec: ModelCacheSpec) -> None:
         """Hold the profile against the loaded model.
@@ -133,19 +103,39 @@ class Profile:
         Raises:
             InvalidSetting: they disagree, so the profile is of another model.
         """
-        for key, said in self.geometry.items():
-            found = spec.values_of(key)
-            if said not in found:
-                has = " and ".join(sorted(map(str, found)))
-                raise InvalidSetting(
-                    f"profile {self.name}: {key} = {said}, but the loaded model has {has}: rename the model's "
-                    f"folder, or put a profile of its own into {CONFIGS_VARIABLE}."
-                )
+        for sentence in spec.contradictions:
+            log.info("profile %s: %s.", self.name, sentence)
+        self._compare(self.geometry, spec, None)
+        for layer_type, geometry in self.layers.items():
+            self._compare(geometry, spec, layer_type)
         limit, asked = spec.context_length, self.settings.get("context_length")
         if limit is not None and asked is not None and asked > limit:
             raise InvalidSetting(
                 f"profile {self.name}: context_length = {asked}, but the model's limit is {limit}."
             )
+
+    def _compare(self, geometry: Geometry, spec: ModelCacheSpec, layer_type: str | None) -> None:
+        said_of_values = (
+            {**self.geometry, **geometry} if layer_type else set(geometry).union(*self.layers.values())
+        )
+        widths_alone = "head_dim" in geometry and "v_head_dim" not in said_of_values
+        implied = {"v_head_dim": geometry["head_dim"]} if widths_alone else {}
+        for key, said in {**geometry, **implied}.items():
+            found = spec.values_of(key, layer_type)
+            if set(said if isinstance(said, tuple) else (said,)) == found:
+                continue
+            where = f"layers.{layer_type}.{key}" if layer_type else key
+            why = "" if key in geometry else " (head_dim alone means that values are as wide as keys)"
+            raise InvalidSetting(
+                f"profile {self.name}: {where} = {_listed(said)}{why}, but the loaded model has "
+                f"{_listed(sorted(found))}: `agent-memory models new` writes a profile of this model; put it into "
+                f"{CONFIGS_VARIABLE}{f', or correct {self.path}' if self.path else ''}."
+            )
+
+
+def _listed(values: int | Iterable[int]) -> str:
+    values = [values] if isinstance(values, int) else list(values)
+    return " and ".join(map(str, values)) or "None"
 
 
 def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profile | None:
@@ -156,7 +146,7 @@ def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profil
     Raises:
         InvalidSetting: the profile cannot be read, or a key of it is unknown.
     """
-    for directory in _directories(os.environ if environ is None else environ):
+    for directory in profile_directories(environ):
         for path in sorted(directory.glob("*.toml")):
             document = _read(path)
             if _matches(model, path.stem, document):
@@ -204,7 +194,13 @@ def shipped_directory() -> Path:
     return installed if installed.is_dir() else here.parents[1] / "model_configs"
 
 
-def _directories(environ: Mapping[str, str]) -> list[Path]:
+def profile_directories(environ: Mapping[str, str] | None = None) -> list[Path]:
+    """Where profiles are looked for, first to last.
+
+    Raises:
+        InvalidSetting: the variable names what is not a directory.
+    """
+    environ = os.environ if environ is None else environ
     shipped = [shipped_directory()]
     if CONFIGS_VARIABLE not in environ:
         return shipped
@@ -241,7 +237,7 @@ def _matches(model: str, stem: str, document: Mapping[str, Any]) -> bool:
 
 
 _KNOWN: Mapping[str, frozenset[str]] = {
-    "model": frozenset({"model_id", *_GEOMETRY}),
+    "model": frozenset({"model_id", "layers", *_GEOMETRY}),
     "inference": frozenset({*_SAMPLING, *_THINKING}),
     **{section: frozenset(keys) for section, keys in _SETTINGS.items()},
 }
@@ -258,11 +254,13 @@ def _profile(path: Path, document: Mapping[str, Any]) -> Profile:
     return Profile(
         name=path.stem,
         model_id=_model_id(path, model),
-        geometry=_geometry(path, model),
+        geometry=_geometry(path, "model", {key: model[key] for key in _GEOMETRY if key in model}),
         settings=_settings(path, document),
         sampling=_sampling(path, inference),
         template_kwargs=_template_kwargs(path, inference),
         benchmark=document.get("benchmark", {}),
+        layers=_layers(path, model.get("layers", {})),
+        path=path,
     )
 
 
@@ -295,13 +293,39 @@ def _model_id(path: Path, model: Mapping[str, Any]) -> str:
     return model_id
 
 
-def _geometry(path: Path, model: Mapping[str, Any]) -> dict[str, int]:
-    geometry = {key: model[key] for key in _GEOMETRY if key in model}
-    for key, value in geometry.items():
-        if type(value) is not int or value < 1:
-            where = _where(path, "model", key)
-            raise InvalidSetting(f"{where} = {value!r} is not valid: a whole number of at least 1.")
+def _geometry(path: Path, section: str, said: Mapping[str, Any]) -> Geometry:
+    geometry: dict[str, int | tuple[int, ...]] = {}
+    for key, value in said.items():
+        several = isinstance(value, list) and key not in ("n_layers", "count") and len(value) > 1
+        values = value if several else [value]
+        if any(type(one) is not int or one < 1 for one in values):
+            where = _where(path, section, key)
+            raise InvalidSetting(
+                f"{where} = {value!r} is not valid: a whole number of at least 1, or where layers differ "
+                "the list of all that occur."
+            )
+        geometry[key] = tuple(values) if several else value
     return geometry
+
+
+def _layers(path: Path, tables: Any) -> dict[str, Geometry]:
+    if not isinstance(tables, dict):
+        raise InvalidSetting(
+            f"{path}, [model] layers = {tables!r} is not valid: write [model.layers.global]."
+        )
+    layers = {}
+    for layer_type, said in tables.items():
+        section = f"model.layers.{layer_type}"
+        if layer_type not in LAYER_TYPES or not isinstance(said, dict):
+            choice = ", ".join(LAYER_TYPES)
+            raise InvalidSetting(f"{path}, [{section}] is not a known type of layer: choose from {choice}.")
+        for key in said:
+            if key not in _OF_A_TYPE:
+                choice = ", ".join(_OF_A_TYPE)
+                where = _where(path, section, key)
+                raise InvalidSetting(f"{where} is not a known key: choose from {choice}.")
+        layers[layer_type] = _geometry(path, section, said)
+    return layers
 
 
 def _sampling(path: Path, inference: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -171,7 +172,7 @@ def _batched_gap(model: Any, rows: Sequence[list[int]]) -> tuple[float, float]:
     caches, firsts = [], []
     for ids in rows:
         caches.append(make_prompt_cache(model))
-        firsts.append(int(mx.argmax(_logits(model, ids, caches[-1])).item()))
+        firsts.append(_likeliest(_logits(model, ids, caches[-1])))
     uids = generator.insert(
         [[token] for token in firsts],
         max_tokens=[STEPS] * len(rows),
@@ -210,8 +211,13 @@ def _logits(model: Any, ids: list[int], cache: list[Any]) -> mx.array:
 
 def _gap(one: mx.array, other: mx.array) -> float:
     one, other = one.astype(mx.float32), other.astype(mx.float32)
-    gap = float((mx.abs(one - other).max() / (mx.std(one) + 1e-9)).item())
-    return gap if gap == gap else float("inf")
+    gap: float = (mx.abs(one - other).max() / (mx.std(one) + 1e-9)).item()  # type: ignore[assignment]
+    return float("inf") if math.isnan(gap) else gap
+
+
+def _likeliest(logits: mx.array) -> int:
+    token: int = mx.argmax(logits).item()  # type: ignore[assignment]
+    return token
 
 
 def _prompt(length: int, vocab_size: int) -> list[int]:

@@ -91,7 +91,7 @@ class Watched:
             self.live = cache
             finish(turn, cache, reason)
 
-        self.engine.runner.prefill = prefilled  # type: ignore[method-assign]
+        self.engine.runner.prefill = prefilled  # type: ignore[method-assign, assignment]
         self.engine._finish = finished  # type: ignore[method-assign]
         self.engine.scheduler.add = added  # type: ignore[method-assign]
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_stored_is_computed_anew_and_said(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Strange(KVCache):
+    class Strange(KVCache):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.mystery = object()

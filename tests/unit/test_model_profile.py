@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from live_groups import Group, live_groups, unevaluated
+from real_configs import CONFIGS
 
-import agent_memory_core
+from agent_memory_core.cache_spec import ModelCacheSpec, cache_spec
 from agent_memory_core.config import ALWAYS_ON, EngineConfig, SamplingParams
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.model_profile import (
     _REFUSED,
     CONFIGS_VARIABLE,
-    ModelCacheSpec,
     Profile,
-    cache_spec,
     find_profile,
     read_profile,
     sampling_for,
@@ -33,6 +34,10 @@ n_kv_heads = 8
 head_dim = 192
 v_head_dim = 128
 sliding_window = 1024
+
+[model.layers.global]
+count = 8
+head_dim = [192, 256]
 
 [inference]
 temperature = 0.7
@@ -65,16 +70,6 @@ prefill_tokens_per_second = 310.5
 """
 
 
-@dataclass(frozen=True)
-class Group:
-    """Stands for a group of layers of a loaded model."""
-
-    layers: tuple[int, ...]
-    heads: int
-    key_dim: int
-    value_dim: int
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, str]:
     """An environment whose directory of profiles is ``tmp_path``."""
@@ -96,8 +91,47 @@ def with_key(section: str, line: str) -> str:
 # What is shipped
 
 
-def test_profiles_are_shipped() -> None:
-    assert {path.stem for path in SHIPPED} >= {"tiny-chat", "smollm2-135m", "llama-3.1-8b"}
+def test_every_shipped_profile_has_a_model_to_hold_it_against() -> None:
+    assert {path.stem for path in SHIPPED} == set(CONFIGS)
+    assert len(SHIPPED) >= 7
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def shipped(request: pytest.FixtureRequest) -> tuple[Profile, ModelCacheSpec]:
+    """A shipped profile, and what mlx-lm's own class of full size keeps for the model's real config."""
+    config = CONFIGS[request.param]
+    profile = read_profile(shipped_directory() / f"{request.param}.toml")
+    return profile, cache_spec(live_groups(unevaluated(config)), config)
+
+
+def test_every_shipped_profile_is_true(shipped: tuple[Profile, ModelCacheSpec]) -> None:
+    profile, spec = shipped
+    profile.check(spec)
+    assert {"n_layers", "n_kv_heads", "head_dim"} <= set(profile.geometry)
+    assert ("sliding_window" in profile.geometry) == (spec.sliding_window_size is not None)
+    assert sum(layer["count"] for layer in profile.layers.values()) in (0, spec.n_layers)  # type: ignore[misc]
+    assert spec.contradictions == ()
+
+
+def test_every_number_of_a_shipped_profile_is_checked(shipped: tuple[Profile, ModelCacheSpec]) -> None:
+    profile, spec = shipped
+
+    def refuses(changed: Profile, said: str) -> None:
+        with pytest.raises(InvalidSetting, match=said):
+            changed.check(spec)
+
+    def one_more(geometry: Mapping[str, Any], key: str) -> dict[str, Any]:
+        return {**geometry, key: geometry[key] + 1}
+
+    for key in profile.geometry:
+        changed = replace(profile, geometry=one_more(profile.geometry, key))
+        refuses(
+            changed, rf"{key} = {changed.geometry[key]}, but the loaded model has {profile.geometry[key]}"
+        )
+    for layer_type, geometry in profile.layers.items():
+        for key in geometry:
+            layers = {**profile.layers, layer_type: one_more(geometry, key)}
+            refuses(replace(profile, layers=layers), rf"layers\.{layer_type}\.{key} = ")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -107,16 +141,6 @@ def test_every_shipped_profile_is_valid_and_found_by_its_names(path: Path) -> No
     for model in (hub_id, hub_id.split("/")[-1].upper(), f"/models/{hub_id.split('/')[-1]}/", path.stem):
         assert find_profile(model, {}) == profile
     assert settings_for({"model": hub_id}, {}).model == hub_id
-
-
-def test_the_profile_of_the_embedded_model_is_true() -> None:
-    folder = Path(agent_memory_core.__file__).parent / "tiny_chat"
-    config = json.loads((folder / "config.json").read_text())
-    heads, size = config["num_key_value_heads"], config["head_dim"]
-    profile = find_profile("tiny-chat", {})
-    assert profile is not None
-    assert set(profile.geometry) == {"n_layers", "n_kv_heads", "head_dim"}
-    profile.check(cache_spec([Group(tuple(range(config["num_hidden_layers"])), heads, size, size)], config))
 
 
 # Reading
@@ -154,6 +178,7 @@ def test_every_key_goes_to_its_place(tmp_path: Path) -> None:
         },
         template_kwargs={"enable_thinking": False},
         benchmark={"machine": "M4 Pro, 24 GB", "prefill_tokens_per_second": 310.5},
+        layers={"global": {"count": 8, "head_dim": (192, 256)}},
     )
 
 
@@ -189,7 +214,7 @@ def test_a_missing_directory_of_profiles_is_refused(tmp_path: Path) -> None:
         ("model", 'n_layers = "many"', "n_layers = 'many'"),
         ("model", "head_dim = 0", "head_dim = 0"),
         ("model", "n_kv_heads = true", "n_kv_heads = True"),
-        ("model", "layers = 3", "layers is not a known key: choose from .*n_layers"),
+        ("model", "layer = 3", "layer is not a known key: choose from .*n_layers"),
         ("inference", "temperature = -1", "temperature=-1"),
         ("inference", "seed = 1", "seed is not a known key"),
         ("inference", 'supports_thinking = "yes"', "supports_thinking = 'yes'"),
@@ -202,6 +227,13 @@ def test_a_missing_directory_of_profiles_is_refused(tmp_path: Path) -> None:
         ("thresholds", "context_length = 0", "context_length=0"),
         ("thresholds", "max_batch_size = 2", "max_batch_size is not a known key"),
         ("cache", "kv_bits = 4", "cache is not a known section"),
+        ("model", "head_dim = [64]", r"head_dim = \[64\]"),
+        ("model", "head_dim = [64, 0]", r"head_dim = \[64, 0\]"),
+        ("model", "n_layers = [1, 2]", r"n_layers = \[1, 2\]"),
+        ("model", "layers = 3", "layers = 3"),
+        ("model.layers.local", "count = 3", r"model.layers.local\] is not a known type of layer: .*global"),
+        ("model.layers.global", "n_layers = 3", "n_layers is not a known key: choose from count"),
+        ("model.layers.global", "count = 0", "count = 0"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_file_and_name(
@@ -244,17 +276,27 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, data: bytes) -> None:
 # Against the loaded model
 
 GEMMA = cache_spec(
-    [Group(tuple(range(40)), 8, 256, 256), Group(tuple(range(40, 48)), 8, 256, 256)],
+    [
+        Group("window", tuple(range(40)), 8, 256, 256, window=1024),
+        Group("append", tuple(range(40, 48)), 8, 256, 256),
+    ],
     {"model_type": "gemma3", "text_config": {"sliding_window": 1024, "max_position_embeddings": 131072}},
 )
-DEEPSEEK = cache_spec([Group(tuple(range(27)), 16, 192, 128)], {"max_position_embeddings": 163840})
+DEEPSEEK = cache_spec([Group("append", tuple(range(27)), 16, 192, 128)], {"max_position_embeddings": 163840})
 
 
-def test_the_spec_reads_layers_shapes_and_nested_configs() -> None:
-    assert (GEMMA.n_layers, GEMMA.shapes) == (48, frozenset({(8, 256, 256)}))
-    assert (GEMMA.sliding_window, GEMMA.context_length) == (1024, 131072)
-    assert (DEEPSEEK.n_layers, DEEPSEEK.shapes) == (27, frozenset({(16, 192, 128)}))
-    assert (DEEPSEEK.sliding_window, DEEPSEEK.context_length) == (None, 163840)
+MIXED = cache_spec(
+    [
+        Group("window", (0, 1, 3, 4), 2, 32, 32, window=16),
+        Group("append", (2, 5), 1, 64, 64),
+    ],
+    {"num_hidden_layers": 10},
+)
+
+
+def test_the_spec_reads_nested_configs() -> None:
+    assert (GEMMA.n_layers, GEMMA.sliding_window_size, GEMMA.context_length) == (48, 1024, 131072)
+    assert (DEEPSEEK.n_layers, DEEPSEEK.sliding_window_size, DEEPSEEK.context_length) == (27, None, 163840)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +305,7 @@ def test_the_spec_reads_layers_shapes_and_nested_configs() -> None:
         ({"n_layers": 48, "n_kv_heads": 8, "head_dim": 256, "sliding_window": 1024}, GEMMA),
         ({"n_layers": 27, "head_dim": 192, "v_head_dim": 128}, DEEPSEEK),
         ({}, DEEPSEEK),
+        ({"n_layers": 10, "n_kv_heads": (1, 2), "head_dim": (32, 64), "sliding_window": 16}, MIXED),
     ],
 )
 def test_a_true_profile_passes(geometry: dict[str, int], spec: ModelCacheSpec) -> None:
@@ -275,6 +318,10 @@ def test_a_true_profile_passes(geometry: dict[str, int], spec: ModelCacheSpec) -
         ({"n_layers": 47}, GEMMA, "n_layers = 47, but the loaded model has 48"),
         ({"n_kv_heads": 1}, GEMMA, "n_kv_heads = 1"),
         ({"head_dim": 128}, DEEPSEEK, "head_dim = 128, but the loaded model has 192"),
+        ({"head_dim": 192}, DEEPSEEK, r"v_head_dim = 192 \(head_dim alone.*but the loaded model has 128"),
+        ({"head_dim": 64}, MIXED, "head_dim = 64, but the loaded model has 32 and 64"),
+        ({"head_dim": (64, 128)}, MIXED, "head_dim = 64 and 128, but the loaded model has 32 and 64"),
+        ({"n_layers": 6}, MIXED, "n_layers = 6, but the loaded model has 10"),
         ({"v_head_dim": 192}, DEEPSEEK, "v_head_dim = 192, but the loaded model has 128"),
         ({"sliding_window": 512}, DEEPSEEK, "sliding_window = 512, but the loaded model has None"),
     ],
@@ -284,6 +331,27 @@ def test_a_profile_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(InvalidSetting, match=f"profile p: {has}"):
         Profile("p", "org/m", geometry).check(spec)
+
+
+def test_each_type_of_layer_has_a_geometry_of_its_own() -> None:
+    layers = {
+        "global": {"count": 2, "n_kv_heads": 1, "head_dim": 64},
+        "sliding_window": {"count": 4, "n_kv_heads": 2, "head_dim": 32, "sliding_window": 16},
+    }
+    Profile("p", "org/m", layers=layers).check(MIXED)
+    swapped = {**layers, "global": {"head_dim": 32}}
+    with pytest.raises(InvalidSetting, match=r"layers\.global\.head_dim = 32, but the loaded model has 64"):
+        Profile("p", "org/m", layers=swapped).check(MIXED)
+    with pytest.raises(InvalidSetting, match=r"layers\.recurrent\.count = 1, but the loaded model has 0"):
+        Profile("p", "org/m", layers={"recurrent": {"count": 1}}).check(MIXED)
+
+
+def test_a_width_of_values_may_stand_beside_or_above_that_of_the_keys() -> None:
+    of_the_layers = {"global": {"head_dim": 192}}
+    Profile("p", "org/m", {"v_head_dim": 128}, layers=of_the_layers).check(DEEPSEEK)
+    Profile("p", "org/m", {"head_dim": 192}, layers={"global": {"v_head_dim": 128}}).check(DEEPSEEK)
+    with pytest.raises(InvalidSetting, match=r"layers\.global\.v_head_dim = 192"):
+        Profile("p", "org/m", layers=of_the_layers).check(DEEPSEEK)
 
 
 def test_a_context_beyond_the_models_limit_is_refused() -> None:

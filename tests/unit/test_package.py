@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ CORE = sorted(f"agent_memory_core.{path.stem}" for path in SRC.glob("agent_memor
 FRAMEWORKS = ("langchain", "langchain_core", "langgraph", "llama_index", *PACKAGES[1:])
 
 
-def run(program: str, *arguments: str) -> str:
-    """Run ``program`` in a new interpreter that sees this checkout; give what it printed."""
-    environ = {**os.environ, "PYTHONPATH": str(SRC)}
+def run(program: str, *arguments: str, packages: Path = SRC) -> str:
+    """Run ``program`` in a new interpreter that sees this checkout, or other packages; give what it printed."""
+    environ = {**os.environ, "PYTHONPATH": str(packages)}
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -51,6 +52,22 @@ def test_the_core_imports_no_framework() -> None:
         "print(*sorted({name.split('.')[0] for name in sys.modules} & set(known)))\n"
     )
     assert run(program, ",".join(FRAMEWORKS), ",".join(CORE)) == ""
+
+
+def test_the_wheel_holds_every_profile_and_finds_them(tmp_path: Path) -> None:
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(SRC.parent))
+    (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(tmp_path / "installed")
+    program = (
+        "from agent_memory_core.model_profile import find_profile, shipped_directory\n"
+        "names = sorted(path.stem for path in shipped_directory().glob('*.toml'))\n"
+        "print(shipped_directory(), *[find_profile(name, {}).name for name in names], sep='\\n')\n"
+    )
+    folder, *names = run(program, packages=tmp_path / "installed").splitlines()
+    assert Path(folder) == tmp_path / "installed" / "agent_memory_core" / "model_configs"
+    assert names == sorted(path.stem for path in (SRC.parent / "model_configs").glob("*.toml"))
+    assert (tmp_path / "installed" / "agent_memory_core" / "tiny_chat" / "model.safetensors").is_file()
 
 
 def tree(cls: type, depth: int = 0) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from agent_memory_core.block import Block, BlockHash, Kind, block_hash, chain, record_hash, root_hash
@@ -49,7 +50,7 @@ def pool_with(count: int, ids: list[int] = IDS) -> BlockPool:
 
 
 def match(
-    pool: BlockPool, ids: list[int], tier: Tier | None = None, without: set[BlockHash] = frozenset()
+    pool: BlockPool, ids: list[int], tier: Tier | None = None, without: Collection[BlockHash] = ()
 ) -> Match:
     return PrefixCache(pool, ResumeRule(SIZE)).match(ROOT, ids, chain(ROOT, ids, SIZE), tier, without)
 

@@ -1,0 +1,202 @@
+"""`agent-memory models` as a real process on real folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+from agent_memory_core.model_profile import read_profile, shipped_directory
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the command line in ``tmp_path`` and checks how it ended."""
+
+    def one(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "agent_memory_core.cli", "models", *arguments],
+            env={**os.environ, "COLUMNS": "200", **variables}, cwd=tmp_path,
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return one
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a random model folder ``mine`` with these files and config keys changed."""
+
+    def make(files: dict[str, Any] | None = None, **config: Any) -> Path:
+        folder = Path(tiny_models.write(tmp_path / "models" / "Mine", tiny_models.LLAMA | config))
+        for name, said in (files or {}).items():
+            known = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+            (folder / name).write_text(json.dumps(known | said))
+        return folder
+
+    return make
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells of the row of a table that begins with ``name``."""
+    row = next(line for line in text.splitlines() if re.match(rf"[│┃]\s*{re.escape(name)}\s*[│┃]", line))
+    return [cell.strip() for cell in re.split("[│┃]", row)[1:-1]]
+
+
+def test_every_shipped_profile_is_listed(run: Run) -> None:
+    listed = run("list").stdout
+    for path in shipped_directory().glob("*.toml"):
+        profile = read_profile(path)
+        row = cells(listed, profile.name)
+        assert row[1:3] == [profile.model_id, str(profile.geometry["n_layers"])]
+        assert row[-1] == "shipped"
+    assert cells(listed, "gemma-3-12b-it-4bit")[3:6] == ["8", "256", "1024"]
+
+
+def test_a_profile_that_cannot_be_read_is_named_and_the_others_are_listed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "bad.toml").write_text('[model]\nmodel_id = "x"\nlayerz = 3\n')
+    (tmp_path / "own" / "good.toml").write_text('[model]\nmodel_id = "x"\nhead_dim = [32, 64]\n')
+    done = run("list", code=1, AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path / "own"))
+    assert cells(done.stdout, "good")[4] == "32, 64"
+    assert "bad.toml, [model] layerz is not a known key" in done.stderr.replace("\n", " ")
+
+
+def test_a_profile_is_shown_with_where_each_value_comes_from(run: Run) -> None:
+    shown = run("show", "gemma-3-12b-it-4bit", AGENT_MEMORY_TOP_K="7").stdout
+    assert cells(shown, "n_layers") == ["n_layers", "48", "profile"]
+    assert cells(shown, "sliding_window layers: count")[1] == "40"
+    assert cells(shown, "temperature")[1:] == ["1.0", "profile"]
+    assert cells(shown, "top_k")[1:] == ["7", "environment"]
+    assert cells(shown, "min_p")[1:] == ["0.0", "default"]
+    assert cells(run("show", "Qwen3-8B-4bit").stdout, "enable_thinking")[1:] == ["True", "profile"]
+
+
+def test_what_kv_costs_is_what_the_codecs_make_of_it(run: Run) -> None:
+    shown = run("show", "gemma-3-12b-it-4bit").stdout
+    whole = 8 * 256 * 2 * 2  # heads, width, keys and values, two bytes: of one layer
+    scales = 8 * 256 * 2 // 64 * 4  # a scale and a bias for each 64
+    assert cells(shown, "none")[1] == f"{8 * whole / 1024:.2f} KiB"
+    assert cells(shown, "none")[3] == f"{40 * whole * 1024 / 2**20:.1f} MiB"
+    assert cells(shown, "8")[1] == f"{8 * (whole // 2 + scales) / 1024:.2f} KiB"
+    assert cells(shown, "8/4")[1] == f"{8 * (whole * 3 // 8 + scales) / 1024:.2f} KiB"
+    assert cells(shown, "4")[1] == f"{8 * (whole // 4 + scales) / 1024:.2f} KiB"
+    assert cells(shown, "4")[2] == f"{(8 * (whole // 4 + scales) + 4096 / 128) / 1024:.2f} KiB"
+    unequal = run("show", "deepseek-coder-v2-lite-4bit").stdout
+    assert cells(unequal, "none")[1] == f"{27 * 16 * (192 + 128) * 2 / 1024:.2f} KiB"
+    assert cells(unequal, "none")[3] == "none"
+
+
+@pytest.mark.parametrize(
+    ("geometry", "said"),
+    [
+        ("n_layers = 2\nhead_dim = 64\n", "cannot be told"),
+        ("n_layers = 2\nn_kv_heads = 1\nhead_dim = [64, 96]\n", "cannot be told"),
+        (
+            "n_layers = 2\nn_kv_heads = 1\nhead_dim = 64\n[model.layers.recurrent]\ncount = 2\n",
+            "cannot be told",
+        ),
+        (
+            "n_kv_heads = 1\nhead_dim = 64\n[model.layers.hybrid]\ncount = 2\n",
+            "states and snapshots are kept",
+        ),
+    ],
+)
+def test_what_a_profile_does_not_tell_is_not_made_up(
+    run: Run, tmp_path: Path, geometry: str, said: str
+) -> None:
+    (tmp_path / "m.toml").write_text(f'[model]\nmodel_id = "[m]"\n{geometry}')
+    shown = run("show", "m", AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path)).stdout
+    assert said in shown
+    assert ("0.50 KiB" in shown) == ("kept besides" in shown)
+
+
+def test_a_loaded_model_is_shown_as_it_is(run: Run, llama: Callable[..., Path]) -> None:
+    folder = llama(sliding_window=512)
+    assert "there is no profile for" in run("show", str(folder), code=1).stderr
+    shown = run("show", str(folder), "--load").stdout
+    assert cells(shown, "global layers: count")[1:] == ["2", "live caches"]
+    assert cells(shown, "global layers: head_dim")[1] == "64"
+    assert cells(shown, "none")[1] == f"{2 * 1 * (64 + 64) * 4 / 1024:.2f} KiB"
+    assert "sliding_window = 512, but the live caches have no window" in shown
+    assert cells(run("show", "tiny-chat", "--load").stdout, "n_layers")[1] == "5"
+
+
+@pytest.mark.parametrize("width", [64, 80, 96, 128, 192, 256])
+def test_a_new_profile_is_true_of_its_model(
+    run: Run, llama: Callable[..., Path], tmp_path: Path, width: int
+) -> None:
+    folder = llama(head_dim=width, num_key_value_heads=2)
+    written = run("new", "models/Mine")
+    profile = read_profile(tmp_path / "mine.toml")
+    assert profile.model_id == "Mine"
+    assert dict(profile.geometry) == {"n_layers": 2, "n_kv_heads": 2, "head_dim": width}
+    assert f"export AGENT_MEMORY_MODEL_CONFIGS={tmp_path}" in written.stdout
+    shown = run("show", str(folder), "--load", AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path)).stdout
+    assert "mine.toml" in shown
+    wrong = (tmp_path / "mine.toml").read_text().replace(f"head_dim = {width}", "head_dim = 72")
+    (tmp_path / "mine.toml").write_text(wrong)
+    refused = run("show", str(folder), "--load", code=1, AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path))
+    assert f"head_dim = 72, but the loaded model has {width}" in refused.stderr.replace("\n", " ")
+
+
+def test_a_new_profile_takes_over_what_the_model_says_of_itself(
+    run: Run, llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    files = {
+        "generation_config.json": {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": 1},
+        "tokenizer_config.json": {"chat_template": "{{ 'think' if enable_thinking }}hi"},
+    }
+    llama(files, sliding_window=512)
+    noted = run("new", "models/Mine", "--out", "sub.toml").stdout
+    profile = read_profile(tmp_path / "sub.toml")
+    assert dict(profile.sampling) == {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+    assert dict(profile.template_kwargs) == {"enable_thinking": False}
+    assert "note: config.json says sliding_window = 512" in noted
+    assert "# Note: config.json says sliding_window = 512" in (tmp_path / "sub.toml").read_text()
+
+
+def test_a_new_profile_goes_where_own_profiles_are(
+    run: Run, llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    llama()
+    (tmp_path / "own").mkdir()
+    written = run("new", "models/Mine", AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path / "own"))
+    assert (tmp_path / "own" / "mine.toml").is_file()
+    assert "export" not in written.stdout
+
+
+def test_a_file_that_is_there_stays_unless_forced(
+    run: Run, llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    llama()
+    (tmp_path / "mine.toml").write_text("mine")
+    assert "mine.toml is there already" in run("new", "models/Mine", code=1).stderr
+    assert (tmp_path / "mine.toml").read_text() == "mine"
+    run("new", "models/Mine", "--force")
+    assert read_profile(tmp_path / "mine.toml").model_id == "Mine"
+
+
+def test_what_cannot_be_loaded_or_written_leaves_nothing(
+    run: Run, llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = llama()
+    unwritable = run("new", "models/Mine", "--out", "no/such/place.toml", code=1).stderr
+    assert "cannot be written" in unwritable.replace("\n", " ")
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    assert "mlx-lm cannot load" in run("new", "models/Mine", code=1).stderr.replace("\n", " ")
+    assert "no config.json" in run("new", "models", code=1).stderr.replace("\n", " ")
+    assert list(tmp_path.glob("**/*.toml")) == []
