@@ -62,12 +62,12 @@ class TensorForm:
         Groups that do not fit along their axis are laid along the other, then made of 32; what no group fits
         stays as it is. Groups laid along the tokens keep outlier channels apart: where that fails, they have 8 bits.
         """
-        if self.bits is None:
-            return self
+        if self.bits is None or tokens == 0:
+            return RAW
         axes = {"tokens": tokens, "head_dim": head_dim}
         for group in GROUPS:
             for along in sorted(AXES, key=self.along.__ne__):
-                if group <= self.group and 0 < axes[along] // group * group == axes[along]:
+                if group <= self.group and axes[along] % group == 0:
                     bits = 8 if along != self.along == "tokens" else self.bits
                     return replace(self, bits=bits, along=along, group=group)
         return RAW
@@ -116,14 +116,14 @@ class KvForm:
     values: TensorForm
 
 
-_KEYS_4: Final = TensorForm(4, "tokens")
 _VALUES_4: Final = TensorForm(4)
 _EIGHT: Final = TensorForm(8)
 FORMS: Final[Mapping[KvBits, KvForm]] = {
     None: KvForm(RAW, RAW),
     8: KvForm(_EIGHT, _EIGHT),
     "8/4": KvForm(_EIGHT, _VALUES_4),
-    4: KvForm(_KEYS_4, _VALUES_4),
+    "6/4": KvForm(TensorForm(6, "tokens"), _VALUES_4),
+    4: KvForm(TensorForm(4, "tokens"), _VALUES_4),
 }
 """What each setting means."""
 
