@@ -41,6 +41,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ttft.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/append_cost.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality_plot.py
 	$(BIN)/python benchmarks/report.py
 
 format: $(INSTALLED)

@@ -15,14 +15,17 @@ from agent_memory_core.kv_codec import Encoded, KvCodec, Raw
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from training.tiny_chat.corpus import Conversation, conversation
+from training.tiny_chat.corpus import LETTERS_PER_TOKEN, Conversation, Turn as Message, conversation
 from training.tiny_chat.evaluate import different_facts, fill, tell
+from training.tiny_chat.talk import brief
 from training.tiny_chat.tools import make_result, make_tools, request
 from training.tiny_chat.words import Source
 
 BLOCK = 128
-CHAT_TOKENS, CHAT_KNOWN, FILLER = 700, 300, 260
-"""About how long a chat is and how much of it is known at first; what passes between telling and asking."""
+CHAT_TOKENS, CHAT_KNOWN = 700, 300
+"""About how long a chat is, and how much of it is known at first."""
+OPENING, FILLER, FACTS, REQUESTS = 150, 260, 5, 2
+"""Tokens, about, before what is asked for is told, so that it does not lie in the first block; and after it."""
 Talk = tuple[Conversation, int]
 """A conversation, and how many of its turns make its first prompt."""
 
@@ -62,17 +65,18 @@ def chat(seed: int) -> Talk:
     talk = conversation(seed, held_out=True, tokens=CHAT_TOKENS)
     said = Conversation(tools=talk.tools)
     for turn in talk.turns:
-        if said.letters() > 2.6 * CHAT_KNOWN and said.turns[-1].role == "assistant":
+        if said.letters() > LETTERS_PER_TOKEN * CHAT_KNOWN and said.turns[-1].role == "assistant":
             break
         said.turns.append(turn)
     return talk, len(said.turns)
 
 
 def recall(seed: int) -> Talk:
-    """Three facts told, two blocks of talk, then each of them asked for."""
+    """A block of talk, facts told, two blocks of talk, then each of the facts asked for."""
     source = _source(seed)
     talk = Conversation()
-    facts = different_facts(source, 3)
+    fill(source, talk, OPENING)
+    facts = different_facts(source, FACTS)
     tell(source, talk, facts)
     fill(source, talk, FILLER)
     known = len(talk.turns)
@@ -82,12 +86,13 @@ def recall(seed: int) -> Talk:
 
 
 def tool_calls(seed: int) -> Talk:
-    """Tools offered, a block and more of talk, then two requests for them."""
+    """A brief of a block, tools offered, a block and more of talk, then requests for them."""
     source = _source(seed)
-    talk = Conversation(tools=make_tools(source, 2))
+    sentences = brief(source, int(OPENING * LETTERS_PER_TOKEN))
+    talk = Conversation([Message("system", " ".join(sentences))], make_tools(source, 2))
     fill(source, talk, FILLER // 2)
     known = len(talk.turns)
-    for _ in range(2):
+    for _ in range(REQUESTS):
         tool = source.rng.choice(talk.tools)
         asked, call = request(source, tool)
         talk.user(asked)
