@@ -151,7 +151,6 @@ def judge(
     pairs = list(zip(answers, (score for walked in raw for score in walked), strict=True))
     same = [a == b for score, other in pairs for a, b in zip(score.choices, other.choices, strict=True)]
     row: dict[str, Any] = {
-        "setting": next((bits for bits, form in FORMS.items() if is_setting(candidate, form)), "none"),
         "form": {"keys": candidate.form.keys.name(), "values": candidate.form.values.name()},
         "bytes": bytes_per_token(candidate.form),
         "perplexity": round(math.exp(fmean(x for score in answers for x in score.nats)), 6),
@@ -161,6 +160,9 @@ def judge(
     }
     for kind, label in TASKS.items():
         row[label] = tally([(a.right, b.right) for a, b in pairs if a.kind == kind])
+    settings = [bits for bits, form in FORMS.items() if is_setting(candidate, form)]
+    if settings:
+        row["setting"] = settings[0]
     if name in errors:
         row["key error"] = max(found["output"] for found in errors[name].values())
     return row

@@ -1,10 +1,9 @@
-"""Draws docs/quality.png from the committed result of quality.py: what each codec costs, against its size."""
+"""Draws docs/quality.png from the committed result of quality.py: the size of each codec, and what it costs."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,41 +24,35 @@ def source() -> str:
 
 
 def draw(result: Result, picture: Path) -> None:
-    """Two panels over the bytes of a token: perplexity lost on tiny-chat, and error on keys with outlier channels."""
+    """A row a codec, smallest below: its bytes, perplexity lost on tiny-chat, error on keys with outlier channels."""
     codecs = {name: row for name, row in result["results"]["codecs"].items() if name != "raw"}
-    targets, raw = result["settings"]["targets"], result["results"]["codecs"]["raw"]["bytes"]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    loss, error = figure.subplots(1, 2)
-    _points(loss, codecs, raw, "loss", result["results"]["default"])
-    loss.axhline(100 * bound(targets["loss"]), color="firebrick", linewidth=1)
-    loss.set_ylabel("perplexity lost on tiny-chat, %")
-    known = {name: row for name, row in codecs.items() if "key error" in row}
-    _points(error, known, raw, "key error", result["results"]["default"])
-    error.axhline(100 * codecs["8/4"]["key error"], color="firebrick", linewidth=1)
-    error.set_ylabel("error of attention, keys with outlier channels, %")
-    error.set_ylim(bottom=0)
-    for axes in (loss, error):
-        axes.set_xlabel("bytes of a token at rest, % of raw")
+    default, most = result["results"]["default"], bound(result["settings"]["targets"]["loss"])
+    colors = ["tab:blue" if name == default else "tab:gray" for name in codecs]
+    rows = list(range(len(codecs), 0, -1))
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    size, loss, error = figure.subplots(1, 3, sharey=True)
+    bars = size.barh(rows, [row["bytes"] for row in codecs.values()], color=colors)
+    size.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    size.set_yticks(rows, list(codecs))
+    size.set_title("bytes a token", fontsize=10)
+    for place, row, color in zip(rows, codecs.values(), colors, strict=True):
+        loss.errorbar(100 * row["loss"], place, xerr=100 * row["loss error"], fmt="o", color=color, capsize=3)
+        if "key error" in row:
+            error.plot(100 * row["key error"], place, "o", color=color)
+    _limit(loss, 100 * most)
+    loss.set_title("perplexity lost on tiny-chat, %", fontsize=10)
+    _limit(error, 100 * codecs["8/4"]["key error"])
+    error.set_title("error of attention, outlier keys, %", fontsize=10)
+    error.set_xlim(left=0)
+    for axes in (size, loss, error):
         axes.spines[["top", "right"]].set_visible(False)
+    size.margins(x=0.15)
     figure.savefig(picture, dpi=110, metadata={"Software": None, "Source": source()})
 
 
-def _points(axes: Axes, codecs: dict[str, Any], raw: float, what: str, default: str) -> None:
-    for number, (name, row) in enumerate(codecs.items()):
-        x, y = 100 * row["bytes"] / raw, 100 * row[what]
-        color = "tab:blue" if name == default else "tab:gray"
-        axes.errorbar(x, y, yerr=100 * row.get(f"{what} error", 0), fmt="o", color=color, capsize=3)
-        side = -1 if number % 2 else 1
-        axes.annotate(
-            name,
-            (x, y),
-            (8 * side, 4),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            color=color,
-            fontsize=8,
-        )
-    axes.margins(x=0.3)
+def _limit(axes: Axes, most: float) -> None:
+    axes.axvline(most, color="firebrick", linewidth=1)
+    axes.grid(axis="x", alpha=0.3)
 
 
 if __name__ == "__main__":
