@@ -116,6 +116,8 @@ def test_sizes_and_forms_are_those_of_the_codecs_in_use() -> None:
         form = quality.CANDIDATES[name].form
         assert row["form"] == {"keys": form.keys.name(), "values": form.values.name()}
         assert row["bytes"] == quality.bytes_per_token(form)
+        if "setting" in row:
+            assert quality.FORMS[row["setting"]] == form
 
 
 def test_the_picture_was_drawn_from_the_result(tmp_path: Path) -> None:
