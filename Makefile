@@ -15,13 +15,14 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python $(NEW_ENOUGH) >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench quality format clean
 
 help:
 	@echo 'make demo    see a session survive a restart'
 	@echo 'make test    all tests'
 	@echo 'make check   format, lint, types, floors'
 	@echo 'make bench   measure on this machine'
+	@echo 'make quality the part of it that measures what rounding costs'
 	@echo 'make format  rewrite the sources as make check wants them'
 	@echo 'make clean   remove what the other targets made'
 
@@ -41,6 +42,11 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ttft.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/append_cost.py
+	@$(MAKE) quality
+
+quality: $(INSTALLED)
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality_plot.py
 	$(BIN)/python benchmarks/report.py
 
 format: $(INSTALLED)

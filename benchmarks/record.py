@@ -29,15 +29,17 @@ def argument_parser(name: str, description: str | None) -> argparse.ArgumentPars
     return parser
 
 
-def write_result(path: Path, settings: dict[str, Any], results: Any) -> None:
-    """Write what was measured, and where."""
+def write_result(
+    path: Path, settings: dict[str, Any], results: Any, model: dict[str, Any] | None = None
+) -> None:
+    """Write what was measured, where, and on which model: the random one unless told otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": _machine(),
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("mlx", "mlx-lm", "agent-memory-mlx")},
-        "model": LLAMA | {"dtype": "bfloat16"},
+        "model": model or LLAMA | {"dtype": "bfloat16"},
         "settings": settings,
         "results": results,
     }

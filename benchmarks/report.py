@@ -55,8 +55,12 @@ def read(name: str) -> Result:
 
 def meets(value: float, target: str) -> bool:
     """Whether a value meets a target such as ``<= 1.25``."""
-    relation, bound = target.split()
-    return value <= float(bound) if relation == "<=" else value >= float(bound)
+    return value <= bound(target) if target.startswith("<=") else value >= bound(target)
+
+
+def bound(target: str) -> float:
+    """The number in a target such as ``<= 1.25``."""
+    return float(target.split()[1])
 
 
 def _ttft(result: Result) -> str:
@@ -98,10 +102,42 @@ def _throughput(result: Result) -> str:
     return _grid(rows)
 
 
+def _quality(result: Result) -> str:
+    codecs, targets = result["results"]["codecs"], result["settings"]["targets"]
+    rows = [
+        [
+            "KV at rest",
+            "bytes a token",
+            "perplexity lost",
+            "same next token",
+            "recall",
+            "tool calls",
+            "error, outlier keys",
+        ]
+    ]
+    for name, row in codecs.items():
+        shown = f"**{name}**" if name == result["results"]["default"] else name
+        loss = "" if name == "raw" else f"{row['loss']:.2%} \u00b1 {row['loss error']:.2%}"
+        right = [_right(row[task]) for task in ("recall", "tool calls")]
+        error = f"{row['key error']:.1%}" if "key error" in row else ""
+        rows.append([shown, f"{row['bytes']:,.0f}", loss, f"{row['agreement']:.2%}", *right, error])
+    error = codecs["8/4"]["key error"] * bound(targets["key error / 8/4"])
+    rows.append(
+        ["target", "", _sign(f"<= {bound(targets['loss']):.1%}"), "", "", "", _sign(f"<= {error:.1%}")]
+    )
+    return _grid(rows)
+
+
+def _right(tally: dict[str, int]) -> str:
+    changed = f" (+{tally['gained']} \u2212{tally['lost']})" if tally["gained"] or tally["lost"] else ""
+    return f"{tally['right']} of {tally['of']}{changed}"
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
     "throughput": _throughput,
+    "quality": _quality,
 }
 """The benchmarks, in the order of the README."""
 

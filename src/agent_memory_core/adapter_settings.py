@@ -69,8 +69,8 @@ class AdapterSettings(BaseModel):
     """The session of calls that name none."""
     namespace: str = Field(default="default", min_length=1)
     """Whose sessions these are: nothing is shared between namespaces."""
-    kv_bits: Literal[4, 8, "8/4"] | None = _not_given("8/4")
-    """Encoding of keys and values at rest: 4 or 8 bits, ``"8/4"`` for keys and values apart, None as computed."""
+    kv_bits: Literal[4, 8, "6/4", "8/4"] | None = _not_given("6/4")
+    """Encoding of keys and values at rest: 4 or 8 bits, ``"6/4"`` or ``"8/4"`` for each apart, None as computed."""
     memory_budget_mb: int | None = None
     """MiB for all keys and values in memory."""
     disk_budget_mb: int | None = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from agent_memory_core.config import EngineConfig, KvBits
-from agent_memory_core.kv_codec import GROUP
+from agent_memory_core.kv_codec import GROUPS
 
 GLOBAL, SLIDING, RECURRENT, SNAPSHOT, HYBRID = "global", "sliding_window", "recurrent", "snapshot", "hybrid"
 LAYER_TYPES = (GLOBAL, SLIDING, RECURRENT, SNAPSHOT, HYBRID)
@@ -89,7 +89,7 @@ class ModelCacheSpec:
     shapes: tuple[LayerShape, ...]
     block_tokens: int = _DEFAULTS["block_tokens"]
     kv_bits: KvBits = _DEFAULTS["kv_bits"]
-    kv_group_size: int = GROUP
+    kv_group_size: int = GROUPS[0]
     context_length: int | None = None
     contradictions: tuple[str, ...] = ()
 

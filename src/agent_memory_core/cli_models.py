@@ -295,7 +295,7 @@ def _bytes_table(shapes: tuple[LayerShape, ...], item_bytes: int, block_tokens: 
 
 
 def _codecs() -> Iterable[KvBits]:
-    return (None, 8, "8/4", 4)
+    return (None, 8, "8/4", "6/4", 4)
 
 
 def _at_rest(shape: LayerShape, kv_bits: KvBits, item_bytes: int, block_tokens: int) -> float:

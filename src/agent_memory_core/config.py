@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSetting
 
-KvBits = Literal[4, 8, "8/4"] | None
+KvBits = Literal[4, 8, "6/4", "8/4"] | None
 Durability = Literal["process", "power"]
 
 
@@ -88,7 +88,7 @@ class EngineConfig:
         model: an embedded name, a folder, or a hub id that mlx-lm can load.
         adapter_path: a folder of LoRA adapters for that model.
         cache_dir: where sessions live on disk; None keeps everything in memory.
-        kv_bits: at-rest encoding of keys and values: None (model dtype), 8, 4, or "8/4" (keys/values).
+        kv_bits: at-rest encoding of keys and values: None (model dtype), 8, 4, "6/4" or "8/4" (keys/values).
         memory_budget_mb: MiB for all KV in memory; None is the lesser of 8 GiB and a quarter of the machine.
         disk_budget_mb: MiB for the store; None is the lesser of 20 GiB and a tenth of the volume.
         min_free_mb: MiB of the volume that the store leaves free.
@@ -106,7 +106,7 @@ class EngineConfig:
     model: str = "tiny-chat"
     adapter_path: str | None = None
     cache_dir: Path | None = field(default_factory=lambda: Path.home() / ".agent_memory" / "caches")
-    kv_bits: KvBits = "8/4"
+    kv_bits: KvBits = "6/4"
     memory_budget_mb: int | None = None
     disk_budget_mb: int | None = None
     min_free_mb: int = 5 * 1024
@@ -130,7 +130,7 @@ class EngineConfig:
             "model",
             "an embedded name, a folder or a hub id",
         )
-        need(self.kv_bits in (None, 4, 8, "8/4"), "kv_bits", 'None, 4, 8 or "8/4"')
+        need(self.kv_bits in (None, 4, 8, "6/4", "8/4"), "kv_bits", 'None, 4, 8, "6/4" or "8/4"')
         need(self.block_tokens in (64, 128, 256), "block_tokens", "64, 128 or 256")
         need(self.durability in ("process", "power"), "durability", '"process" or "power"')
         for name in ("memory_budget_mb", "disk_budget_mb", "context_length"):
@@ -214,7 +214,8 @@ def _path(text: str) -> Path:
 
 
 def _kv_bits(text: str) -> KvBits:
-    return "8/4" if text == "8/4" else _optional(int)(text)
+    apart: dict[str, KvBits] = {"6/4": "6/4", "8/4": "8/4"}
+    return apart[text] if text in apart else _optional(int)(text)
 
 
 _PARSERS: Mapping[str, Callable[[str], Any]] = {

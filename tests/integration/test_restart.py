@@ -19,7 +19,7 @@ from mlx_lm import load, stream_generate
 from agent_memory_core import EngineConfig
 
 BLOCK = 64
-CODECS: list[Any] = [None, 8, "8/4", 4]
+CODECS: list[Any] = [None, 8, "8/4", "6/4", 4]
 # Where each turn's branch ends, relative to a block boundary.
 ENDS = [0, -1, 1, 0, 1, -1]
 NEW = 8
@@ -102,7 +102,7 @@ def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Pat
     mx.clear_cache()
 
 
-@pytest.mark.parametrize("bits", ["8/4", None])
+@pytest.mark.parametrize("bits", ["6/4", None])
 def test_a_backend_whose_arrays_cannot_be_written_into_loads_the_same_bits(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, bits: Any
 ) -> None:

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
+import math
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx_lm import load
+
+from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("ttft", "append_cost", "throughput")
+NAMES = ("ttft", "append_cost", "throughput", "quality")
+HELPERS = {"common", "record", "report", "talks", "outliers", "quality_plot"}
 
 
-def _load_report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_report", BENCHMARKS / "report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(name: str) -> ModuleType:
+    """A script, which finds its neighbours beside it."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
-report = _load_report()
+report = _load("report")
+quality = _load("quality")
+quality_plot = _load("quality_plot")
+talks = _load("talks")
 
 
 def ratios(name: str) -> dict[str, dict[str, float]]:
     """What the targets of a result speak of, by codec where there are several."""
     found = report.read(name)["results"]
+    if name == "quality":
+        return {found["default"]: quality.measured(found["codecs"][found["default"]], found["codecs"])}
     if name == "ttft":
         return {codec: measured["ratios"] for codec, measured in found.items()}
     return {name: found["slopes" if name == "append_cost" else "ratios"]}
 
 
 def test_every_benchmark_has_a_result_and_a_table() -> None:
-    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"common", "record", "report"}
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - HELPERS
     assert scripts == {path.stem for path in (BENCHMARKS / "results").glob("*.json")} == set(report.TABLES)
     assert scripts == set(NAMES)
 
@@ -70,6 +84,125 @@ def test_medians_are_those_of_the_samples() -> None:
     append_cost = report.read("append_cost")["results"]
     for length, middle in append_cost["middles"].items():
         assert middle["turn"] == pytest.approx(_median(append_cost["samples"][length], "turn"), abs=1e-6)
+
+
+def test_perplexity_lost_is_that_of_the_conversations() -> None:
+    results = report.read("quality")["results"]
+    raw = results["conversations"]["raw"]
+    for name, sums in results["conversations"].items():
+        assert sums["tokens"] == raw["tokens"]
+        more = (sum(sums["nats"]) - sum(raw["nats"])) / sum(raw["tokens"])
+        assert results["codecs"][name]["loss"] == pytest.approx(math.expm1(more), abs=1e-5)
+    assert results["codecs"][results["default"]]["loss error"] < 0.002, "too few conversations to tell 0.5 %"
+
+
+def test_the_default_is_the_smallest_codec_that_meets_the_targets() -> None:
+    results = report.read("quality")["results"]
+    default = results["codecs"][results["default"]]
+    assert default["setting"] == EngineConfig().kv_bits
+    assert results["chosen"] == results["default"] == quality.choose(results["codecs"])
+
+
+def test_the_four_bit_setting_is_the_best_of_its_size_on_outlier_keys() -> None:
+    codecs = report.read("quality")["results"]["codecs"]
+    size = next(row["bytes"] for row in codecs.values() if row.get("setting") == 4)
+    rivals = [row for row in codecs.values() if row["bytes"] == size and "key error" in row]
+    assert len(rivals) >= 3
+    assert min(rivals, key=lambda row: row["key error"])["setting"] == 4
+
+
+def test_sizes_and_forms_are_those_of_the_codecs_in_use() -> None:
+    for name, row in report.read("quality")["results"]["codecs"].items():
+        form = quality.CANDIDATES[name].form
+        assert row["form"] == {"keys": form.keys.name(), "values": form.values.name()}
+        assert row["bytes"] == quality.bytes_per_token(form)
+        if "setting" in row:
+            assert quality.FORMS[row["setting"]] == form
+
+
+def test_the_picture_was_drawn_from_the_result(tmp_path: Path) -> None:
+    assert quality_plot.source().encode() in quality_plot.PICTURE.read_bytes()
+    quality_plot.draw(report.read("quality"), tmp_path / "again.png")
+    assert (tmp_path / "again.png").stat().st_size > 10_000
+
+
+def test_loss_and_its_error_are_of_pairs() -> None:
+    def walked(*nats: float) -> list[Any]:
+        return [talks.Score("talk", [n], [0], True) for n in nats]
+
+    raw = [walked(1, 1), walked(2, 2), walked(3, 3)]
+    assert quality.perplexity_loss(raw, raw) == (0, 0)
+    shifted = [walked(*(score.nats[0] + 0.01 for score in of)) for of in raw]
+    loss, error = quality.perplexity_loss(shifted, raw)
+    assert loss == pytest.approx(math.expm1(0.01))
+    assert error == pytest.approx(0, abs=1e-12)
+    _, error = quality.perplexity_loss([walked(1.3, 1), *raw[1:]], raw)
+    # Two conversations lose nothing, one loses 0.3 of six tokens' 0.05 each: deviations 0.2, 0.1, 0.1.
+    assert error == pytest.approx(math.exp(0.05) * math.sqrt(0.2**2 + 0.1**2 + 0.1**2) / 6)
+
+
+def test_what_is_asked_for_was_told_in_full_blocks() -> None:
+    tokenizer = load(str(quality.TOKENIZER))[1]
+    for seed in range(5):
+        talk, known = talks.recall(seed)
+        walk = talks.tokenize(tokenizer, (talk, known))
+        opening = talks.Conversation()
+        talks.fill(talks._source(seed), opening, talks.OPENING)
+        first = len(opening.turns)
+        assert opening.messages() == talk.messages()[:first]
+        before, told = (
+            len(tokenizer.apply_chat_template(talk.messages()[:n])) for n in (first, first + 2 * talks.FACTS)
+        )
+        assert before >= talks.BLOCK
+        assert told + talks.BLOCK <= walk.known // talks.BLOCK * talks.BLOCK
+        assert [turn.kind for turn in walk.turns] == ["recall"] * talks.FACTS
+        for turn, message in zip(walk.turns, talk.messages()[known + 1 :: 2], strict=True):
+            assert message["content"] in tokenizer.decode(walk.ids[turn.answer : turn.stop])
+
+
+def test_a_walk_without_rounding_is_the_model_alone() -> None:
+    model, tokenizer = load(str(quality.TOKENIZER))[:2]
+    walk = talks.tokenize(tokenizer, talks.recall(0))
+    memory = talks.Memory(model, quality.codec(quality.FORMS[None]))
+    scores = talks.walk(model, walk, talks.begin(model, walk), memory)
+    logits = model(mx.array([walk.ids]))[0].astype(mx.float32)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    for turn, score in zip(walk.turns, scores, strict=True):
+        wanted = [-logprobs[i - 1, walk.ids[i]].item() for i in range(turn.answer, turn.stop)]
+        assert score.nats == pytest.approx(wanted, abs=0.05)
+
+
+def test_what_is_lost_is_measured_against_chance() -> None:
+    def row(lost: int, gained: int) -> dict[str, Any]:
+        task = {"right": 50, "of": 100, "lost": lost, "gained": gained}
+        return {"recall": task, "tool calls": task, "loss": 0.001, "loss error": 0.002, "key error": 0.05}
+
+    codecs = {"8/4": {"key error": 0.1}}
+    found = quality.measured(row(8, 1), codecs)
+    assert found == {
+        "loss": pytest.approx(0.003),
+        "recall lost": pytest.approx(7 / 3),
+        "tool calls lost": pytest.approx(7 / 3),
+        "key error / 8/4": pytest.approx(0.5),
+    }
+    assert quality.measured(row(0, 0), codecs)["recall lost"] == 0
+    assert quality.tally([(True, True), (True, False), (False, True), (False, True)]) == {
+        "right": 2,
+        "of": 4,
+        "lost": 2,
+        "gained": 1,
+    }
+
+
+@pytest.mark.slow
+def test_a_quick_run_judges_every_candidate(tmp_path: Path) -> None:
+    out = tmp_path / "quick.json"
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--quick", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    codecs = json.loads(out.read_text())["results"]["codecs"]
+    assert set(codecs) == set(quality.CANDIDATES)
+    assert (codecs["raw"]["loss"], codecs["raw"]["agreement"]) == (0, 1)
+    assert all(row["loss"] != 0 for name, row in codecs.items() if name != "raw")
 
 
 @pytest.mark.parametrize("name", NAMES)

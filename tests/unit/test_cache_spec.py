@@ -10,7 +10,7 @@ import tiny_models
 from live_groups import Group, live_groups, unevaluated
 
 from agent_memory_core.cache_spec import ModelCacheSpec, cache_spec
-from agent_memory_core.kv_codec import GROUP
+from agent_memory_core.kv_codec import GROUPS
 from agent_memory_core.kv_layout import KvLayout
 
 LLAMA = tiny_models.LLAMA | {"vocab_size": 100}
@@ -73,7 +73,7 @@ def test_every_head_width_is_read_off_the_layout_of_a_real_model(width: int) -> 
 
 def test_settings_are_the_engines_unless_they_are_said() -> None:
     spec = cache_spec([appending(1)], {})
-    assert (spec.block_tokens, spec.kv_bits, spec.kv_group_size) == (128, "8/4", GROUP)
+    assert (spec.block_tokens, spec.kv_bits, spec.kv_group_size) == (128, "6/4", GROUPS[0])
     assert cache_spec([appending(1)], {}, block_tokens=64, kv_bits=None).kv_bits is None
 
 

@@ -127,6 +127,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("variable", "text", "field", "value"),
     [
+        ("AGENT_MEMORY_KV_BITS", "6/4", "kv_bits", "6/4"),
         ("AGENT_MEMORY_KV_BITS", "8/4", "kv_bits", "8/4"),
         ("AGENT_MEMORY_KV_BITS", "4", "kv_bits", 4),
         ("AGENT_MEMORY_KV_BITS", "none", "kv_bits", None),
