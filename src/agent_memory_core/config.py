@@ -41,6 +41,10 @@ class SamplingParams:
     ``temperature`` 0 is greedy. ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 switch
     their filter off. A ``seed`` makes the answer repeatable at any batch size.
 
+    ``logprobs`` asks for the log-probability of every token of the answer, ``top_logprobs`` above 0 also for those
+    of so many of the likeliest tokens at each place. They are of the distribution that the model and its logits
+    processors (repetition penalty, a form it is held to) give, before temperature and filters.
+
     Raises:
         InvalidRequest: a value is outside its range.
     """
@@ -53,6 +57,13 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether log-probabilities are asked for, by either setting."""
+        return self.logprobs or self.top_logprobs > 0
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, want: str) -> None:
@@ -77,6 +88,12 @@ class SamplingParams:
             isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
             "stop",
             "a tuple of non-empty strings",
+        )
+        need(isinstance(self.logprobs, bool), "logprobs", "True or False")
+        need(
+            _is_int(self.top_logprobs) and 0 <= self.top_logprobs <= 20,
+            "top_logprobs",
+            "a whole number from 0 to 20",
         )
 
 
@@ -239,7 +256,8 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "repetition_penalty": float,
     "seed": _optional(int),
 }
-"""How a field is read from text. ``stop`` is missing on purpose: its strings may hold any separator."""
+"""How a field is read from text. ``stop`` is missing on purpose, since its strings may hold any separator, and
+so are ``logprobs`` and ``top_logprobs``: only who reads them asks for them."""
 
 _VARIABLES: Mapping[str, str] = {**{PREFIX + name.upper(): name for name in _PARSERS}, **_ALIASES}
 

@@ -312,7 +312,7 @@ class Engine:
         delta = turn.detokenizer.push(token)
         turn.tool_calls += len(delta.tool_calls)
         turn.reasoning_tokens += bool(delta.reasoning)
-        turn.pending.append(token)
+        turn.sampled(token)
         if delta != _NOTHING:
             turn.ticket.deliver(turn.with_tokens(delta))
         return turn.detokenizer.stopped

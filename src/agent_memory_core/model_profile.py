@@ -35,7 +35,7 @@ CONFIGS_VARIABLE = "AGENT_MEMORY_MODEL_CONFIGS"
 
 _GEOMETRY = ("n_layers", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window")
 
-_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop"}
+_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop", "logprobs", "top_logprobs"}
 
 _THINKING = ("supports_thinking", "extended_thinking")
 

@@ -19,7 +19,7 @@ from mlx_lm.generate import BatchGenerator, generation_stream
 
 from agent_memory_core.config import SamplingParams
 from agent_memory_core.kv_layout import KvLayout
-from agent_memory_core.sampling import LogitsProcessor, Sampler, make_processors, make_sampler
+from agent_memory_core.sampling import LogitsProcessor, Sampler, likeliest, make_processors, make_sampler
 
 PADDING_FLOOR = 512
 """Rows up to this many tokens long always share a group: padding them costs little."""
@@ -36,6 +36,13 @@ class Row:
     cache: list[Any]
     group: _Group | None = None
     uid: int = -1
+    logprobs: list[tuple[int, float]] = field(default_factory=list)
+    """Of its last token and the likeliest in its place, if its request asked for them."""
+
+    def sampled(self, token: int, logprobs: mx.array) -> None:
+        """Keep what is wanted of the distribution [vocab] that ``token`` was drawn from."""
+        if self.sampling.reports_logprobs:
+            self.logprobs = likeliest(logprobs, token, self.sampling.top_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class ModelRunner:
                 logits = processor(mx.array(list(token_ids)), logits)
             logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             token: int = row.sampler(logprobs).item()  # type: ignore[assignment]
+            row.sampled(token, logprobs[0])
             return token
 
     def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
@@ -174,6 +182,7 @@ class ModelRunner:
 
     def _step(self, group: _Group, response: Any) -> Step:
         row = group.rows[response.uid]
+        row.sampled(response.token, response.logprobs)
         if response.finish_reason is not None:
             del group.rows[response.uid]
             row.group = None

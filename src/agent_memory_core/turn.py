@@ -17,6 +17,7 @@ from agent_memory_core.messages import (
     HitTier,
     MissReason,
     SessionKey,
+    TokenLogprob,
     TurnReport,
     Usage,
 )
@@ -58,6 +59,7 @@ class Turn:
     arrived: float
     processors: list[LogitsProcessor] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     tool_calls: int = 0
     reasoning_tokens: int = 0
     row: Row | None = None
@@ -75,9 +77,16 @@ class Turn:
 
     def with_tokens(self, delta: Delta) -> Delta:
         """A delta with the tokens sampled since the last one; some of them may have had no text of their own."""
-        delta = dataclasses.replace(delta, token_ids=tuple(self.pending))
+        delta = dataclasses.replace(delta, token_ids=tuple(self.pending), logprobs=tuple(self.logprobs))
         self.pending.clear()
+        self.logprobs.clear()
         return delta
+
+    def sampled(self, token: int) -> None:
+        """A token of the answer: it goes out with the next delta, and what is known of its probability too."""
+        self.pending.append(token)
+        if self.row is not None and self.row.logprobs:
+            self.logprobs.append(self.detokenizer.logprob(self.row.logprobs))
 
     def report(self, reason: FinishReason, completion: int, model: str) -> TurnReport:
         """What the turn did, up to now; ``completion`` counts the tokens it generated."""

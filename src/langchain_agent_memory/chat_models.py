@@ -66,6 +66,8 @@ _SAMPLING = (
     "repetition_penalty",
     "seed",
     "max_tokens",
+    "logprobs",
+    "top_logprobs",
 )
 _NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
 _OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
@@ -147,6 +149,10 @@ class ChatMLXPersistent(BaseChatModel):
     """Most tokens of an answer."""
     stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
     """Texts that end an answer; they are not part of it."""
+    logprobs: bool | None = None
+    """Report the log-probability of every token, in ``response_metadata["logprobs"]["content"]`` as OpenAI does."""
+    top_logprobs: int | None = None
+    """Report also those of so many of the likeliest tokens, up to 20; more than 0 implies ``logprobs``."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
@@ -420,6 +426,8 @@ class ChatMLXPersistent(BaseChatModel):
             )
         own = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
         ends = next((e for e in (stop, options.get("stop"), self.stop) if e is not None), ())
+        if own.get("logprobs") is False:
+            own.setdefault("top_logprobs", 0)
         own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
         return sampling_for(model, {**self._given(_SAMPLING), **own})
 

@@ -67,6 +67,10 @@ def test_an_engine_setting_outside_its_range_is_refused_by_name_and_value(name: 
         ("seed", -1),
         ("stop", ("",)),
         ("stop", ["END"]),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("top_logprobs", -1),
+        ("top_logprobs", True),
     ],
 )
 def test_a_sampling_value_outside_its_range_is_a_wrong_request(name: str, value: object) -> None:
@@ -150,9 +154,9 @@ def test_a_variable_is_read_as_its_field(variable: str, text: str, field: str, v
     assert from_environment({variable: text}) == {field: value}
 
 
-def test_every_field_but_stop_has_a_variable_and_every_alias_means_one() -> None:
+def test_every_field_but_those_of_one_request_has_a_variable_and_every_alias_means_one() -> None:
     names = {f.name for of in (EngineConfig, SamplingParams) for f in fields(of)}
-    assert set(_PARSERS) == names - {"stop"}
+    assert set(_PARSERS) == names - {"stop", "logprobs", "top_logprobs"}
     assert set(_ALIASES.values()) <= set(_PARSERS)
 
 
