@@ -19,6 +19,7 @@ from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSe
 
 KvBits = Literal[4, 8, "8/4"] | None
 Durability = Literal["process", "power"]
+Prewarm = Literal["off", "idle"]
 
 
 def _require(ok: bool, name: str, value: object, want: str, error: type[Exception]) -> None:
@@ -112,8 +113,10 @@ class EngineConfig:
         max_batch_size: sequences decoded together.
         block_tokens: tokens in a full block: 64, 128 or 256.
         prefill_chunk: most prompt tokens in one forward pass while nothing decodes.
-        prefill_chunk_busy: the same while other sequences decode.
+        prefill_chunk_busy: the same while other sequences decode, and for idle work.
         context_length: most tokens of a sequence; None is the model's own limit.
+        prewarm: "idle" prefills, after a turn and while nobody waits, what the chat template will make of it in the
+            next prompt; "off" leaves that to the next turn.
         durability: "process" survives kill -9; "power" also a power cut, at the price of an fsync a file.
 
     Raises:
@@ -132,6 +135,7 @@ class EngineConfig:
     prefill_chunk: int = 2048
     prefill_chunk_busy: int = 256
     context_length: int | None = None
+    prewarm: Prewarm = "off"
     durability: Durability = "process"
 
     def __post_init__(self) -> None:
@@ -149,6 +153,7 @@ class EngineConfig:
         )
         need(self.kv_bits in (None, 4, 8, "8/4"), "kv_bits", 'None, 4, 8 or "8/4"')
         need(self.block_tokens in (64, 128, 256), "block_tokens", "64, 128 or 256")
+        need(self.prewarm in ("off", "idle"), "prewarm", '"off" or "idle"')
         need(self.durability in ("process", "power"), "durability", '"process" or "power"')
         for name in ("memory_budget_mb", "disk_budget_mb", "context_length"):
             if getattr(self, name) is not None:
@@ -247,6 +252,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "prefill_chunk": int,
     "prefill_chunk_busy": int,
     "context_length": _optional(int),
+    "prewarm": str,
     "durability": str,
     "max_tokens": int,
     "temperature": float,

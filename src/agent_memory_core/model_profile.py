@@ -46,6 +46,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
         "block_tokens": "block_tokens",
         "prefill_chunk": "prefill_chunk",
         "prefill_chunk_busy": "prefill_chunk_busy",
+        "prewarm": "prewarm",
         "prefill_step_size": "prefill_chunk",
         "chunked_prefill_max_chunk": "prefill_chunk",
         "chunked_prefill_min_chunk": "prefill_chunk_busy",

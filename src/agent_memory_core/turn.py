@@ -39,6 +39,19 @@ class Ticket(Protocol):
         ...
 
 
+class _Nobody:
+    """The end of a turn that no caller waits for."""
+
+    def deliver(self, delta: Delta) -> None:
+        pass
+
+    def fail(self, error: Exception) -> None:
+        pass
+
+
+NOBODY: Ticket = _Nobody()
+
+
 @dataclass(slots=True, eq=False)
 class Turn:
     """One request on its way through the engine.
@@ -60,6 +73,7 @@ class Turn:
     processors: list[LogitsProcessor] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    said: list[Delta] = field(default_factory=list)
     tool_calls: int = 0
     reasoning_tokens: int = 0
     row: Row | None = None
@@ -80,6 +94,7 @@ class Turn:
         delta = dataclasses.replace(delta, token_ids=tuple(self.pending), logprobs=tuple(self.logprobs))
         self.pending.clear()
         self.logprobs.clear()
+        self.said.append(delta)
         return delta
 
     def sampled(self, token: int) -> None:
@@ -130,9 +145,15 @@ class Counters:
     blocks_sealed: int = 0
     steps: int = 0
     misses: dict[str, int] = field(default_factory=dict)
+    idle_prefills: int = 0
+    idle_tokens: int = 0
 
-    def add(self, report: TurnReport) -> None:
-        """Count a turn that ended."""
+    def add(self, report: TurnReport, *, idle: bool = False) -> None:
+        """Count a turn that ended; idle work is no turn."""
+        if idle:
+            self.idle_prefills += 1
+            self.idle_tokens += report.usage.cache_creation
+            return
         self.turns += 1
         self.prompt_tokens += report.usage.prompt_tokens
         self.cache_read += report.usage.cache_read

@@ -57,6 +57,7 @@ _SETTINGS = (
     "memory_budget_mb",
     "disk_budget_mb",
     "max_batch_size",
+    "prewarm",
 )
 _SAMPLING = (
     "temperature",
@@ -131,6 +132,8 @@ class ChatMLXPersistent(BaseChatModel):
     """MiB for the store."""
     max_batch_size: int | None = None
     """Sequences decoded together."""
+    prewarm: Literal["off", "idle"] | None = None
+    """``"idle"`` prefills, between turns, an answer as the chat template will write it in the next prompt."""
     temperature: float | None = None
     """0 is greedy."""
     top_p: float | None = None

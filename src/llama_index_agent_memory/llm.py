@@ -66,6 +66,7 @@ _SETTINGS = {
     "memory_budget_mb": "memory_budget_mb",
     "disk_budget_mb": "disk_budget_mb",
     "max_batch_size": "max_batch_size",
+    "prewarm": "prewarm",
     "context_window": "context_length",
 }
 """Fields that the engine is built from, and its own names for them."""
@@ -150,6 +151,8 @@ class MLXPersistentLLM(FunctionCallingLLM):
     """MiB for the store."""
     max_batch_size: int | None = None
     """Sequences decoded together."""
+    prewarm: Literal["off", "idle"] | None = None
+    """``"idle"`` prefills, between turns, an answer as the chat template will write it in the next prompt."""
     context_window: int | None = None
     """Most tokens of prompt and answer together; None is the model's own limit."""
     temperature: float | None = None
