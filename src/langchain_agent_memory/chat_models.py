@@ -28,6 +28,7 @@ from agent_memory_core import (
     sampling_for,
     settings_for,
 )
+from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
     PROVIDER,
     ChunkWriter,
@@ -74,6 +75,16 @@ _NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
 _OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
 # Said by frameworks to every model; here there is nothing for them to say.
 _WITHOUT_EFFECT = frozenset({"stream", "stream_usage", "strict", "timeout"})
+
+
+class _Carried:
+    """A session on its way through LangChain, whose older releases show every keyword to traces: it says nothing."""
+
+    def __init__(self, key: SessionKey) -> None:
+        self.key = key
+
+    def __repr__(self) -> str:
+        return "<session>"
 
 
 class _NotGiven(str):
@@ -313,20 +324,24 @@ class ChatMLXPersistent(BaseChatModel):
             return kwargs
         rest = dict(kwargs)
         key = self._take_session(rest, config=config)
-        return {**rest, _KEY: key}
+        return {**rest, _KEY: _Carried(key)}
 
     def _take_session(
         self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None
     ) -> SessionKey:
         """Take out of ``kwargs`` what a call says of its session, and return the key."""
         own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
-        key: SessionKey | None = kwargs.pop(_KEY, None)
-        return key or resolve_session(
-            config,
-            run_manager=run_manager,
-            default_session_id=self.session_id,
-            default_namespace=self.namespace,
-            **own,
+        carried: _Carried | None = kwargs.pop(_KEY, None)
+        return (
+            carried.key
+            if carried is not None
+            else resolve_session(
+                config,
+                run_manager=run_manager,
+                default_session_id=self.session_id,
+                default_namespace=self.namespace,
+                **own,
+            )
         )
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -349,7 +364,8 @@ class ChatMLXPersistent(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages, stop, run_manager, kwargs)
-        return _result(to_ai_message(turn.memory.chat(turn.request, turn.session)))
+        with understood():
+            return _result(to_ai_message(turn.memory.chat(turn.request, turn.session)))
 
     async def _agenerate(
         self,
@@ -359,7 +375,8 @@ class ChatMLXPersistent(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages, stop, run_manager, kwargs)
-        return _result(to_ai_message(await turn.memory.achat(turn.request, turn.session)))
+        with understood():
+            return _result(to_ai_message(await turn.memory.achat(turn.request, turn.session)))
 
     # Token callbacks are LangChain's to call: run_manager is here for the session alone.
     def _stream(
@@ -373,9 +390,10 @@ class ChatMLXPersistent(BaseChatModel):
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = turn.memory.chat(turn.request, turn.session, stream=True)
         try:
-            for delta in answer:
-                for chunk in writer.chunks(delta):
-                    yield ChatGenerationChunk(message=chunk)
+            with understood():
+                for delta in answer:
+                    for chunk in writer.chunks(delta):
+                        yield ChatGenerationChunk(message=chunk)
         finally:
             answer.close()
 
@@ -390,9 +408,10 @@ class ChatMLXPersistent(BaseChatModel):
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = await turn.memory.achat(turn.request, turn.session, stream=True)
         try:
-            async for delta in answer:
-                for chunk in writer.chunks(delta):
-                    yield ChatGenerationChunk(message=chunk)
+            with understood():
+                async for delta in answer:
+                    for chunk in writer.chunks(delta):
+                        yield ChatGenerationChunk(message=chunk)
         finally:
             await answer.aclose()
 

@@ -331,6 +331,7 @@ def test_a_forgotten_session_does_not_come_back(open_engine: Callable[..., Engin
     engine = open_engine()
     interrupted(engine)
     assert engine.forget(("default", "s"))
+    assert not engine.busy
     while engine.step():
         pass
     assert engine.list_sessions(None) == []
