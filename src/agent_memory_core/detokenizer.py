@@ -25,6 +25,7 @@ from mlx_lm.tool_parsers import json_tools
 
 from agent_memory_core.chat_template import TextDecoder
 from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, ToolCall
+from agent_memory_core.tool_schema import plainly_typed
 
 # What mlx-lm's parsers raise on text that is no call: json, ast and regular expressions that did not match.
 # RecursionError and MemoryError are how json and ast refuse deep nesting, OverflowError how int refuses infinity.
@@ -85,7 +86,7 @@ class Detokenizer:
         reads_calls: bool = True,
     ) -> None:
         self.stopped, self.text = False, ""
-        self._tools = [dict(tool) for tool in tools] or None
+        self._tools = [plainly_typed(tool) for tool in tools] or None
         marks = _marks(tokenizer, tools=bool(tools), reads_calls=reads_calls)
         self._parse = marks.tool_parser
         self._holds_space: bool = marks.has_tool_calling
