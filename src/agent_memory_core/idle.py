@@ -136,7 +136,8 @@ class IdleWork:
             self._ended.append(Ended(turn.request, said(turn.said), turn.key, branch.token_ids))
 
     def begin(self) -> bool:
-        """Start what is worth prefilling; say whether there was any."""
+        """Start what is worth prefilling, with nothing in flight; say whether there was any."""
+        self._active = None
         while self._ended:
             work = self._ended.pop()
             try:
@@ -156,6 +157,7 @@ class IdleWork:
             self._ended.append(active[1])
 
     def forget(self, owner: Owner) -> None:
-        """Withdraw what is under way for a session that is about to be forgotten."""
+        """Withdraw what is under way for a session that is about to be forgotten, and forget what it said."""
         if self._active is not None and self._active[1].owner == owner:
             self.give_way()
+        self._ended = deque((work for work in self._ended if work.owner != owner), KEPT)

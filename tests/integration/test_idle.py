@@ -332,6 +332,7 @@ def test_a_forgotten_session_does_not_come_back(open_engine: Callable[..., Engin
     interrupted(engine)
     assert engine.forget(("default", "s"))
     assert not engine.busy
+    assert not engine.idle._ended
     while engine.step():
         pass
     assert engine.list_sessions(None) == []
