@@ -20,7 +20,7 @@ if __name__ == "__main__":
     _package.__path__ = [str(Path(__file__).parents[1] / "src" / "agent_memory_core")]
     sys.modules["agent_memory_core"] = _package
 
-from agent_memory_core.block import BlockHash, block_hash, root_hash, tail_hash
+from agent_memory_core.block import BlockHash, Kind, record_hash, root_hash
 from agent_memory_core.block_file import HostTensor, Record
 from agent_memory_core.block_store import BlockStore
 from agent_memory_core.catalog import BranchCommit, BranchRow
@@ -45,17 +45,17 @@ def content(key: BlockHash, nbytes: int = PAYLOAD) -> bytes:
 
 
 def record(
-    parent: BlockHash, tokens: Sequence[int], *, is_tail: bool = False, nbytes: int = PAYLOAD
+    parent: BlockHash, tokens: Sequence[int], *, kind: Kind = "block", nbytes: int = PAYLOAD
 ) -> Record:
     """A block or tail of that many payload bytes (a multiple of 8)."""
-    key = (tail_hash if is_tail else block_hash)(parent, tokens)
+    key = record_hash(kind, parent, tokens)
     data = memoryview(content(key, nbytes))
     half = nbytes // 2
     tensors = (
         HostTensor("0.k.codes", "U32", (half // 4,), data[:half]),
         HostTensor("0.v", "BF16", (2, half // 4), data[half:]),
     )
-    return Record(key, parent, tuple(tokens), is_tail, tensors)
+    return Record(key, parent, tuple(tokens), kind, tensors)
 
 
 def records(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = PAYLOAD) -> list[Record]:
@@ -64,7 +64,7 @@ def records(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = PAYLOAD
     parent = root
     for start in range(0, len(tokens), BLOCK):
         part = tokens[start : start + BLOCK]
-        made.append(record(parent, part, is_tail=len(part) < BLOCK, nbytes=nbytes))
+        made.append(record(parent, part, kind="tail" if len(part) < BLOCK else "block", nbytes=nbytes))
         parent = made[-1].key
     return made
 
@@ -80,7 +80,7 @@ def wanted(
 ) -> BranchCommit:
     """The commit of a branch of ``tokens`` that goes on from ``branch``."""
     made = records(tokens, root, 8)
-    tail = made.pop().key if made and made[-1].is_tail else None
+    tail = made.pop().key if made and made[-1].kind == "tail" else None
     return BranchCommit(
         root=root,
         namespace=namespace,

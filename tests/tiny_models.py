@@ -60,7 +60,7 @@ DEEPSEEK_V2: dict[str, Any] = {
 
 def build(config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -> Any:
     """A model of ``config`` with random weights of ``seed``, evaluated."""
-    config = {"vocab_size": _vocab_size()} | config
+    config = {"vocab_size": vocab_size()} | config
     model_class, args_class = _get_classes(config)
     mx.random.seed(seed)
     model = model_class(args_class.from_dict(config))
@@ -81,12 +81,12 @@ def write(folder: Path, config: dict[str, Any], seed: int = 0, dtype: mx.Dtype =
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, folder / name)
     eos = json.loads((TOKENIZER / "config.json").read_text())["eos_token_id"]
-    full = {"vocab_size": _vocab_size(), "eos_token_id": eos} | config
+    full = {"vocab_size": vocab_size(), "eos_token_id": eos} | config
     (folder / "config.json").write_text(json.dumps(full))
     return str(folder)
 
 
-def _vocab_size() -> int:
+def vocab_size() -> int:
     return int(json.loads((TOKENIZER / "config.json").read_text())["vocab_size"])
 
 

@@ -6,8 +6,12 @@ Pure book-keeping; what ``kv`` holds is known to the codec alone. The chain is
     block hash  = sha256("agent-memory block 1" || parent hash || token ids as little-endian u32)
 
 so two blocks of one hash stand for the same tokens after the same history, under the same model, codec,
-block size and namespace. A *tail* is the unfinished last block of a branch: fewer tokens, and a name of
-another tag, since its KV is kept unencoded.
+block size and namespace. Beside blocks there are records of other kinds, each with its kind for a tag:
+
+    tail     the unfinished last block of a branch, or of a prompt: fewer tokens, perhaps none, kept unencoded,
+             with the whole state of the layers that have one
+    window   what the window layers keep of the block that it names as its parent
+    words    the tokens of an unfinished block whose KV was not kept
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 BlockHash = bytes
 """A full sha256 digest, 32 bytes, never truncated."""
+
+Kind = Literal["block", "tail", "window", "words"]
+KINDS: tuple[Kind, ...] = ("block", "tail", "window", "words")
 
 
 def root_hash(identity: Mapping[str, str]) -> BlockHash:
@@ -45,14 +52,14 @@ def unpack_tokens(data: bytes) -> tuple[int, ...]:
     return tuple(array("I", data))
 
 
+def record_hash(kind: Kind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockHash:
+    """Name the record of ``tokens`` that follows ``parent``; a window names its block as parent and has no tokens."""
+    return hashlib.sha256(f"agent-memory {kind} 1".encode() + parent + pack_tokens(tokens)).digest()
+
+
 def block_hash(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
-    """Name the block of ``tokens`` that follows ``parent``."""
-    return hashlib.sha256(b"agent-memory block 1" + parent + pack_tokens(tokens)).digest()
-
-
-def tail_hash(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
-    """Name the tail of ``tokens`` that follows ``parent``."""
-    return hashlib.sha256(b"agent-memory tail 1" + parent + pack_tokens(tokens)).digest()
+    """Name the full block of ``tokens`` that follows ``parent``."""
+    return record_hash("block", parent, tokens)
 
 
 def chain(
@@ -77,7 +84,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 @dataclass(slots=True)
 class Block:
-    """KV of ``tokens`` in all layers at rest, in memory.
+    """KV of ``tokens`` at rest, in memory: of all layers, or of those that its kind is about.
 
     ``kv`` maps tensor names to arrays and is literally one safetensors file; ``ref_count`` counts the
     sequences that hold it (a held block is never evicted). Written by the block pool only.
@@ -88,5 +95,5 @@ class Block:
     tokens: tuple[int, ...]
     nbytes: int
     kv: Any = field(repr=False)
-    is_tail: bool = False
+    kind: Kind = "block"
     ref_count: int = 0

@@ -22,7 +22,7 @@ from typing import Any
 
 import xxhash
 
-from agent_memory_core.block import BlockHash
+from agent_memory_core.block import BlockHash, Kind
 from agent_memory_core.catalog import BlockRow
 
 SCHEMA = 1
@@ -54,12 +54,12 @@ class HostTensor:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One block or tail to store. ``tensors`` are laid down in this order, without gaps."""
+    """One record to store, of whatever kind. ``tensors`` are laid down in this order, without gaps."""
 
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
-    is_tail: bool
+    kind: Kind
     tensors: tuple[HostTensor, ...]
 
 
@@ -73,7 +73,7 @@ class LoadedBlock:
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
-    is_tail: bool
+    kind: Kind
     tensors: dict[str, Any]
     nbytes: int
 
@@ -148,7 +148,7 @@ def _said_of(row: BlockRow) -> dict[str, str]:
         "key": row.key.hex(),
         "parent": row.parent.hex(),
         "ntok": str(row.ntok),
-        "kind": "tail" if row.is_tail else "block",
+        "kind": row.kind,
         "xxh3_128": row.checksum,
     }
 
@@ -261,10 +261,10 @@ def read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedB
         raise Damaged("it was cut while it was read")
     if checksum_of(views) != row.checksum:
         raise Damaged("its payload does not have its checksum")
-    return LoadedBlock(row.key, row.parent, row.tokens, row.is_tail, arrays, header.payload)
+    return LoadedBlock(row.key, row.parent, row.tokens, row.kind, arrays, header.payload)
 
 
-def row_of(fd: int, size: int, root: BlockHash, key: BlockHash, is_tail: bool) -> BlockRow:
+def row_of(fd: int, size: int, root: BlockHash, key: BlockHash, kind: Kind) -> BlockRow:
     """The row of a file as its header has it, without token ids; its place must agree with its header."""
     header = read_header(fd, size)
     try:
@@ -272,9 +272,9 @@ def row_of(fd: int, size: int, root: BlockHash, key: BlockHash, is_tail: bool) -
         checksum = bytes.fromhex(header.said["xxh3_128"]).hex()
     except (ValueError, TypeError, KeyError) as error:
         raise Damaged("its header cannot be read") from error
-    if len(parent) != 32 or not 0 < ntok < 2**31:
+    if len(parent) != 32 or not 0 <= ntok < 2**31:
         raise Damaged("its header is not one of a block")
-    row = BlockRow(key, parent, root, (), is_tail, size, checksum, ntok)
+    row = BlockRow(key, parent, root, (), kind, size, checksum, ntok)
     _check_said(header, row)
     return row
 

@@ -32,6 +32,9 @@ MAX_PENDING = 512 * 2**20
 _DTYPES = {
     "U32": mx.uint32,
     "U8": mx.uint8,
+    "I32": mx.int32,
+    "I64": mx.int64,
+    "BOOL": mx.bool_,
     "BF16": mx.bfloat16,
     "F16": mx.float16,
     "F32": mx.float32,
@@ -52,7 +55,7 @@ def to_record(block: Block) -> Record:
         HostTensor(name, _NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
         for name, x in block.kv.items()
     )
-    return Record(block.hash, block.parent, block.tokens, block.is_tail, tensors)
+    return Record(block.hash, block.parent, block.tokens, block.kind, tensors)
 
 
 def memory_is_writable() -> bool:

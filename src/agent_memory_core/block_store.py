@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent_memory_core.block import BlockHash, block_hash, tail_hash
+from agent_memory_core.block import KINDS, BlockHash, Kind, record_hash
 from agent_memory_core.block_file import (
     SCHEMA,
     Allocate,
@@ -64,8 +64,9 @@ CATALOG_ROOM = 16 * 2**20
 MAX_QUARANTINED = 8
 """Most damaged files that are kept to be looked at."""
 
-_FOLDERS = {False: "b", True: "t"}
-_FILE = re.compile(r"([0-9a-f]{64})/([bt])/([0-9a-f]{2})/(\3[0-9a-f]{62})\.safetensors")
+_FOLDERS: dict[Kind, str] = dict(zip(KINDS, "btwx", strict=True))
+_KINDS = {folder: kind for kind, folder in _FOLDERS.items()}
+_FILE = re.compile(r"([0-9a-f]{64})/([btwx])/([0-9a-f]{2})/(\3[0-9a-f]{62})\.safetensors")
 _IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _STALE_SECONDS = 3600.0
@@ -196,12 +197,12 @@ class BlockStore:
 
     def _rebuild(self, catalog: Catalog) -> None:
         rows: list[tuple[BlockRow, float]] = []
-        for path, root, key, is_tail in self._files():
+        for path, root, key, kind in self._files():
             if key is None:
                 self._register(catalog, path, root)
                 continue
             with suppress(OSError, Damaged), open_file(path) as (fd, size):
-                rows.append((row_of(fd, size, root, key, is_tail), os.fstat(fd).st_mtime))
+                rows.append((row_of(fd, size, root, key, kind), os.fstat(fd).st_mtime))
         catalog.rebuild(rows)
 
     def _register(self, catalog: Catalog, path: Path, root: BlockHash) -> None:
@@ -215,8 +216,8 @@ class BlockStore:
 
     def _files(
         self, foreign: list[Path] | None = None
-    ) -> Iterator[tuple[Path, BlockHash, BlockHash | None, bool]]:
-        """Every file of ours: path, root, key (None: an identity) and whether it is a tail. Others are added up."""
+    ) -> Iterator[tuple[Path, BlockHash, BlockHash | None, Kind]]:
+        """Every file of ours: path, root, key (None: an identity) and kind. Others are added up."""
         for folder, subfolders, names in os.walk(self._ns):
             subfolders.sort()
             links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
@@ -224,9 +225,9 @@ class BlockStore:
                 path = Path(folder, name)
                 relative = path.relative_to(self._ns).as_posix()
                 if found := _FILE.fullmatch(relative):
-                    yield path, bytes.fromhex(found[1]), bytes.fromhex(found[4]), found[2] == "t"
+                    yield path, bytes.fromhex(found[1]), bytes.fromhex(found[4]), _KINDS[found[2]]
                 elif found := _IDENTITY.fullmatch(relative):
-                    yield path, bytes.fromhex(found[1]), None, False
+                    yield path, bytes.fromhex(found[1]), None, "block"
                 elif foreign is not None:
                     foreign.append(path)
 
@@ -289,8 +290,7 @@ class BlockStore:
             OSError: a file cannot be written.
         """
         for record in records:
-            name = (tail_hash if record.is_tail else block_hash)(record.parent, record.tokens)
-            if name != record.key:
+            if record.key != record_hash(record.kind, record.parent, record.tokens):
                 raise StoreError(f"block {record.key.hex()} is not of the tokens it was given with.")
         for _ in range(_ATTEMPTS):
             done = self._attempt(self._plan(records, commit), commit)
@@ -331,13 +331,12 @@ class BlockStore:
         except BaseException:
             self._undo(plan)
             raise
-        if superseded is not None:
-            self._unlink([replace(_NO_ROW, key=superseded, root=commit.root)])
+        self._unlink(superseded)
         return branch
 
     def _new_file(self, record: Record, root: BlockHash) -> _NewFile:
         row = BlockRow(
-            record.key, record.parent, root, record.tokens, record.is_tail, 0, "0" * 32, len(record.tokens)
+            record.key, record.parent, root, record.tokens, record.kind, 0, "0" * 32, len(record.tokens)
         )
         views = tuple(bytes_of(tensor.data) for tensor in record.tensors)
         nbytes = len(write_header(row, record.tensors)) + sum(view.nbytes for view in views)
@@ -345,7 +344,7 @@ class BlockStore:
 
     def _path(self, row: BlockRow) -> Path:
         name = row.key.hex()
-        return self._ns / row.root.hex() / _FOLDERS[row.is_tail] / name[:2] / f"{name}.safetensors"
+        return self._ns / row.root.hex() / _FOLDERS[row.kind] / name[:2] / f"{name}.safetensors"
 
     def _lies_there(self, row: BlockRow) -> bool:
         try:
@@ -522,13 +521,13 @@ class BlockStore:
         damaged: dict[Path, tuple[BlockHash, str]] = {}
         unknown: dict[Path, tuple[BlockRow, float]] = {}
         files = nbytes = 0
-        for path, root, key, is_tail in self._files(foreign):
+        for path, root, key, kind in self._files(foreign):
             if key is None:
                 continue
             row = self.catalog.row(key)
             try:
                 with open_file(path) as (fd, size):
-                    seen = row_of(fd, size, root, key, is_tail)
+                    seen = row_of(fd, size, root, key, kind)
                     verify(fd, size, row or seen)
                     if row is None:
                         unknown[path] = (seen, os.fstat(fd).st_mtime)
@@ -592,8 +591,5 @@ class BlockStore:
             self._counts[name] += by
 
 
-_NO_ROW = BlockRow(b"", b"", b"", (), True, 0, "", 0)
-
-
-def _place(row: BlockRow) -> tuple[BlockHash, BlockHash, bool, int]:
-    return row.root, row.parent, row.is_tail, row.ntok
+def _place(row: BlockRow) -> tuple[BlockHash, BlockHash, Kind, int]:
+    return row.root, row.parent, row.kind, row.ntok

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agent_memory_core.block import BlockHash, block_hash, pack_tokens, tail_hash, unpack_tokens
+from agent_memory_core.block import BlockHash, Kind, pack_tokens, record_hash, unpack_tokens
 from agent_memory_core.catalog_db import VERSION, Database, is_alive, process_name
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreFull
 from agent_memory_core.messages import SessionInfo
@@ -37,24 +37,29 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.head = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)
-  + (SELECT count(*) FROM holds h WHERE h.key = blocks.key)"""
-_BLOCK = "SELECT key, parent, root, tokens, is_tail, nbytes, checksum, ntok FROM blocks"
+  + (SELECT count(*) FROM holds h WHERE h.key = blocks.key)
+  + (SELECT count(*) FROM parts p WHERE p.key = blocks.key)"""
+_BLOCK = "SELECT key, parent, root, tokens, kind, nbytes, checksum, ntok FROM blocks"
 _BRANCH = """SELECT b.branch_id, b.generation, s.root, s.session_id, s.namespace, b.head, b.tail, b.tokens,
   b.prompt_tokens, b.lane, b.created, b.last_use FROM sessions s JOIN branches b ON b.session = s.id"""
-_CHAIN = """WITH RECURSIVE chain (key, parent, tokens, is_tail, ntok, depth) AS (
-  SELECT key, parent, tokens, is_tail, ntok, 0 FROM blocks WHERE key = ?
-  UNION ALL SELECT b.key, b.parent, b.tokens, b.is_tail, b.ntok, depth + 1 FROM chain
+_CHAIN = """WITH RECURSIVE chain (key, parent, tokens, kind, ntok, depth) AS (
+  SELECT key, parent, tokens, kind, ntok, 0 FROM blocks WHERE key = ?
+  UNION ALL SELECT b.key, b.parent, b.tokens, b.kind, b.ntok, depth + 1 FROM chain
   JOIN blocks b ON b.key = chain.parent WHERE depth < 1000000)
-  SELECT key, parent, tokens, is_tail, ntok FROM chain ORDER BY depth DESC"""
+  SELECT key, parent, tokens, kind, ntok FROM chain ORDER BY depth DESC"""
 
 _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
   SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
   UNION SELECT b.tail FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
+  UNION SELECT t.key FROM parts t JOIN branches b ON b.branch_id = t.branch JOIN sessions s ON s.id = b.session
+    WHERE s.pinned
   UNION SELECT p.parent FROM reach r JOIN blocks p ON p.key = r.key)
   SELECT coalesce(sum(nbytes), 0) FROM blocks WHERE key IN reach"""
 _SESSION_BYTES = """WITH RECURSIVE reach (namespace, session_id, key) AS (
   SELECT s.namespace, s.session_id, b.head FROM branches b JOIN sessions s ON s.id = b.session
   UNION SELECT s.namespace, s.session_id, b.tail FROM branches b JOIN sessions s ON s.id = b.session
+  UNION SELECT s.namespace, s.session_id, t.key FROM parts t JOIN branches b ON b.branch_id = t.branch
+    JOIN sessions s ON s.id = b.session
   UNION SELECT r.namespace, r.session_id, p.parent FROM reach r JOIN blocks p ON p.key = r.key)
   SELECT r.namespace, r.session_id, sum(p.nbytes) FROM reach r JOIN blocks p ON p.key = r.key GROUP BY 1, 2"""
 _SESSIONS = """SELECT s.namespace, s.session_id,
@@ -77,7 +82,7 @@ class BlockRow:
     parent: BlockHash
     root: BlockHash
     tokens: tuple[int, ...]
-    is_tail: bool
+    kind: Kind
     nbytes: int
     checksum: str
     ntok: int
@@ -110,7 +115,8 @@ class BranchCommit:
     """What a finished turn wants to be true: a branch, and the generation it is believed to have.
 
     ``branch_id`` None asks for a new branch. ``token_ids``, where given, are all tokens of the branch: they
-    name blocks again whose tokens a rebuild lost, and are not looked at otherwise.
+    name blocks again whose tokens a rebuild lost, and are not looked at otherwise. ``parts`` are further records
+    that the branch needs in order to be resumed; those that are not stored are passed over.
     """
 
     root: BlockHash
@@ -125,6 +131,7 @@ class BranchCommit:
     lane: str
     max_branches: int = 16
     token_ids: tuple[int, ...] = ()
+    parts: tuple[BlockHash, ...] = ()
 
 
 def validate_session_id(session_id: str) -> str:
@@ -190,6 +197,23 @@ class Catalog(Database):
                 found[row[0]] = _block_row(row)
         return found
 
+    def stored(self, keys: Sequence[BlockHash]) -> set[BlockHash]:
+        """Which of these are stored."""
+        return set(self.rows(keys))
+
+    def tails(self, parents: Sequence[BlockHash]) -> list[BlockRow]:
+        """Stored tails that directly follow one of ``parents``."""
+        found: list[BlockRow] = []
+        for start in range(0, len(parents), _QUERY_KEYS):
+            part = parents[start : start + _QUERY_KEYS]
+            sql = f"{_BLOCK} WHERE parent IN ({_marks(part)}) AND stored AND kind = 'tail'"
+            found += [_block_row(row) for row in self.read(sql, part)]
+        return found
+
+    def parts(self, branch_id: int) -> set[BlockHash]:
+        """What a branch needs beside its blocks and its tail."""
+        return {row[0] for row in self.read("SELECT key FROM parts WHERE branch = ?", (branch_id,))}
+
     def children(self, parent: BlockHash) -> list[BlockRow]:
         """Stored blocks and tails that directly follow ``parent``, by key; at most the newest `MAX_CHILDREN`."""
         sql = f"{_BLOCK} WHERE parent = ? AND stored ORDER BY id DESC LIMIT {MAX_CHILDREN}"
@@ -227,19 +251,19 @@ class Catalog(Database):
 
     def _put(self, db: sqlite3.Connection, row: BlockRow, owner: int, now: float) -> None:
         # A row made from a file that lied of its place in the chain.
-        place = (row.parent, row.root, row.is_tail, row.ntok)
+        place = (row.parent, row.root, row.kind, row.ntok)
         db.execute(
-            "DELETE FROM blocks WHERE key = ? AND (parent, root, is_tail, ntok) <> (?, ?, ?, ?)",
+            "DELETE FROM blocks WHERE key = ? AND (parent, root, kind, ntok) <> (?, ?, ?, ?)",
             (row.key, *place),
         )
         # Whoever writes a row has just seen its file: the last one to look knows what lies there.
         db.execute(
-            """INSERT INTO blocks (key, parent, root, tokens, ntok, is_tail, nbytes, checksum, stored, refs, owner,
+            """INSERT INTO blocks (key, parent, root, tokens, ntok, kind, nbytes, checksum, stored, refs, owner,
               last_use) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
               nbytes = excluded.nbytes, checksum = excluded.checksum,
               tokens = CASE WHEN tokens = x'' THEN excluded.tokens ELSE tokens END""",
             (
-                *(row.key, row.parent, row.root, pack_tokens(row.tokens), row.ntok, row.is_tail),
+                *(row.key, row.parent, row.root, pack_tokens(row.tokens), row.ntok, row.kind),
                 *(row.nbytes, row.checksum, owner, now),
             ),
         )
@@ -261,8 +285,8 @@ class Catalog(Database):
         chain = self.read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
         tokens: list[int] = []
         above = branch.root
-        for key, parent, packed, is_tail, _ in chain or self.read(_CHAIN, (branch.head,)):
-            part = _proven(key, parent, packed, is_tail)
+        for key, parent, packed, kind, _ in chain or self.read(_CHAIN, (branch.head,)):
+            part = _proven(key, parent, packed, kind)
             if parent != above or not part:
                 break
             tokens += part
@@ -278,14 +302,14 @@ class Catalog(Database):
             return "live" if lives[root] else "evicted"
         return "other_model" if lives else "new"
 
-    def commit(self, rows: Sequence[BlockRow], commit: BranchCommit) -> tuple[BranchRow, BlockHash | None]:
+    def commit(self, rows: Sequence[BlockRow], commit: BranchCommit) -> tuple[BranchRow, list[BlockRow]]:
         """Make a turn true in one transaction: its blocks, and its branch if that still is what was believed.
 
         A branch that moved on or went away is left alone, and the turn becomes a new branch. Beyond
         ``max_branches`` the least recently used other branch of the session goes.
 
         Returns:
-            The branch, and the tail it had before if nothing needs that any more: its row is gone.
+            The branch, and the rows that it needed before and nothing needs any more: they are gone.
 
         Raises:
             StoreError: the database cannot be written; nothing changed.
@@ -295,7 +319,9 @@ class Catalog(Database):
             session = self._session(db, commit, now)
             for row in rows:
                 self._put(db, row, session, now)
-            branch_id, superseded = self._move(db, session, commit, now)
+            branch_id, left = self._move(db, session, commit, now)
+            left += self._set_parts(db, branch_id, commit.parts)
+            superseded = [row for key in left for row in self._remove(db, key)]
             if commit.token_ids:
                 self._name_tokens(db, commit)
             db.execute(
@@ -319,7 +345,7 @@ class Catalog(Database):
 
     def _move(
         self, db: sqlite3.Connection, session: int, commit: BranchCommit, now: float
-    ) -> tuple[int, BlockHash | None]:
+    ) -> tuple[int, list[BlockHash]]:
         state = (commit.head, commit.tail, commit.tokens, commit.prompt_tokens, commit.lane)
         old = db.execute(
             "SELECT tail FROM branches WHERE branch_id = ? AND session = ? AND generation = ?",
@@ -332,30 +358,47 @@ class Catalog(Database):
                 (*state, session, now, now),
             )
             assert added.lastrowid is not None
-            return added.lastrowid, None
+            return added.lastrowid, []
         assert commit.branch_id is not None
         db.execute(
             """UPDATE branches SET head = ?, tail = ?, tokens = ?, prompt_tokens = ?, lane = ?, last_use = ?,
               generation = generation + 1 WHERE branch_id = ?""",
             (*state, now, commit.branch_id),
         )
-        tail = old[0]
-        freed = (
-            tail is not None and db.execute("DELETE FROM blocks WHERE key = ? AND refs = 0", (tail,)).rowcount
+        return commit.branch_id, [old[0]] if old[0] is not None else []
+
+    def _set_parts(
+        self, db: sqlite3.Connection, branch_id: int, parts: Sequence[BlockHash]
+    ) -> list[BlockHash]:
+        """Say what a branch needs, and return what it needed until now and does not any more."""
+        old = {key for (key,) in db.execute("SELECT key FROM parts WHERE branch = ?", (branch_id,))}
+        new = set(parts)
+        db.executemany(
+            "DELETE FROM parts WHERE branch = ? AND key = ?", [(branch_id, key) for key in old - new]
         )
-        return commit.branch_id, tail if freed else None
+        db.executemany(
+            "INSERT INTO parts SELECT ?, key FROM blocks WHERE key = ? AND stored",
+            [(branch_id, key) for key in new - old],
+        )
+        return list(old - new)
+
+    def _remove(self, db: sqlite3.Connection, key: BlockHash) -> list[BlockRow]:
+        """Remove a row that nothing holds; what it hangs from stays."""
+        found = db.execute(f"{_BLOCK} WHERE key = ? AND refs = 0", (key,)).fetchall()
+        db.execute("DELETE FROM blocks WHERE key = ? AND refs = 0", (key,))
+        return [_block_row(row) for row in found]
 
     def _name_tokens(self, db: sqlite3.Connection, commit: BranchCommit) -> None:
         """Give their ids back to the rows of a chain that a rebuild left without, where the names prove them."""
-        wordless = "SELECT 1 FROM blocks WHERE tokens = x'' AND root = ? LIMIT 1"
+        wordless = "SELECT 1 FROM blocks WHERE tokens = x'' AND ntok > 0 AND root = ? LIMIT 1"
         if db.execute(wordless, (commit.root,)).fetchone() is None:
             return
         end = commit.tail or commit.head
         start = 0
-        for key, parent, packed, is_tail, ntok in db.execute(_CHAIN, (end,)).fetchall():
+        for key, parent, packed, kind, ntok in db.execute(_CHAIN, (end,)).fetchall():
             given = pack_tokens(commit.token_ids[start : start + ntok])
             start += ntok
-            if not packed and _proven(key, parent, given, is_tail):
+            if not packed and _proven(key, parent, given, kind):
                 db.execute("UPDATE blocks SET tokens = ? WHERE key = ?", (given, key))
 
     def touch(self, branch_id: int) -> None:
@@ -387,14 +430,22 @@ class Catalog(Database):
                       SELECT namespace, ?, root, 0, ?, ? FROM sessions WHERE id = ?""",
                     (new_session_id, now, now, old),
                 ).lastrowid
-                copied += db.execute(
-                    """INSERT INTO branches (session, generation, head, tail, tokens, prompt_tokens, lane, created,
-                      last_use) SELECT ?, 1, head, tail, tokens, prompt_tokens, lane, ?, ? FROM branches
-                      WHERE session = ? ORDER BY branch_id""",
-                    (new, now, now, old),
-                ).rowcount
+                copied += self._copy_branches(db, old, new, now)
             if not copied:
                 raise _no_session(namespace, session_id)
+
+    def _copy_branches(self, db: sqlite3.Connection, session: int, to: int | None, now: float) -> int:
+        sql = "SELECT branch_id FROM branches WHERE session = ? ORDER BY branch_id"
+        branches = [row[0] for row in db.execute(sql, (session,))]
+        for branch in branches:
+            copy = db.execute(
+                """INSERT INTO branches (session, generation, head, tail, tokens, prompt_tokens, lane, created,
+                  last_use) SELECT ?, 1, head, tail, tokens, prompt_tokens, lane, ?, ? FROM branches
+                  WHERE branch_id = ?""",
+                (to, now, now, branch),
+            ).lastrowid
+            db.execute("INSERT INTO parts SELECT ?, key FROM parts WHERE branch = ?", (copy, branch))
+        return len(branches)
 
     def forget(self, namespace: str, session_id: str) -> list[BlockRow]:
         """Drop a session under all roots, and return the rows whose files may go now.
@@ -408,6 +459,10 @@ class Catalog(Database):
             doomed: list[BlockHash] = []
             for session in self._known_ids(db, namespace, session_id):
                 doomed += [key for (key,) in db.execute("SELECT key FROM blocks WHERE owner = ?", (session,))]
+                parts = (
+                    "SELECT key FROM parts WHERE branch IN (SELECT branch_id FROM branches WHERE session = ?)"
+                )
+                doomed += [key for (key,) in db.execute(parts, (session,))]
                 for ends in db.execute("SELECT head, tail FROM branches WHERE session = ?", (session,)):
                     doomed += [key for key in ends if key is not None]
                 db.execute("DELETE FROM branches WHERE session = ?", (session,))
@@ -593,12 +648,12 @@ def _marks(values: Collection[Any]) -> str:
 
 
 def _block_row(row: Any) -> BlockRow:
-    key, parent, root, packed, is_tail, nbytes, checksum, ntok = row
-    tokens = _proven(key, parent, packed, is_tail)
-    return BlockRow(key, parent, root, tokens, bool(is_tail), nbytes, checksum, ntok)
+    key, parent, root, packed, kind, nbytes, checksum, ntok = row
+    tokens = _proven(key, parent, packed, kind)
+    return BlockRow(key, parent, root, tokens, kind, nbytes, checksum, ntok)
 
 
-def _proven(key: BlockHash, parent: BlockHash, packed: bytes, is_tail: int) -> tuple[int, ...]:
+def _proven(key: BlockHash, parent: BlockHash, packed: bytes, kind: Kind) -> tuple[int, ...]:
     """The token ids of a row if its name says they are; else none."""
     tokens = unpack_tokens(packed)
-    return tokens if key == (tail_hash if is_tail else block_hash)(parent, tokens) else ()
+    return tokens if key == record_hash(kind, parent, tokens) else ()

@@ -47,15 +47,17 @@ CREATE INDEX branches_session ON branches (session);
 CREATE INDEX branches_head ON branches (head);
 CREATE INDEX branches_tail ON branches (tail);
 CREATE INDEX branches_age ON branches (last_use);
+CREATE TABLE parts (branch INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (branch, key)) WITHOUT ROWID;
+CREATE INDEX parts_key ON parts (key);
 CREATE TABLE blocks (
   id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, parent BLOB NOT NULL, root BLOB NOT NULL,
-  tokens BLOB NOT NULL, ntok INTEGER NOT NULL, is_tail INTEGER NOT NULL, nbytes INTEGER NOT NULL,
+  tokens BLOB NOT NULL, ntok INTEGER NOT NULL, kind TEXT NOT NULL, nbytes INTEGER NOT NULL,
   checksum TEXT NOT NULL, stored INTEGER NOT NULL, refs INTEGER NOT NULL, owner INTEGER NOT NULL,
   last_use REAL NOT NULL);
 CREATE INDEX blocks_parent ON blocks (parent);
 CREATE INDEX blocks_owner ON blocks (owner);
 CREATE INDEX blocks_free ON blocks (last_use) WHERE refs = 0;
-CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'';
+CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'' AND ntok > 0;
 CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0);
 CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, bytes INTEGER NOT NULL);
@@ -68,7 +70,7 @@ CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.parent;
   UPDATE blocks SET refs = (SELECT count(*) FROM blocks WHERE parent = NEW.key)
     + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
-    + (SELECT count(*) FROM holds WHERE key = NEW.key)
+    + (SELECT count(*) FROM holds WHERE key = NEW.key) + (SELECT count(*) FROM parts WHERE key = NEW.key)
     WHERE id = NEW.id;
 END;
 CREATE TRIGGER block_changed AFTER UPDATE OF stored, nbytes ON blocks BEGIN
@@ -84,6 +86,12 @@ END;
 CREATE TRIGGER hold_removed AFTER DELETE ON holds BEGIN
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
 END;
+CREATE TRIGGER part_added AFTER INSERT ON parts BEGIN
+  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.key;
+END;
+CREATE TRIGGER part_removed AFTER DELETE ON parts BEGIN
+  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
+END;
 CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
@@ -97,6 +105,7 @@ END;
 CREATE TRIGGER branch_removed AFTER DELETE ON branches BEGIN
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
+  DELETE FROM parts WHERE branch = OLD.branch_id;
 END;
 """
 
@@ -176,7 +185,9 @@ class Database:
             if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # A database of something else fails here.
-            db.execute("SELECT 1 FROM roots, sessions, branches, blocks, totals, reservations, holds LIMIT 0")
+            db.execute(
+                "SELECT 1 FROM roots, sessions, branches, parts, blocks, totals, reservations, holds LIMIT 0"
+            )
             return version == 0
 
     def _connect(self) -> sqlite3.Connection:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
@@ -30,8 +31,15 @@ from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerBase
 
+from agent_memory_core.block import common_prefix
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
+
+MIN_OPENING = 64
+"""A conversation's opening shorter than this many tokens is not worth a mark."""
+
+MAX_PROBES = 256
+"""How many openings and generation prompts are remembered."""
 
 Rendered = dict[str, Any]
 """A message in the form that chat templates read."""
@@ -160,6 +168,7 @@ class ChatTemplate:
         self._decoder = TextDecoder(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added: dict[int, str] = {token_id: self._decoder.inner([token_id]) for token_id in added}
+        self._probes: OrderedDict[tuple[str, str], tuple[int, ...]] = OrderedDict()
         self._abilities = self._try_out()
 
     # Text
@@ -299,6 +308,67 @@ class ChatTemplate:
         if source is None:
             return Prompt(tuple(self.tokenize(text)), text, 0, None)
         return self._continue(known[source], source, agreed[source], text) or self._align(known, text)
+
+    def marks(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
+        """Places in a prompt where other prompts are likely to part from it, in order.
+
+        These are the end of what comes before the first user message (the system message and the tools), unless
+        that is short, and the end of the messages, where the generation prompt begins.
+        """
+        ids = prompt.token_ids
+        suffix = self._generation_prompt(request)
+        end = len(ids) - max(1, len(suffix) if ids[len(ids) - len(suffix) :] == suffix else 1)
+        opening = common_prefix(self._opening(request), ids)
+        return tuple(
+            sorted({place for place in (opening if opening >= MIN_OPENING else 0, end) if place > 0})
+        )
+
+    def _generation_prompt(self, request: ChatRequest) -> tuple[int, ...]:
+        """The tokens that ask for an answer, where a template ends with them whatever comes before."""
+        probe = ChatRequest((Message("user", "ask"),), template_kwargs=request.template_kwargs)
+
+        def find() -> tuple[int, ...]:
+            whole = self.encode(probe).token_ids
+            start = self.encode(probe, generation_prompt=False).token_ids
+            return whole[len(start) :] if whole[: len(start)] == start else ()
+
+        return self._probed(("generation", _json(dict(request.template_kwargs))), find)
+
+    def _opening(self, request: ChatRequest) -> tuple[int, ...]:
+        """The tokens that begin every conversation with these tools and this system message."""
+        system = tuple(takewhile(lambda message: message.role == "system", request.messages))
+
+        def find() -> tuple[int, ...]:
+            one, other = (
+                self.encode(
+                    ChatRequest(
+                        (*system, Message("user", word)),
+                        request.tools,
+                        template_kwargs=request.template_kwargs,
+                    )
+                ).token_ids
+                for word in ("a", "1")
+            )
+            return one[: common_prefix(one, other)]
+
+        said = [
+            [m.content for m in system],
+            [dict(tool) for tool in request.tools],
+            dict(request.template_kwargs),
+        ]
+        return self._probed(("opening", hashlib.sha256(_json(said).encode()).hexdigest()), find)
+
+    def _probed(self, key: tuple[str, str], find: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        if key not in self._probes:
+            try:
+                found = find()
+            except InvalidRequest:
+                # Some templates want more of a conversation than a probe says.
+                found = ()
+            self._probes[key] = found
+            if len(self._probes) > MAX_PROBES:
+                self._probes.popitem(last=False)
+        return self._probes[key]
 
     def _continue(self, branch: TokenText, source: int, agreed: tuple[int, int], text: str) -> Prompt | None:
         """Take over the agreed pieces; None where no clean seam follows them."""

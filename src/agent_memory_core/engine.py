@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import queue
 import time
-from collections.abc import Callable, Sequence as ReadOnly
+from collections.abc import Callable, Collection, Sequence as ReadOnly
 from typing import Any
 
-from agent_memory_core.block import Block, BlockHash, common_prefix, root_hash
+from agent_memory_core.block import Block, BlockHash, common_prefix, record_hash, root_hash
 from agent_memory_core.block_file import LoadedBlock
 from agent_memory_core.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.block_pool import BlockPool
@@ -63,8 +63,9 @@ class Engine:
         self.counters = Counters()
         layout = KvLayout(loaded.model)
         self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens)
+        self.rule = self.blocks.rule
         self.pool = BlockPool(memory_bytes)
-        self.prefixes = PrefixCache(self.pool, config.block_tokens)
+        self.prefixes = PrefixCache(self.pool, self.rule)
         self.limits = Limits(
             max_batch_size=config.max_batch_size,
             prefill_chunk=config.prefill_chunk,
@@ -72,6 +73,9 @@ class Engine:
             block_tokens=config.block_tokens,
             bytes_per_token=layout.bytes_per_token,
             context_length=min(config.context_length or loaded.context_length, loaded.context_length),
+            window=layout.window,
+            window_bytes=layout.window_bytes,
+            fixed_bytes=layout.fixed_bytes,
         )
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
         eos = sorted(loaded.tokenizer.eos_token_ids)
@@ -81,7 +85,11 @@ class Engine:
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, store.catalog if store else None, config.block_tokens)
         self.idle = IdleWork(
-            config.prewarm == "idle", self.template, self._branches, self._start_idle, self.cancel
+            config.prewarm == "idle" and not self.rule.never,
+            self.template,
+            self._branches,
+            self._start_idle,
+            self.cancel,
         )
         self.reader = BlockReader(store) if store else None
         self.writer = BlockWriter(store) if store else None
@@ -120,9 +128,11 @@ class Engine:
             request, [b.text for b in branches], generation_prompt=not prewarm
         )
         processors = [] if prewarm else self.grammars.processors(request, prompt)
+        marks = () if self.rule.anywhere or self.rule.never else self.template.marks(request, prompt)
         ids = list(prompt.token_ids)
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, ids), default=None)
         known = common_prefix(nearest.token_ids, ids) if nearest else 0
+        state = self._state(root, key, nearest, known)
         sequence = Sequence(
             seq_id=self._next_id,
             root=root,
@@ -132,6 +142,7 @@ class Engine:
             hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
             reads_tier=self.store is not None and session is not None,
             idle=idle is not None,
+            marks=() if self.rule.inside else marks,
         )
         owned = session if not key.ephemeral else None
         turn = Turn(
@@ -142,10 +153,11 @@ class Engine:
             request=request,
             session=owned,
             branch=owned.continued_by(ids, key.lane) if owned else None,
-            known=known,
-            state=self._state(root, key, nearest, known),
+            known=self._promised(known, state),
+            state=state,
             arrived=arrived if arrived is not None else time.perf_counter(),
             processors=processors,
+            marks=marks,
         )
         sequence.match = self._match(sequence)
         if owned is not None and self.store is not None:
@@ -182,25 +194,37 @@ class Engine:
                 self.store.identify(self._roots[namespace], identity | {"name": self.loaded.name}, namespace)
         return self._roots[namespace]
 
-    def _match(self, sequence: Sequence) -> Match:
+    def _match(self, sequence: Sequence, without: Collection[BlockHash] = ()) -> Match:
         tier = self.store.catalog if self.store is not None and sequence.reads_tier else None
-        return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, tier)
+        return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, tier, without)
 
     def _estimate(self, sequence: Sequence) -> int:
         new_blocks = sequence.num_prompt // self.config.block_tokens + 1 - len(sequence.match.blocks)
-        return new_blocks * self.blocks.block_bytes + self.config.block_tokens * self.limits.bytes_per_token
+        return new_blocks * self.blocks.block_bytes + (1 + len(sequence.marks)) * self.blocks.tail_bytes
 
     def _state(
         self, root: BlockHash, key: SessionKey, nearest: Branch[TokenText] | None, shared: int
     ) -> MissReason:
         """Why this prompt may know less than it could."""
+        if self.rule.never:
+            return "unsupported"
         if nearest is not None:
             if shared == len(nearest.token_ids):
-                return ""
+                return "boundary" if self._ends_in_words(root, nearest) else ""
             return "template" if shared >= nearest.prompt_tokens else "diverged"
         if self.store is None or key.session_id is None:
             return "new"
         return _STATES[self.store.catalog.session_state(root, key.namespace, key.session_id)]
+
+    def _ends_in_words(self, root: BlockHash, branch: Branch[TokenText]) -> bool:
+        """Whether a branch's last answer was cut where its layers could not be, so that its end cannot be resumed."""
+        full = len(branch.hashes)
+        rest = branch.token_ids[full * self.config.block_tokens :]
+        return branch.tail == record_hash("words", branch.hashes[-1] if full else root, rest)
+
+    def _promised(self, known: int, state: MissReason) -> int:
+        """How many of the tokens that a branch knows can be expected to be reused."""
+        return 0 if state and not self.rule.anywhere else known
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -210,7 +234,9 @@ class Engine:
         batch = self.scheduler.schedule()
         self.counters.steps += 1
         for sequence in batch.admitted:
-            self._load(self._turns[sequence.seq_id])
+            turn = self._turns[sequence.seq_id]
+            turn.restore_started = time.perf_counter()
+            self._load(turn)
         for sequence in batch.joining:
             self._join(self._turns[sequence.seq_id])
         for step in self.runner.decode():
@@ -231,9 +257,8 @@ class Engine:
         return bool(self._turns)
 
     def _load(self, turn: Turn) -> None:
-        turn.restore_started = time.perf_counter()
         sequence = turn.sequence
-        missing = [hit.key for hit in sequence.match.hits if hit.block is None]
+        missing = [hit.key for hit in sequence.match.missing]
         if not missing:
             self._restore(turn)
             return
@@ -257,18 +282,24 @@ class Engine:
                 self._loaded(turn, loaded)
 
     def _loaded(self, turn: Turn, loaded: list[LoadedBlock]) -> None:
-        wanted = turn.sequence.match.tokens
-        found = {block.hash: block for block in (self._usable(turn.sequence, x) for x in loaded) if block}
-        self.scheduler.loaded(turn.sequence, found)
-        turn.damaged = turn.sequence.match.tokens < wanted
-        self._restore(turn)
+        sequence = turn.sequence
+        found = {block.hash: block for block in (self._usable(sequence, x) for x in loaded) if block}
+        lost = self.scheduler.loaded(sequence, found)
+        if not lost:
+            self._restore(turn)
+            return
+        turn.damaged = True
+        # The first is known to be lost; those behind it were not even looked at.
+        turn.lost.add(lost[0])
+        self.scheduler.rematch(sequence, self._match(sequence, turn.lost))
+        self._load(turn)
 
     def _usable(self, sequence: Sequence, loaded: LoadedBlock) -> Block | None:
         """The block as the pool wants it, if its arrays are of the right form and its tokens are the prompt's."""
         tokens = self._tokens_of(sequence, loaded)
-        if not self.blocks.fits(loaded.tensors, len(tokens), is_tail=loaded.is_tail):
+        if not self.blocks.fits(loaded.tensors, len(tokens), loaded.kind):
             return None
-        return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, is_tail=loaded.is_tail)
+        return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, loaded.kind)
 
     def _tokens_of(self, sequence: Sequence, loaded: LoadedBlock) -> tuple[int, ...]:
         if loaded.key in sequence.hashes:
@@ -284,7 +315,9 @@ class Engine:
         room = min(sequence.remaining + 1, self.config.prefill_chunk)
         cache = self.blocks.restore(sequence.match, room)
         self.scheduler.restored(sequence)
-        turn.row = self.runner.row(sequence.seq_id, turn.request.sampling, cache, turn.processors)
+        turn.row = self.runner.row(
+            sequence.seq_id, turn.request.sampling, cache, sequence.num_cached, turn.processors
+        )
         turn.restore_seconds = time.perf_counter() - turn.restore_started if sequence.num_cached else 0.0
 
     def _prefill(self, turn: Turn, chunk: Chunk) -> None:
@@ -299,7 +332,7 @@ class Engine:
             token = self.runner.sample(turn.row, logits, sequence.token_ids)
             turn.first_token = time.perf_counter()
             self.scheduler.update(sequence, token)
-            if self._emit(turn, token) or sequence.max_tokens == 1:
+            if self._emit(turn, token, turn.row.logprobs) or sequence.max_tokens == 1:
                 self._finish(
                     turn,
                     turn.row.cache,
@@ -310,6 +343,8 @@ class Engine:
             self._finish(turn, turn.row.cache, "stop")
             return
         self._seal(turn, turn.row.cache, chunk.stop)
+        if chunk.stop in sequence.marks:
+            self._mark(turn, turn.row.cache, chunk.stop)
 
     def _join(self, turn: Turn) -> None:
         assert turn.row is not None
@@ -317,20 +352,24 @@ class Engine:
 
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
-        ended = self._emit(turn, step.token)
+        ended = self._emit(turn, step.token, step.logprobs)
+        if self.rule.window and len(turn.sequence.token_ids) % self.config.block_tokens == 0:
+            # What the window layers keep of this block is gone before the turn ends, if the answer is long.
+            index = len(turn.sequence.hashes) - 1
+            self._take_windows(turn, self.runner.peek(step.row), index, index + 1)
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")
         elif ended:
             self._finish(turn, self.runner.stop(step.row), "stop")
 
-    def _emit(self, turn: Turn, token: int) -> bool:
+    def _emit(self, turn: Turn, token: int, logprobs: ReadOnly[tuple[int, float]]) -> bool:
         """Hand a token's text out; return whether it ends the answer."""
         if token in self._eos:
             return True
         delta = turn.detokenizer.push(token)
         turn.tool_calls += len(delta.tool_calls)
         turn.reasoning_tokens += bool(delta.reasoning)
-        turn.sampled(token)
+        turn.sampled(token, logprobs)
         if delta != _NOTHING:
             turn.ticket.deliver(turn.with_tokens(delta))
         return turn.detokenizer.stopped
@@ -344,20 +383,18 @@ class Engine:
         turn.tool_calls += len(last.tool_calls)
         if turn.tool_calls and reason == "stop":
             reason = "tool_calls"
-        self._keep(turn, cache)
+        self._keep(turn)
         self._seal(turn, cache, sequence.num_computed)
-        tail = self.blocks.tail(sequence, cache, sequence.num_computed)
-        if tail is not None:
-            self.pool.put(tail)
+        tail = self._mark(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, idle=sequence.idle)
         self._commit(turn, tail, last, report)
         self._close(turn)
 
-    def _keep(self, turn: Turn, cache: list[Any]) -> None:
+    def _keep(self, turn: Turn) -> None:
         """Cut the sequence to the tokens that have KV and stand for text that was handed out."""
-        sequence = turn.sequence
-        length = self.blocks.layout.length(cache)
+        assert turn.row is not None
+        sequence, length = turn.sequence, turn.row.fed
         if turn.detokenizer.stopped:
             length = min(length, sequence.num_prompt + turn.detokenizer.kept)
         self.scheduler.keep(sequence, length)
@@ -365,7 +402,7 @@ class Engine:
     def _seal(self, turn: Turn, cache: list[Any], length: int) -> None:
         sequence = turn.sequence
         first, last = sequence.num_sealed, length // self.config.block_tokens
-        if first >= last:
+        if first >= last or self.rule.never:
             return
         blocks = self.blocks.seal(sequence, cache, first, last)
         stored = self._already_stored(sequence.hashes[first:last])
@@ -375,11 +412,36 @@ class Engine:
             sequence, last, fresh, persist=turn.session is not None and self.store is not None
         )
 
+        if self.rule.window:
+            self._take_windows(turn, cache, first, last)
+
+    def _take_windows(self, turn: Turn, cache: list[Any], first: int, last: int) -> None:
+        """Take the window parts of blocks ``first`` up to ``last``, and let go of those no longer wanted."""
+        sequence = turn.sequence
+        places = (*turn.marks, last * self.config.block_tokens)
+        wanted = {index for place in places for index in self.rule.window_blocks(place)}
+        new = [index for index in range(first, last) if index in wanted and index not in turn.windows]
+        names = {index: record_hash("window", sequence.hashes[index]) for index in new}
+        known = self._already_stored(list(names.values()))
+        new = [index for index in new if names[index] not in known and names[index] not in self.pool]
+        made = self.blocks.windows(sequence, cache, new)
+        turn.windows |= dict(zip(new, made, strict=True))
+        turn.windows = {index: part for index, part in turn.windows.items() if index in wanted}
+
+    def _mark(self, turn: Turn, cache: list[Any], position: int) -> Block | None:
+        """Keep what it takes to resume after ``position`` tokens beside full blocks; return the tail."""
+        assert turn.row is not None
+        tail = self.blocks.tail(turn.sequence, cache, position, turn.row.fed)
+        kept = [turn.windows[i] for i in self.rule.window_blocks(position) if i in turn.windows]
+        for record in (*kept, *([tail] if tail is not None else [])):
+            turn.kept[record.hash] = self.pool.put(record) or record
+        return tail
+
     def _already_stored(self, hashes: ReadOnly[BlockHash]) -> set[BlockHash]:
         """Blocks that somebody stored while this sequence computed them: theirs are the ones that count."""
         if self.store is None:
             return set()
-        return {key for key in hashes if self.store.catalog.known_prefix([key])}
+        return self.store.catalog.stored(hashes)
 
     def _commit(self, turn: Turn, tail: Block | None, last: Delta, report: TurnReport) -> None:
         session, sequence = turn.session, turn.sequence
@@ -406,7 +468,7 @@ class Engine:
                 )
             )
 
-        blocks = tuple(sequence.unsaved) + ((tail,) if tail is not None else ())
+        blocks = (*sequence.unsaved, *self._records(turn, branch, tail))
         self.writer.submit(
             Save(
                 blocks,
@@ -414,6 +476,34 @@ class Engine:
                 done,
             )
         )
+
+    def _records(self, turn: Turn, branch: Branch[TokenText], tail: Block | None) -> list[Block]:
+        """The tail, and those of the branch's parts that memory holds and the disk lacks."""
+        held = [turn.kept.get(key) or self.pool.get(key) for key in sorted(branch.parts)]
+        found = [block for block in held if block is not None]
+        stored = self._already_stored([block.hash for block in found])
+        saved = stored | {block.hash for block in turn.sequence.unsaved}
+        return [
+            *(block for block in found if block.hash not in saved and block is not tail),
+            *([tail] if tail is not None else []),
+        ]
+
+    def _parts(self, turn: Turn) -> frozenset[BlockHash]:
+        """What it takes to resume the branch at its end and at the turn's marks, beside blocks and tail."""
+        if self.rule.anywhere or self.rule.never:
+            return frozenset()
+        sequence, size = turn.sequence, self.config.block_tokens
+        marks = [mark for mark in turn.marks if mark <= sequence.num_computed]
+        blocks = {i for place in (*marks, sequence.num_computed) for i in self.rule.window_blocks(place)}
+        windows = {record_hash("window", sequence.hashes[i]) for i in blocks if i < len(sequence.hashes)}
+        tails = {
+            record_hash(
+                "tail", sequence.parent_of(mark // size), sequence.token_ids[mark // size * size : mark]
+            )
+            for mark in marks
+            if not self.rule.inside
+        }
+        return frozenset(windows | tails)
 
     def _settle(self, turn: Turn, session: LiveSession, tail: Block | None) -> Branch[TokenText]:
         """Move the branch this turn continued, or add the one it began."""
@@ -425,13 +515,23 @@ class Engine:
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
+        before = self._extras(branch)
+        branch.parts = self._parts(turn)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))
         branch.hashes = list(sequence.hashes)
         branch.tail = tail.hash if tail is not None else None
         branch.lane = turn.key.lane
         branch.used = self.sessions.clock()
+        if before:
+            self.pool.discard(before - self.sessions.needed())
         return branch
+
+    def _extras(self, branch: Branch[TokenText]) -> set[BlockHash]:
+        """Records that only a branch's own places need. A tail of layers that keep every token is of use to all."""
+        if self.rule.anywhere:
+            return set()
+        return set(branch.parts) | ({branch.tail} if branch.tail is not None else set())
 
     def _text(self, known: TokenText, ids: tuple[int, ...]) -> TokenText:
         if ids[: len(known.token_ids)] == known.token_ids:
@@ -513,7 +613,7 @@ class Engine:
         profile.check(cache_spec(self.blocks.layout.groups, self.loaded.config))
 
     def _keys(self, branch: Branch[TokenText]) -> list[BlockHash]:
-        return branch.hashes + ([branch.tail] if branch.tail is not None else [])
+        return [*branch.hashes, *([branch.tail] if branch.tail is not None else []), *branch.parts]
 
     def _info(self, owner: Owner, session: LiveSession) -> SessionInfo:
         keys = {key for branch in session.branches for key in self._keys(branch)}
@@ -543,10 +643,10 @@ class Engine:
         self.counters.cancelled += not turn.sequence.idle
         if turn.row is not None:
             cache = self.runner.stop(turn.row)
-            self.scheduler.keep(
-                turn.sequence, max(turn.sequence.num_computed, self.blocks.layout.length(cache))
-            )
+            self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
+            if not self.rule.anywhere:
+                self._mark(turn, cache, turn.sequence.num_computed)
         self._close(turn)
         return True
 

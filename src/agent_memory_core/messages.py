@@ -12,8 +12,13 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 HitTier = Literal["none", "hot", "warm"]
 """Where the reused tokens came from: nowhere, memory only, or at least partly from disk."""
 
-MissReason = Literal["", "new", "evicted", "diverged", "template", "damaged", "model_changed"]
-"""Why prompt tokens that the session once knew, or could have known, were computed again."""
+MissReason = Literal[
+    "", "new", "evicted", "diverged", "template", "damaged", "model_changed", "boundary", "unsupported"
+]
+"""Why prompt tokens that the session once knew, or could have known, were computed again.
+
+"boundary": the model's layers could only be resumed at an earlier place. "unsupported": they cannot be stored at all.
+"""
 
 
 @dataclass(frozen=True, slots=True)

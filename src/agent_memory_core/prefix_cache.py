@@ -2,17 +2,19 @@
 
 The walk goes block by block while a block of the prompt's own hash is in memory or in the tier. Past the last
 full block it looks among the blocks and tails that follow, for the one that shares most leading tokens with
-what is left: layers that keep every token can resume inside it. One prompt token is always left to evaluate.
+what is left: layers that keep every token can resume inside it. Where other layers cannot, the match ends at the
+deepest place that all of them can restore, see `resume`. One prompt token is always left to evaluate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent_memory_core.block import Block, BlockHash, common_prefix
+from agent_memory_core.block import Block, BlockHash, Kind, common_prefix, record_hash
 from agent_memory_core.block_pool import BlockPool
+from agent_memory_core.resume import ResumeRule
 
 MIN_BLOCK_PART = 32
 MIN_TAIL_PART = 8
@@ -32,13 +34,18 @@ class Stored(Protocol):
         ...
 
     @property
+    def parent(self) -> BlockHash:
+        """What it follows."""
+        ...
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """Its token ids; empty where the tier lost them."""
         ...
 
     @property
-    def is_tail(self) -> bool:
-        """Whether it is the unfinished end of a branch, kept unrounded."""
+    def kind(self) -> Kind:
+        """What it holds, see `block`."""
         ...
 
 
@@ -53,10 +60,18 @@ class Tier(Protocol):
         """The blocks and tails that directly follow ``parent``."""
         ...
 
+    def tails(self, parents: Sequence[BlockHash]) -> Sequence[Stored]:
+        """The tails that directly follow one of ``parents``."""
+        ...
+
+    def stored(self, keys: Sequence[BlockHash]) -> Collection[BlockHash]:
+        """Which of these it holds."""
+        ...
+
 
 @dataclass(slots=True)
 class Hit:
-    """One matched block or tail: in memory if ``block`` is set, else to be loaded from the tier.
+    """One matched record: in memory if ``block`` is set, else to be loaded from the tier.
 
     The first ``take`` of its tokens are wanted; ``stored`` says that the tier holds it too.
     """
@@ -65,46 +80,64 @@ class Hit:
     take: int
     block: Block | None
     stored: bool
+    kind: Kind = "block"
 
 
 @dataclass(slots=True)
 class Match:
-    """The known prefix of one prompt: whole blocks in token order, then perhaps a part of one more."""
+    """The known prefix of one prompt: whole blocks in token order, then perhaps a part of one more.
+
+    ``windows`` are the window parts of the last blocks, in token order. ``in_blocks`` False says that the blocks
+    hold nothing and need not be loaded.
+    """
 
     blocks: list[Hit] = field(default_factory=list)
     end: Hit | None = None
+    windows: list[Hit] = field(default_factory=list)
+    in_blocks: bool = True
 
     @property
     def hits(self) -> list[Hit]:
-        """All hits in token order."""
-        return self.blocks if self.end is None else [*self.blocks, self.end]
+        """All hits, those of tokens in their order and then those of windows."""
+        return [*self.blocks, *([self.end] if self.end is not None else []), *self.windows]
+
+    @property
+    def missing(self) -> list[Hit]:
+        """What has to be loaded."""
+        return [hit for hit in self.hits[0 if self.in_blocks else len(self.blocks) :] if hit.block is None]
 
     @property
     def tokens(self) -> int:
         """How many prompt tokens are known."""
-        return sum(hit.take for hit in self.hits)
+        return sum(hit.take for hit in self.blocks) + (self.end.take if self.end is not None else 0)
 
-    @property
-    def stored_blocks(self) -> int:
-        """How many leading whole blocks the tier holds."""
-        return next((i for i, hit in enumerate(self.blocks) if not hit.stored), len(self.blocks))
 
-    def truncate(self, count: int) -> None:
-        """Keep the first ``count`` hits only: what followed a hit that failed is of no use."""
-        if count <= len(self.blocks):
-            self.end = None
-        del self.blocks[count:]
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """What one match looks for, and where; ``without`` names records that cannot be had."""
+
+    root: BlockHash
+    token_ids: Sequence[int]
+    hashes: Sequence[BlockHash]
+    tier: Tier | None
+    without: Collection[BlockHash]
 
 
 class PrefixCache:
     """Finds known prefixes in one pool and, where a request may read it, in one tier."""
 
-    def __init__(self, pool: BlockPool, block_tokens: int) -> None:
+    def __init__(self, pool: BlockPool, rule: ResumeRule) -> None:
         self._pool = pool
-        self._block_tokens = block_tokens
+        self._rule = rule
+        self._block_tokens = rule.block_tokens
 
     def match(
-        self, root: BlockHash, token_ids: Sequence[int], hashes: Sequence[BlockHash], tier: Tier | None
+        self,
+        root: BlockHash,
+        token_ids: Sequence[int],
+        hashes: Sequence[BlockHash],
+        tier: Tier | None,
+        without: Collection[BlockHash] = (),
     ) -> Match:
         """Find the longest known prefix of ``token_ids`` that leaves one of them to evaluate.
 
@@ -113,19 +146,25 @@ class PrefixCache:
             token_ids: the prompt.
             hashes: names of the prompt's full blocks, see `block.chain`.
             tier: where to look beside memory; None looks in memory only.
+            without: names of records that turned out not to be there.
         """
-        usable = hashes[: (len(token_ids) - 1) // self._block_tokens]
-        in_tier = tier.known_prefix(usable) if tier is not None else 0
-        match = Match()
-        for index, key in enumerate(usable):
-            block = self._verified(key, token_ids, index)
-            if block is None and index >= in_tier:
+        if self._rule.never:
+            return Match()
+        query = _Query(root, token_ids, hashes[: (len(token_ids) - 1) // self._block_tokens], tier, without)
+        blocks = self._chain(query)
+        if self._rule.anywhere:
+            return Match(blocks, self._partial(query, len(blocks)))
+        return self._deepest(query, blocks)
+
+    def _chain(self, query: _Query) -> list[Hit]:
+        in_tier = query.tier.known_prefix(query.hashes) if query.tier is not None else 0
+        blocks: list[Hit] = []
+        for index, key in enumerate(query.hashes):
+            block = self._verified(key, query.token_ids, index)
+            if key in query.without or (block is None and index >= in_tier):
                 break
-            match.blocks.append(Hit(key, self._block_tokens, block, index < in_tier))
-        parent = match.blocks[-1].key if match.blocks else root
-        start = len(match.blocks) * self._block_tokens
-        match.end = self._partial(parent, token_ids[start : len(token_ids) - 1], tier)
-        return match
+            blocks.append(Hit(key, self._block_tokens, block, index < in_tier))
+        return blocks
 
     def _verified(self, key: BlockHash, token_ids: Sequence[int], index: int) -> Block | None:
         block = self._pool.get(key)
@@ -134,18 +173,86 @@ class PrefixCache:
             return None
         return block
 
-    def _partial(self, parent: BlockHash, rest: Sequence[int], tier: Tier | None) -> Hit | None:
+    def _partial(self, query: _Query, count: int) -> Hit | None:
+        """The block or tail behind ``count`` blocks that shares most tokens with what follows."""
         # Candidates are ordered by name, so that memory and disk settle a tie in the same way.
-        rest = tuple(rest[: self._block_tokens])
-        stored = {row.key: row for row in tier.children(parent)} if tier is not None else {}
+        parent, start = self._parent(query, count), count * self._block_tokens
+        rest = tuple(query.token_ids[start : len(query.token_ids) - 1][: self._block_tokens])
+        stored = {row.key: row for row in query.tier.children(parent)} if query.tier is not None else {}
         known: dict[BlockHash, Block | Stored] = {block.hash: block for block in self._pool.children(parent)}
         known |= stored
         best: Hit | None = None
-        for key in sorted(known):
+        for key in sorted(known.keys() - set(query.without)):
+            if known[key].kind not in ("block", "tail"):
+                continue
             shared = common_prefix(known[key].tokens, rest)
-            least = MIN_TAIL_PART if known[key].is_tail else MIN_BLOCK_PART
+            least = MIN_TAIL_PART if known[key].kind == "tail" else MIN_BLOCK_PART
             if shared < least and shared < len(known[key].tokens):
                 continue
             if shared > (best.take if best else 0):
-                best = Hit(key, shared, self._pool.get(key), key in stored)
+                best = Hit(key, shared, self._pool.get(key), key in stored, known[key].kind)
         return best
+
+    def _parent(self, query: _Query, count: int) -> BlockHash:
+        return query.hashes[count - 1] if count else query.root
+
+    # -- models whose layers do not keep every token ------------------------------------------------------
+
+    def _deepest(self, query: _Query, blocks: list[Hit]) -> Match:
+        """The deepest place that every layer can restore."""
+        ends = list(self._ends(query, len(blocks)))
+        names = [*query.hashes[: len(blocks)], *(end.key for _, end in ends if end and end.kind == "block")]
+        windows = self._windows(query, names)
+        for count, end in sorted(ends, key=self._position, reverse=True):
+            reached = self._rule.window_blocks(self._position((count, end)))
+            needed = [query.hashes[index] for index in reached if index < count]
+            if end is not None and end.kind == "block":
+                needed.append(end.key)
+            if all(name in windows for name in needed):
+                parts = [windows[name] for name in needed]
+                return Match(blocks[:count], end, parts, in_blocks=self._rule.in_blocks)
+        return Match()
+
+    def _position(self, place: tuple[int, Hit | None]) -> int:
+        count, end = place
+        return count * self._block_tokens + (end.take if end is not None else 0)
+
+    def _ends(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
+        """Places to resume at as far as tokens tell: how many blocks, and what of the record behind them."""
+        yield from self._tails(query, count)
+        if self._rule.inside and (partial := self._partial(query, count)) is not None:
+            yield count, partial
+        if not self._rule.whole:
+            yield from ((known, None) for known in range(1, count + 1))
+
+    def _tails(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
+        """Tails that the prompt goes on behind, after each of ``count`` blocks."""
+        parents = [query.root, *query.hashes[:count]]
+        found: dict[BlockHash, tuple[Stored | Block, int]] = {}
+        stored: set[BlockHash] = set()
+        places = {parent: index for index, parent in enumerate(parents)}
+        for row in query.tier.tails(parents) if query.tier is not None else ():
+            found[row.key] = row, places[row.parent]
+            stored.add(row.key)
+        for index, parent in enumerate(parents):
+            for block in self._pool.children(parent):
+                if block.kind == "tail":
+                    found[block.hash] = block, index
+        for key in sorted(found.keys() - set(query.without)):
+            record, index = found[key]
+            start, length = index * self._block_tokens, len(record.tokens)
+            rest = query.token_ids[start : min(start + length, len(query.token_ids) - 1)]
+            if record.tokens == tuple(rest) and key == record_hash("tail", parents[index], record.tokens):
+                yield index, Hit(key, length, self._pool.get(key), key in stored, "tail")
+
+    def _windows(self, query: _Query, names: Sequence[BlockHash]) -> dict[BlockHash, Hit]:
+        """The window parts at hand, by the names of their blocks."""
+        if not self._rule.window:
+            return {}
+        keys = {name: record_hash("window", name) for name in names}
+        stored = query.tier.stored(list(keys.values())) if query.tier is not None else ()
+        return {
+            name: Hit(key, 0, self._pool.get(key), key in stored, "window")
+            for name, key in keys.items()
+            if key not in query.without and (key in self._pool or key in stored)
+        }

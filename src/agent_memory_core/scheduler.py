@@ -54,7 +54,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes the scheduler keeps to. Chunk sizes are in tokens; ``bytes_per_token`` is of a live cache."""
+    """Sizes the scheduler keeps to. Chunk sizes are in tokens; ``bytes_per_token`` is of a live cache.
+
+    Layers that keep ``window`` tokens take ``window_bytes`` for each of them, those that keep a state
+    ``fixed_bytes`` in all.
+    """
 
     max_batch_size: int
     prefill_chunk: int
@@ -63,10 +67,15 @@ class Limits:
     bytes_per_token: int
     context_length: int
     grow: int = 256
+    window: int = 0
+    window_bytes: int = 0
+    fixed_bytes: int = 0
 
     def live_bytes(self, tokens: int) -> int:
-        """Bytes of a live cache that may come to hold ``tokens``."""
-        return -(-tokens // self.grow) * self.grow * self.bytes_per_token
+        """Bytes of a live cache that may come to hold ``tokens``, and of the window parts taken from it."""
+        in_window = min(tokens, 2 * self.window + self.prefill_chunk)
+        growing = -(-tokens // self.grow) * self.grow * self.bytes_per_token
+        return growing + in_window * self.window_bytes + self.fixed_bytes
 
 
 class Scheduler:
@@ -130,17 +139,20 @@ class Scheduler:
                 sequence.waited += 1
         return batch
 
-    def loaded(self, sequence: Sequence, found: dict[BlockHash, Block]) -> None:
-        """Blocks came from the tier: put them in the pool and cut the match where one is missing."""
-        for index, hit in enumerate(sequence.match.hits):
-            if hit.block is None and (block := found.get(hit.key)) is not None:
+    def loaded(self, sequence: Sequence, found: dict[BlockHash, Block]) -> list[BlockHash]:
+        """Blocks came from the tier: put them in the pool. Return the names of those that did not come."""
+        for hit in sequence.match.missing:
+            if (block := found.get(hit.key)) is not None:
                 hit.block = self._pool.put(block) or block
                 if hit.key in self._pool:
                     self._pool.hold(hit.block)
                     sequence.held.append(hit.block)
-            if hit.block is None:
-                sequence.match.truncate(index)
-                break
+        return [hit.key for hit in sequence.match.missing]
+
+    def rematch(self, sequence: Sequence, match: Match) -> None:
+        """Give an admitted sequence another match, for one that could not be had."""
+        self._release(sequence, keep=[])
+        self._take(sequence, match)
 
     def computed(self, chunk: Chunk) -> None:
         """A chunk was evaluated."""
@@ -173,7 +185,9 @@ class Scheduler:
         sequence.status = Status.PREFILL
         sequence.num_sealed = len(sequence.match.blocks)
         sequence.unsaved = [
-            hit.block for hit in sequence.match.blocks if hit.block is not None and not hit.stored
+            hit.block
+            for hit in (*sequence.match.blocks, *sequence.match.windows)
+            if hit.block is not None and not hit.stored
         ]
         self._release(sequence, keep=sequence.unsaved)
 
@@ -241,7 +255,7 @@ class Scheduler:
         if sequence.num_computed > sequence.num_cached:
             return False
         match = self._match(sequence)
-        if match.tokens <= sequence.num_cached or any(hit.block is None for hit in match.hits):
+        if match.tokens <= sequence.num_cached or match.missing:
             return False
         self._take(sequence, match)
         return True
@@ -274,12 +288,16 @@ class Scheduler:
         return Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, size))
 
     def _chunk_end(self, sequence: Sequence, size: int) -> int:
-        """End on a block boundary, and leave the last chunk no longer than a block: its logits cover all of it."""
+        """End on a block boundary, and leave the last chunk no longer than a block: its logits cover all of it.
+
+        A mark on the way ends it too.
+        """
         block = self._limits.block_tokens
         start = sequence.num_computed
-        if sequence.remaining <= block:
-            return sequence.num_prompt
-        return min(start + size, sequence.num_prompt - 1) // block * block
+        stop = sequence.num_prompt
+        if sequence.remaining > block:
+            stop = min(start + size, sequence.num_prompt - 1) // block * block
+        return min((mark for mark in sequence.marks if start < mark < stop), default=stop)
 
 
 def _least_work(sequence: Sequence) -> tuple[int, int]:

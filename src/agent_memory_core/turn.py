@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent_memory_core.block import Block, BlockHash
 from agent_memory_core.branch import Branch
 from agent_memory_core.chat_template import TokenText
 from agent_memory_core.detokenizer import Detokenizer
@@ -57,7 +59,9 @@ class Turn:
     """One request on its way through the engine.
 
     ``session`` is None where the turn owns nothing; ``branch`` is the one it continues. ``known`` is how many
-    prompt tokens some branch of the session holds, ``state`` why that may be less than it could be.
+    prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``marks`` are
+    places of the prompt where others may part from it, ``windows`` the window parts of its latest blocks by index,
+    ``kept`` the records that its branch shall need beside blocks and tail; ``lost`` names what could not be loaded.
     """
 
     sequence: Sequence
@@ -82,6 +86,10 @@ class Turn:
     restore_seconds: float = 0.0
     first_token: float = 0.0
     damaged: bool = False
+    marks: tuple[int, ...] = ()
+    windows: dict[int, Block] = field(default_factory=dict)
+    kept: dict[BlockHash, Block] = field(default_factory=dict)
+    lost: set[BlockHash] = field(default_factory=set)
 
     @property
     def owner(self) -> Owner:
@@ -97,11 +105,11 @@ class Turn:
         self.said.append(delta)
         return delta
 
-    def sampled(self, token: int) -> None:
+    def sampled(self, token: int, logprobs: ReadOnly[tuple[int, float]]) -> None:
         """A token of the answer: it goes out with the next delta, and what is known of its probability too."""
         self.pending.append(token)
-        if self.row is not None and self.row.logprobs:
-            self.logprobs.append(self.detokenizer.logprob(self.row.logprobs))
+        if logprobs:
+            self.logprobs.append(self.detokenizer.logprob(logprobs))
 
     def report(self, reason: FinishReason, completion: int, model: str) -> TurnReport:
         """What the turn did, up to now; ``completion`` counts the tokens it generated."""

@@ -39,8 +39,9 @@ def values(result: ChatResult) -> list[list[float]]:
     return [[entry.logprob, *(likely.logprob for likely in entry.top)] for entry in result.logprobs]
 
 
-def test_they_are_what_mlx_lm_reports(llama: str, open_driver: Open) -> None:
-    driver = open_driver(llama, kv_bits=None)
+@pytest.mark.parametrize("max_batch_size", [1, 4])
+def test_they_are_what_mlx_lm_reports(llama: str, open_driver: Open, max_batch_size: int) -> None:
+    driver = open_driver(llama, kv_bits=None, max_batch_size=max_batch_size)
     result = driver.memory.chat(ASK, max_tokens=NEW, top_logprobs=3)
     model, *_ = load(llama)
     steps = list(generate_step(mx.array(driver.prompts[-1]), model, max_tokens=NEW))

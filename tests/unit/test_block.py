@@ -9,8 +9,8 @@ from agent_memory_core.block import (
     chain,
     common_prefix,
     pack_tokens,
+    record_hash,
     root_hash,
-    tail_hash,
     unpack_tokens,
 )
 
@@ -39,7 +39,7 @@ def test_a_field_cannot_pose_as_another() -> None:
 
 def test_a_tail_never_bears_the_name_of_a_block() -> None:
     root = root_hash({})
-    assert block_hash(root, [1, 2]) != tail_hash(root, [1, 2])
+    assert block_hash(root, [1, 2]) != record_hash("tail", root, [1, 2])
 
 
 @given(tokens, tokens)

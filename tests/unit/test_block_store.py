@@ -36,7 +36,7 @@ from made_turns import (
 from safetensors import safe_open
 
 from agent_memory_core import block_file, block_store, store_folder
-from agent_memory_core.block import block_hash, pack_tokens, root_hash, tail_hash
+from agent_memory_core.block import block_hash, pack_tokens, record_hash, root_hash
 from agent_memory_core.block_file import ALIGNMENT, HostTensor, Record
 from agent_memory_core.block_store import BlockStore
 from agent_memory_core.config import Durability
@@ -88,7 +88,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
         HostTensor("scales", "F16", (8,), memoryview(data)),
         HostTensor("nothing", "F32", (0, 3), memoryview(b"")),
     )
-    store.commit([Record(key, ROOT, tokens, False, tensors)], wanted(tokens))
+    store.commit([Record(key, ROOT, tokens, "block", tensors)], wanted(tokens))
     path = path_of(store, key)
     assert path == store.path / "ns" / ROOT.hex() / "b" / key.hex()[:2] / f"{key.hex()}.safetensors"
     arrays = mx.load(str(path))
@@ -155,8 +155,8 @@ def test_what_was_committed_is_loaded_by_another_store(folder: Path, durability:
     for made in records(tokens):
         loaded = store.load(ROOT, made.key, allocate)
         assert loaded is not None
-        assert (loaded.key, loaded.parent, loaded.tokens, loaded.is_tail, loaded.nbytes) == (
-            *(made.key, made.parent, made.tokens, made.is_tail),
+        assert (loaded.key, loaded.parent, loaded.tokens, loaded.kind, loaded.nbytes) == (
+            *(made.key, made.parent, made.tokens, made.kind),
             PAYLOAD,
         )
         assert is_right(loaded)
@@ -198,7 +198,7 @@ def test_a_record_that_is_not_of_its_tokens_is_refused(store: BlockStore) -> Non
     good, bad = record(ROOT, ids(BLOCK)), record(ROOT, ids(BLOCK, 50))
     for wrong in (
         Record(bad.key, ROOT, good.tokens, False, good.tensors),
-        Record(tail_hash(ROOT, good.tokens), ROOT, good.tokens, False, good.tensors),
+        Record(record_hash("tail", ROOT, good.tokens), ROOT, good.tokens, "block", good.tensors),
         Record(good.key, OTHER, good.tokens, False, good.tensors),
     ):
         with pytest.raises(StoreError, match=wrong.key.hex()):

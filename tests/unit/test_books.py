@@ -7,15 +7,17 @@ hold after each of them. The tier is a dictionary, a block's KV is the tokens it
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent_memory_core.block import Block, BlockHash, root_hash, tail_hash
+from agent_memory_core.block import Block, BlockHash, Kind, record_hash, root_hash
 from agent_memory_core.block_pool import BlockPool
 from agent_memory_core.errors import PromptTooLong
 from agent_memory_core.prefix_cache import Match, PrefixCache
+from agent_memory_core.resume import ResumeRule
 from agent_memory_core.scheduler import Limits, Scheduler
 from agent_memory_core.sequence import Sequence, Status
 
@@ -44,14 +46,21 @@ class DictTier:
 
     def children(self, parent: BlockHash) -> list[Row]:
         found = [b for b in self.blocks.values() if b.parent == parent]
-        return [Row(b.hash, b.tokens, b.is_tail) for b in sorted(found, key=lambda b: b.hash)]
+        return [Row(b.hash, b.parent, b.tokens, b.kind) for b in sorted(found, key=lambda b: b.hash)]
+
+    def tails(self, parents: list[BlockHash]) -> list[Row]:
+        return [row for parent in parents for row in self.children(parent) if row.kind == "tail"]
+
+    def stored(self, keys: list[BlockHash]) -> set[BlockHash]:
+        return self.blocks.keys() & set(keys)
 
 
 @dataclass
 class Row:
     key: BlockHash
+    parent: BlockHash
     tokens: tuple[int, ...]
-    is_tail: bool
+    kind: Kind
 
 
 class Books(RuleBasedStateMachine):
@@ -61,15 +70,15 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(BUDGET)
         self.tier = DictTier()
-        self.prefixes = PrefixCache(self.pool, BLOCK)
+        self.prefixes = PrefixCache(self.pool, ResumeRule(BLOCK))
         self.scheduler = Scheduler(self.pool, LIMITS, self.match)
         self.live: dict[int, list[int]] = {}
         self.turns: dict[int, Sequence] = {}
         self.ended: list[list[int]] = []
         self.ids = 0
 
-    def match(self, sequence: Sequence) -> Match:
-        return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, self.tier)
+    def match(self, sequence: Sequence, without: Collection[BlockHash] = ()) -> Match:
+        return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, self.tier, without)
 
     @rule(
         heads=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6),
@@ -126,11 +135,14 @@ class Books(RuleBasedStateMachine):
             self._seal(sequence)
 
     def _load(self, sequence: Sequence, chance: random.Random) -> None:
-        missing = [hit.key for hit in sequence.match.hits if hit.block is None]
-        lost = chance.random() < 0.2
-        rows = [self.tier.blocks[key] for key in missing[: len(missing) // 2 if lost else None]]
-        copies = {b.hash: Block(b.hash, b.parent, b.tokens, b.nbytes, b.kv, b.is_tail) for b in rows}
-        self.scheduler.loaded(sequence, copies)
+        without: set[BlockHash] = set()
+        while missing := [hit.key for hit in sequence.match.missing]:
+            fails = chance.random() < 0.2
+            rows = [self.tier.blocks[key] for key in missing[: len(missing) // 2 if fails else None]]
+            copies = {b.hash: Block(b.hash, b.parent, b.tokens, b.nbytes, b.kv, b.kind) for b in rows}
+            if lost := self.scheduler.loaded(sequence, copies):
+                without.add(lost[0])
+                self.scheduler.rematch(sequence, self.match(sequence, without))
         known = [token for hit in sequence.match.hits for token in hit.block.kv[: hit.take]]  # type: ignore[union-attr]
         assert known == sequence.token_ids[: len(known)], "what is reused is decided by the tokens alone"
         assert len(known) < sequence.num_prompt, "one prompt token is always left to evaluate"
@@ -162,7 +174,7 @@ class Books(RuleBasedStateMachine):
         if start < len(live):
             parent = sequence.parent_of(start // BLOCK)
             tokens = tuple(live[start:])
-            tail = Block(tail_hash(parent, tokens), parent, tokens, 10, live[start:], is_tail=True)
+            tail = Block(record_hash("tail", parent, tokens), parent, tokens, 10, live[start:], kind="tail")
             self.pool.put(tail)
             self.tier.blocks[tail.hash] = tail
         self.ended.append(list(live))

@@ -56,7 +56,7 @@ def test_rows_decode_as_alone_and_their_caches_cover_every_token_fed(model: Any,
                 caches[step.row.seq_id] = step.cache
     for i, n in enumerate(lengths):
         assert rows[i][1] == plain(model, prompt(n), new)
-        assert KvLayout(model).length(caches[i]) == n + new
+        assert caches[i][0].offset == n + new
 
 
 def test_a_row_taken_out_mid_batch_hands_back_what_it_was_fed(model: Any, runner: ModelRunner) -> None:
@@ -66,7 +66,7 @@ def test_a_row_taken_out_mid_batch_hands_back_what_it_was_fed(model: Any, runner
         for step in runner.decode():
             (tokens if step.row is row else others).append(step.token)
     cache = runner.stop(row)
-    assert KvLayout(model).length(cache) == 30 + len(tokens)
+    assert cache[0].offset == row.fed == 30 + len(tokens)
     fresh = make_prompt_cache(model)
     model(mx.array([prompt(30) + tokens]), cache=fresh)
     assert mx.allclose(
@@ -90,7 +90,7 @@ def test_rows_of_very_different_length_decode_apart(runner: ModelRunner) -> None
 def test_without_logits_the_output_head_is_not_computed(runner: ModelRunner) -> None:
     row = runner.row(0, SamplingParams(), make_prompt_cache(runner._model))
     assert runner.prefill(row, prompt(20), logits=False) is None
-    assert KvLayout(runner._model).length(row.cache) == 20
+    assert row.cache[0].offset == row.fed == 20
 
 
 def test_a_seed_draws_the_same_tokens_whatever_the_random_state(model: Any) -> None:

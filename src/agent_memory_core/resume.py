@@ -1,0 +1,54 @@
+"""Where a sequence can be resumed, by what the layers of its model keep.
+
+    append alone   at any token of a block or tail
+    window too     where the window parts of the last ``window`` tokens are stored as well; inside a block or tail
+                   only if windows are no shorter than blocks, since a part holds the end of its block
+    whole state    exactly at the end of a tail, which then holds the state
+    neither        nowhere: some layer keeps what cannot be stored
+
+Models of the last three kinds are given *marks*: positions of a prompt at which a later one is likely to part from
+it, where its prefill stops and a tail is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRule:
+    """What decides where a model can be resumed.
+
+    Args:
+        block_tokens: tokens in a full block.
+        window: tokens of the longest window; 0 where every layer keeps all tokens or a whole state.
+        whole: whether some layer can only be resumed where its whole state was kept.
+        in_blocks: whether some layer keeps all tokens, so that blocks hold anything.
+        never: whether some layer cannot be stored at all.
+    """
+
+    block_tokens: int
+    window: int = 0
+    whole: bool = False
+    in_blocks: bool = True
+    never: bool = False
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether blocks and tails alone decide, down to the token."""
+        return not (self.window or self.whole or self.never)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a part of a block or tail can be taken."""
+        return not self.whole and not self.never and (not self.window or self.window >= self.block_tokens)
+
+    def window_blocks(self, position: int) -> range:
+        """The blocks, full or not, that hold the window before ``position``."""
+        if not self.window:
+            return range(0)
+        return range(max(0, position - self.window) // self.block_tokens, -(-position // self.block_tokens))
+
+    def window_start(self, position: int) -> int:
+        """The first block that a window ending at ``position`` reaches into."""
+        return max(0, position - self.window) // self.block_tokens
