@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import drive
+import families
 import made_tokenizers as made
 import pytest
 import tiny_models
@@ -50,14 +51,17 @@ KEEPS_LAST = (
 )
 
 
-@pytest.fixture(scope="module")
-def rewriting(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a random llama whose template rewrites answers."""
-    folder = tmp_path_factory.mktemp("models") / "rewriting"
-    tiny_models.write(folder, tiny_models.LLAMA, seed=1)
+def that_rewrites(folder: Path, config: dict[str, Any]) -> str:
+    """The folder of a random model whose template rewrites answers."""
+    tiny_models.write(folder, config, seed=1)
     settings = folder / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": REWRITES}))
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rewriting(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return that_rewrites(tmp_path_factory.mktemp("models") / "rewriting", tiny_models.LLAMA)
 
 
 ASK = {"role": "user", "content": "Tell me of " + "1" * 100}
@@ -104,6 +108,26 @@ def test_the_next_turn_is_warm_with_it_and_cold_without(
     assert second.report.miss_reason == ""
     assert second.report.usage.prompt_tokens == cold_second.report.usage.prompt_tokens
     assert second.token_ids == cold_second.token_ids
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "mamba2"])
+def test_layers_that_cannot_be_cut_are_as_warm(family: str, open_driver: Open, tmp_path: Path) -> None:
+    config = families.with_vocabulary(families.CONFIGS[family], tiny_models.vocab_size())
+    model = that_rewrites(tmp_path / family, config)
+    warm, cold = (
+        open_driver(model, kv_bits=None, cache_dir=tmp_path / name, prewarm=name) for name in ("idle", "off")
+    )
+    first = warm.memory.chat([ASK], session="s", max_tokens=80, logprobs=True)
+    assert len(first.logprobs) == len(first.token_ids)
+    assert first.token_ids == cold.memory.chat([ASK], session="s", max_tokens=80).token_ids
+    wait_for_idle_work(warm.memory, 1)
+    second = [
+        driver.memory.chat(history(first.text), session="s", max_tokens=1).report for driver in (warm, cold)
+    ]
+    new = warm.memory.count_tokens(history("")[-1:])
+    assert second[0].usage.cache_creation <= new
+    assert second[0].miss_reason == ""
+    assert second[1].usage.cache_creation > second[0].usage.cache_creation + len(first.token_ids) // 2
 
 
 def test_it_is_no_turn_and_is_counted_apart(rewriting: str, open_driver: Open) -> None:
