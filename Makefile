@@ -15,11 +15,12 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python $(NEW_ENOUGH) >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench quality format clean
+.PHONY: help demo test test-lowest check bench quality format clean
 
 help:
 	@echo 'make demo    see a session survive a restart'
 	@echo 'make test    all tests'
+	@echo 'make test-lowest  the adapters on the oldest frameworks that pyproject.toml allows'
 	@echo 'make check   format, lint, types, floors'
 	@echo 'make bench   measure on this machine'
 	@echo 'make quality the part of it that measures what rounding costs'
@@ -31,6 +32,21 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Twice: LangChain's agents want a newer langchain-core than a chat model does. The SQLite checkpointer of the older
+# one does not run with today's aiosqlite. Old releases warn under newer ones of what they use.
+LOWEST := .venv-lowest/bin/python
+LOWEST_INSTALL := $(LOWEST) -m pip install --quiet --disable-pip-version-check
+LOWEST_TEST := $(LOWEST) -m pytest -o filterwarnings=default
+test-lowest: $(INSTALLED)
+	$(BIN)/python -m venv --clear .venv-lowest
+	$(LOWEST_INSTALL) --editable '.$(if $(BACKEND),[$(BACKEND)])' \
+		hypothesis pytest pytest-asyncio pytest-socket pytest-timeout langgraph-checkpoint-sqlite \
+		$$($(LOWEST) tests/lowest.py langgraph llama-index)
+	$(LOWEST_TEST) tests/unit/test_langchain_*.py tests/unit/test_llama_index_*.py
+	$(LOWEST_TEST) tests/unit/test_langgraph_follow.py -k 'not sqlite and not in_coroutines'
+	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/lowest.py agents)
+	$(LOWEST_TEST) tests/unit/test_langchain_*.py tests/unit/test_langgraph_follow.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -54,7 +70,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv of a Python that is too old, or gone, is made anew.

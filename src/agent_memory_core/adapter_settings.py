@@ -45,6 +45,7 @@ class AdapterSettings(BaseModel):
             "memory_budget_mb",
             "disk_budget_mb",
             "max_batch_size",
+            "prewarm",
         )
     }
     """Fields that the engine is built from, and its own names for them."""
@@ -77,6 +78,8 @@ class AdapterSettings(BaseModel):
     """MiB for the store."""
     max_batch_size: int | None = None
     """Sequences decoded together."""
+    prewarm: Literal["off", "idle"] | None = None
+    """``"idle"`` prefills, between turns, an answer as the chat template will write it in the next prompt."""
     temperature: float | None = None
     """0 is greedy."""
     top_p: float | None = None

@@ -19,6 +19,7 @@ from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSe
 
 KvBits = Literal[4, 8, "6/4", "8/4"] | None
 Durability = Literal["process", "power"]
+Prewarm = Literal["off", "idle"]
 
 
 def _require(ok: bool, name: str, value: object, want: str, error: type[Exception]) -> None:
@@ -41,6 +42,10 @@ class SamplingParams:
     ``temperature`` 0 is greedy. ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 switch
     their filter off. A ``seed`` makes the answer repeatable at any batch size.
 
+    ``logprobs`` asks for the log-probability of every token of the answer, ``top_logprobs`` above 0 also for those
+    of so many of the likeliest tokens at each place. They are of the distribution that the model and its logits
+    processors (repetition penalty, a form it is held to) give, before temperature and filters.
+
     Raises:
         InvalidRequest: a value is outside its range.
     """
@@ -53,6 +58,13 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether log-probabilities are asked for, by either setting."""
+        return self.logprobs or self.top_logprobs > 0
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, want: str) -> None:
@@ -78,6 +90,12 @@ class SamplingParams:
             "stop",
             "a tuple of non-empty strings",
         )
+        need(isinstance(self.logprobs, bool), "logprobs", "True or False")
+        need(
+            _is_int(self.top_logprobs) and 0 <= self.top_logprobs <= 20,
+            "top_logprobs",
+            "a whole number from 0 to 20",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +113,10 @@ class EngineConfig:
         max_batch_size: sequences decoded together.
         block_tokens: tokens in a full block: 64, 128 or 256.
         prefill_chunk: most prompt tokens in one forward pass while nothing decodes.
-        prefill_chunk_busy: the same while other sequences decode.
+        prefill_chunk_busy: the same while other sequences decode, and for idle work.
         context_length: most tokens of a sequence; None is the model's own limit.
+        prewarm: "idle" prefills, after a turn and while nobody waits, what the chat template will make of it in the
+            next prompt; "off" leaves that to the next turn.
         durability: "process" survives kill -9; "power" also a power cut, at the price of an fsync a file.
 
     Raises:
@@ -115,6 +135,7 @@ class EngineConfig:
     prefill_chunk: int = 2048
     prefill_chunk_busy: int = 256
     context_length: int | None = None
+    prewarm: Prewarm = "off"
     durability: Durability = "process"
 
     def __post_init__(self) -> None:
@@ -132,6 +153,7 @@ class EngineConfig:
         )
         need(self.kv_bits in (None, 4, 8, "6/4", "8/4"), "kv_bits", 'None, 4, 8, "6/4" or "8/4"')
         need(self.block_tokens in (64, 128, 256), "block_tokens", "64, 128 or 256")
+        need(self.prewarm in ("off", "idle"), "prewarm", '"off" or "idle"')
         need(self.durability in ("process", "power"), "durability", '"process" or "power"')
         for name in ("memory_budget_mb", "disk_budget_mb", "context_length"):
             if getattr(self, name) is not None:
@@ -231,6 +253,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "prefill_chunk": int,
     "prefill_chunk_busy": int,
     "context_length": _optional(int),
+    "prewarm": str,
     "durability": str,
     "max_tokens": int,
     "temperature": float,
@@ -240,7 +263,8 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "repetition_penalty": float,
     "seed": _optional(int),
 }
-"""How a field is read from text. ``stop`` is missing on purpose: its strings may hold any separator."""
+"""How a field is read from text. ``stop`` is missing on purpose, since its strings may hold any separator, and
+so are ``logprobs`` and ``top_logprobs``: only who reads them asks for them."""
 
 _VARIABLES: Mapping[str, str] = {**{PREFIX + name.upper(): name for name in _PARSERS}, **_ALIASES}
 

@@ -12,9 +12,10 @@ its parser for the model; a model without one is read by the <tool_call> JSON co
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +24,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import json_tools
 
 from agent_memory_core.chat_template import TextDecoder
-from agent_memory_core.messages import Delta, InvalidToolCall, ToolCall
+from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, ToolCall
+from agent_memory_core.tool_schema import plainly_typed
 
 # What mlx-lm's parsers raise on text that is no call: json, ast and regular expressions that did not match.
 # RecursionError and MemoryError are how json and ast refuse deep nesting, OverflowError how int refuses infinity.
@@ -47,6 +49,25 @@ def starts_in_reasoning(tokenizer: TokenizerWrapper, prompt: str | Sequence[int]
     return text.rstrip().endswith(tokenizer.think_start)
 
 
+def token_bytes(tokenizer: TokenizerWrapper, token_id: int) -> bytes:
+    """The bytes of a token that may be a part of a character: a byte of its own, or byte-level letters."""
+    name: str = tokenizer.convert_ids_to_tokens(token_id)
+    if byte := re.fullmatch("<0x([0-9A-F]{2})>", name):
+        return bytes.fromhex(byte[1])
+    letters = [_BYTE_OF.get(letter) for letter in name]
+    return bytes(byte for byte in letters if byte is not None) if None not in letters else name.encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write for bytes: printable ones as they are, the rest from 256 on."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_letters()
+
+
 class Detokenizer:
     """Reads one answer. Not for several threads at once."""
 
@@ -65,7 +86,7 @@ class Detokenizer:
         reads_calls: bool = True,
     ) -> None:
         self.stopped, self.text = False, ""
-        self._tools = [dict(tool) for tool in tools] or None
+        self._tools = [plainly_typed(tool) for tool in tools] or None
         marks = _marks(tokenizer, tools=bool(tools), reads_calls=reads_calls)
         self._parse = marks.tool_parser
         self._holds_space: bool = marks.has_tool_calling
@@ -79,7 +100,9 @@ class Detokenizer:
             **{name: [] for name in self._stop_of},
         }
         self._stops = TextStateMachine(edges).make_state("normal")
-        self._letters = _Letters(TextDecoder(tokenizer))
+        self._decoder = TextDecoder(tokenizer)
+        self._letters = _Letters(self._decoder)
+        self._tokenizer = tokenizer
         self._read = 0
         self._kept: int | None = None
         self._call, self._space, self._after_call = "", "", False
@@ -92,6 +115,15 @@ class Detokenizer:
     def push(self, token_id: int) -> Delta:
         """Take the next token (never an EOS) and return what became certain, without token ids."""
         return Delta() if self.stopped else self._advance(self._letters.push(token_id)).delta()
+
+    def logprob(self, found: Sequence[tuple[int, float]]) -> TokenLogprob:
+        """A sampled token's log-probability, followed in ``found`` by the likeliest tokens in its place."""
+        said = [TokenLogprob(*self._spelled(token_id, logprob)) for token_id, logprob in found]
+        return replace(said[0], top=tuple(said[1:]))
+
+    def _spelled(self, token_id: int, logprob: float) -> tuple[str, float, bytes]:
+        text = self._decoder.inner([token_id])
+        return text, logprob, token_bytes(self._tokenizer, token_id) if "\ufffd" in text else text.encode()
 
     def finish(self) -> Delta:
         """Return what was held back, once, at the end of the generation. A stop string may come to light here."""

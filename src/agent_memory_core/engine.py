@@ -26,6 +26,7 @@ from agent_memory_core.config import EngineConfig
 from agent_memory_core.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.grammar import Grammars
+from agent_memory_core.idle import IdleWork
 from agent_memory_core.kv_blocks import KvBlocks
 from agent_memory_core.kv_layout import KvLayout
 from agent_memory_core.loader import LoadedModel
@@ -45,7 +46,7 @@ from agent_memory_core.prefix_cache import Match, PrefixCache
 from agent_memory_core.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.sequence import Sequence
 from agent_memory_core.session_book import LiveSession, Owner, SessionBook, snapshot
-from agent_memory_core.turn import Counters, Ticket, Turn
+from agent_memory_core.turn import NOBODY, Counters, Ticket, Turn
 
 FORMAT = "1"
 """Version of what blocks hold; part of every root."""
@@ -92,6 +93,13 @@ class Engine:
         self.template = ChatTemplate(loaded.tokenizer)
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, store.catalog if store else None, config.block_tokens)
+        self.idle = IdleWork(
+            config.prewarm == "idle" and not self.rule.never,
+            self.template,
+            self._branches,
+            self._start_idle,
+            self.cancel,
+        )
         self.reader = BlockReader(store) if store else None
         self.writer = BlockWriter(store) if store else None
         self._turns: dict[int, Turn] = {}
@@ -110,17 +118,24 @@ class Engine:
         *,
         prewarm: bool = False,
         arrived: float | None = None,
+        idle: Prompt | None = None,
     ) -> int:
         """Queue a turn and return its id. ``arrived`` is when the caller asked, by `time.perf_counter`.
+
+        ``idle`` is the prompt of idle work, for which nobody waits; any other turn makes such work give way.
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
             StoreFull: its session could not be saved.
         """
+        if idle is None:
+            self.idle.give_way()
         root = self.root(key.namespace)
         session = self.sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
         branches = session.branches if session else []
-        prompt = self.template.encode(request, [b.text for b in branches], generation_prompt=not prewarm)
+        prompt = idle or self.template.encode(
+            request, [b.text for b in branches], generation_prompt=not prewarm
+        )
         processors = [] if prewarm else self.grammars.processors(request, prompt)
         marks = () if self.rule.anywhere or self.rule.never else self.template.marks(request, prompt)
         ids = list(prompt.token_ids)
@@ -135,6 +150,7 @@ class Engine:
             block_tokens=self.config.block_tokens,
             hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
             reads_tier=self.store is not None and session is not None,
+            idle=idle is not None,
             marks=() if self.rule.inside else marks,
         )
         owned = session if not key.ephemeral else None
@@ -236,7 +252,13 @@ class Engine:
             self._decoded(self._turns[step.row.seq_id], step)
         if batch.chunk is not None:
             self._prefill(self._turns[batch.chunk.sequence.seq_id], batch.chunk)
-        return self.scheduler.has_work()
+        return self.scheduler.has_work() or (not self._turns and self.idle.begin())
+
+    def _branches(self, owner: Owner) -> ReadOnly[Branch[TokenText]]:
+        return self.sessions.open(self.root(owner[0]), owner).branches
+
+    def _start_idle(self, request: ChatRequest, key: SessionKey, prompt: Prompt) -> int:
+        return self.submit(request, key, NOBODY, prewarm=True, idle=prompt)
 
     @property
     def busy(self) -> bool:
@@ -319,7 +341,7 @@ class Engine:
             token = self.runner.sample(turn.row, logits, sequence.token_ids)
             turn.first_token = time.perf_counter()
             self.scheduler.update(sequence, token)
-            if self._emit(turn, token) or sequence.max_tokens == 1:
+            if self._emit(turn, token, turn.row.logprobs) or sequence.max_tokens == 1:
                 self._finish(
                     turn,
                     turn.row.cache,
@@ -339,7 +361,7 @@ class Engine:
 
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
-        ended = self._emit(turn, step.token)
+        ended = self._emit(turn, step.token, step.logprobs)
         if self.rule.window:
             self._take_passing_windows(turn, step)
         if step.cache is not None:
@@ -347,14 +369,14 @@ class Engine:
         elif ended:
             self._finish(turn, self.runner.stop(step.row), "stop")
 
-    def _emit(self, turn: Turn, token: int) -> bool:
+    def _emit(self, turn: Turn, token: int, logprobs: ReadOnly[tuple[int, float]]) -> bool:
         """Hand a token's text out; return whether it ends the answer."""
         if token in self._eos:
             return True
         delta = turn.detokenizer.push(token)
         turn.tool_calls += len(delta.tool_calls)
         turn.reasoning_tokens += bool(delta.reasoning)
-        turn.pending.append(token)
+        turn.sampled(token, logprobs)
         if delta != _NOTHING:
             turn.ticket.deliver(turn.with_tokens(delta))
         return turn.detokenizer.stopped
@@ -372,7 +394,7 @@ class Engine:
         self._seal(turn, cache, sequence.num_computed)
         tail = self._mark(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
-        self.counters.add(report)
+        self.counters.add(report, idle=sequence.idle)
         self._commit(turn, tail, last, report)
         self._close(turn)
 
@@ -451,6 +473,7 @@ class Engine:
             turn.ticket.deliver(dataclasses.replace(last, report=report))
             return
         branch = self._settle(turn, session, tail)
+        self.idle.ended(turn, branch)
         if self.writer is None:
             turn.ticket.deliver(dataclasses.replace(last, report=report))
             return
@@ -579,6 +602,7 @@ class Engine:
 
     def forget(self, owner: Owner) -> bool:
         """Delete a session from memory and disk."""
+        self.idle.forget(owner)
         self.flush()
         session = self.sessions.forget(owner)
         branches = session.branches if session is not None else []
@@ -632,12 +656,15 @@ class Engine:
 
     # -- a turn cut short ---------------------------------------------------------------------------------
 
-    def cancel(self, seq_id: int) -> None:
-        """Free a turn's place at once. Its whole blocks stay findable in memory; its session is as it was."""
+    def cancel(self, seq_id: int) -> bool:
+        """Free a turn's place at once; say whether it was in flight.
+
+        Its whole blocks stay findable in memory; its session is as it was.
+        """
         turn = self._turns.get(seq_id)
         if turn is None:
-            return
-        self.counters.cancelled += 1
+            return False
+        self.counters.cancelled += not turn.sequence.idle
         if turn.row is not None:
             cache = self.runner.stop(turn.row)
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
@@ -645,6 +672,7 @@ class Engine:
             if not self.rule.anywhere:
                 self._mark(turn, cache, turn.sequence.num_computed)
         self._close(turn)
+        return True
 
     def fail_all(self, error: Exception) -> None:
         """Give every turn in flight the same error and start afresh; what is at rest stays."""

@@ -11,6 +11,8 @@ object that names its properties has no others unless its schema says so.
     plain        any text but the mark that begins a call: tool_choice "none"; the tools stay in the prompt, so
                  that it begins as the session's other prompts do
 
+Calls whose arguments are written one by one and not as JSON have rules of their own, see `parameter_form`.
+
 A think block may come before each of them. Marks that are one token of the vocabulary are matched as that token and
 can then not occur in the JSON itself; where they are spelled in letters, or a model spells them so inside a string,
 the call is cut there and reported as invalid. llguidance is an optional extra.
@@ -34,6 +36,7 @@ from agent_memory_core.chat_template import ChatTemplate, Prompt
 from agent_memory_core.detokenizer import UNREADABLE, starts_in_reasoning
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
+from agent_memory_core.parameter_form import Letters, ParameterForm, ParameterRules, parameter_form
 from agent_memory_core.sampling import LogitsProcessor
 
 if TYPE_CHECKING:
@@ -68,15 +71,24 @@ class CallForm:
         return self.head + name + self.middle + arguments + self.tail
 
 
-def call_form(tokenizer: TokenizerWrapper, template: ChatTemplate) -> CallForm | None:
+def call_form(tokenizer: TokenizerWrapper, template: ChatTemplate) -> CallForm | ParameterForm | None:
     """How the model's template writes a call, else the <tool_call> JSON convention; None if neither is read back."""
-    marks = tokenizer if tokenizer.has_tool_calling else json_tools
+    marks, parse = _reader(tokenizer)
     convention = CallForm(start=marks.tool_call_start, end=marks.tool_call_end)
-    parse = tokenizer.tool_parser if tokenizer.has_tool_calling else json_tools.parse_tool_call
-    for form in (_rendered_form(template, convention), convention):
-        if form is not None and _is_read(parse, form):
-            return form
-    return None
+    rendered = _rendered_form(template, convention)
+    if rendered is not None and _is_read(parse, rendered):
+        return rendered
+    one_by_one = parameter_form(template, parse, convention.start, convention.end)
+    if one_by_one is not None:
+        return one_by_one
+    return convention if _is_read(parse, convention) else None
+
+
+def _reader(tokenizer: TokenizerWrapper) -> tuple[Any, Any]:
+    """What has the marks of the model's calls, and the parser of what stands between them."""
+    if tokenizer.has_tool_calling:
+        return tokenizer, tokenizer.tool_parser
+    return json_tools, json_tools.parse_tool_call
 
 
 def _rendered_form(template: ChatTemplate, marks: CallForm) -> CallForm | None:
@@ -180,7 +192,7 @@ class Grammars:
         self._vocabulary: LLTokenizer | None = None
         self._special: dict[str, int] = {}
         self._specials = re.compile("(?!)")
-        self._form: CallForm | None = None
+        self._form: CallForm | ParameterForm | None = None
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
 
     def processors(self, request: ChatRequest, prompt: Prompt) -> list[LogitsProcessor]:
@@ -239,26 +251,36 @@ class Grammars:
     def _calls(self, request: ChatRequest, choice: str) -> list[str]:
         """Rules for ``calls`` and, behind its start mark, one ``call``."""
         self._form = self._form or call_form(self._tokenizer, self._template)
-        if self._form is not None:
-            call, joint = self._held_call(self._form, request, choice), self._form.joint
-        elif choice == "auto":
+        try:
+            call, joint = self._held_call(self._form, request, choice)
+        except InvalidRequest:
+            if choice != "auto":
+                raise
             call, joint = [self._until("call", self._end) if self._end else "call: /(?s:.+)/"], None
-        else:
-            raise InvalidRequest("this model's tool syntax cannot be forced yet: leave tool_choice alone.")
         several = joint is not None and request.parallel_tool_calls and choice in ("auto", "required")
         start = self._literal(self._start)
         more = f" ({self._literal(joint or '')} {start} call)*" if several else ""
         return [f"calls: {start} call{more}", *call]
 
-    def _held_call(self, form: CallForm, request: ChatRequest, choice: str) -> list[str]:
-        """Rules for a ``call`` of one of the tools of this choice, in its own form."""
+    def _held_call(
+        self, form: CallForm | ParameterForm | None, request: ChatRequest, choice: str
+    ) -> tuple[list[str], str | None]:
+        """Rules for a ``call`` of one of the tools of this choice, in its own form, and what joins two."""
+        if form is None:
+            raise InvalidRequest("this model's tool syntax cannot be forced yet: leave tool_choice alone.")
         tools = [tool for tool in request.tools if choice in ("auto", "required", tool_name(tool))]
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
         for i, tool in enumerate(tools):
-            name = json.dumps(tool_name(tool), ensure_ascii=False)[1:-1]
-            before, after = self._literal(form.head + name + form.middle), self._literal(form.tail + form.end)
-            rules.append(f"call_{i}: {before} {_schema(_parameters(tool))} {after}")
-        return rules
+            rules += self._call_of(tool, form, f"call_{i}")
+        return rules, form.joint
+
+    def _call_of(self, tool: Mapping[str, Any], form: CallForm | ParameterForm, rule: str) -> list[str]:
+        if isinstance(form, ParameterForm):
+            letters = Letters(self._literal, _schema, self._specials.search)
+            return ParameterRules(form, _reader(self._tokenizer)[1], letters, tool, rule).rules()
+        name = json.dumps(tool_name(tool), ensure_ascii=False)[1:-1]
+        before, after = self._literal(form.head + name + form.middle), self._literal(form.tail + form.end)
+        return [f"{rule}: {before} {_schema(_parameters(tool))} {after}"]
 
     def _thinking(self, prompt: str) -> list[str]:
         """A block that the template opened has to be closed; else the model may write one, unless it is closed."""

@@ -437,4 +437,5 @@ def _whole(deltas: Sequence[Delta]) -> ChatResult:
         invalid_tool_calls=tuple(invalid),
         token_ids=tuple(token for delta in deltas for token in delta.token_ids),
         report=report,
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
     )

@@ -127,8 +127,24 @@ class TurnReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability; ``top`` are the likeliest tokens at its place.
+
+    ``raw`` are the bytes it stands for, which may be a part of a character; ``token`` is their text.
+    """
+
+    token: str
+    logprob: float
+    raw: bytes
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer as it is made. The last one of a turn carries its ``report``."""
+    """A piece of an answer as it is made. The last one of a turn carries its ``report``.
+
+    ``logprobs`` has an entry for each of ``token_ids`` where the request asked for them.
+    """
 
     text: str = ""
     reasoning: str = ""
@@ -136,6 +152,7 @@ class Delta:
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     token_ids: tuple[int, ...] = ()
     report: TurnReport | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +165,7 @@ class ChatResult:
     invalid_tool_calls: tuple[InvalidToolCall, ...]
     token_ids: tuple[int, ...]
     report: TurnReport
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _GEOMETRY = ("n_layers", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window
 _OF_A_TYPE = ("count", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window")
 """Keys of a [model.layers.<type>] table."""
 
-_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop"}
+_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop", "logprobs", "top_logprobs"}
 
 _THINKING = ("supports_thinking", "extended_thinking")
 
@@ -54,6 +54,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
         "block_tokens": "block_tokens",
         "prefill_chunk": "prefill_chunk",
         "prefill_chunk_busy": "prefill_chunk_busy",
+        "prewarm": "prewarm",
         "prefill_step_size": "prefill_chunk",
         "chunked_prefill_max_chunk": "prefill_chunk",
         "chunked_prefill_min_chunk": "prefill_chunk_busy",

@@ -20,7 +20,7 @@ from mlx_lm.generate import BatchGenerator, generation_stream
 
 from agent_memory_core.config import SamplingParams
 from agent_memory_core.kv_layout import KvLayout
-from agent_memory_core.sampling import LogitsProcessor, Sampler, make_processors, make_sampler
+from agent_memory_core.sampling import LogitsProcessor, Sampler, likeliest, make_processors, make_sampler
 
 PADDING_FLOOR = 512
 """Rows up to this many tokens long always share a group: padding them costs little."""
@@ -42,6 +42,13 @@ class Row:
     group: _Group | None = None
     uid: int = -1
     alone: _Alone | None = None
+    logprobs: list[tuple[int, float]] = field(default_factory=list)
+    """Of the token sampled last and the likeliest in its place, if its request asked for them."""
+
+    def sampled(self, token: int, logprobs: mx.array) -> None:
+        """Keep what is wanted of the distribution [vocab] that ``token`` was drawn from."""
+        if self.sampling.reports_logprobs:
+            self.logprobs = likeliest(logprobs, token, self.sampling.top_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class Step:
     token: int
     finish_reason: str | None
     cache: list[Any] | None
+    logprobs: ReadOnly[tuple[int, float]] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +148,7 @@ class ModelRunner:
                 logits = processor(mx.array(list(token_ids)), logits)
             logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             token: int = row.sampler(logprobs).item()  # type: ignore[assignment]
+            row.sampled(token, logprobs[0])
             return token
 
     def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
@@ -189,15 +198,16 @@ class ModelRunner:
         alone = row.alone
         assert alone is not None
         token = self._feed(row) if alone.next is None else alone.next
+        logprobs = row.logprobs
         alone.tokens.append(token)
         alone.left -= 1
         reason = "stop" if token in self._eos_ids else "length" if alone.left <= 0 else None
         if reason is None:
             alone.next = self._feed(row)
-            return Step(row, token, None, None)
+            return Step(row, token, None, None, logprobs)
         self.prefill(row, [token], logits=False)
         self._alone.remove(row)
-        return Step(row, token, reason, row.cache)
+        return Step(row, token, reason, row.cache, logprobs)
 
     def _feed(self, row: Row) -> int:
         """Evaluate the last token of a row that decodes by itself, and sample what follows."""
@@ -246,9 +256,10 @@ class ModelRunner:
 
     def _step(self, group: _Group, response: Any) -> Step:
         row = group.rows[response.uid]
+        row.sampled(response.token, response.logprobs)
         if response.finish_reason is not None:
             del group.rows[response.uid]
             row.group = None
             row.cache = response.prompt_cache
             row.fed = len(response.all_tokens)
-        return Step(row, response.token, response.finish_reason, response.prompt_cache)
+        return Step(row, response.token, response.finish_reason, response.prompt_cache, row.logprobs)

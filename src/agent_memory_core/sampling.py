@@ -6,6 +6,7 @@ state is neither per request nor shared between threads.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,19 @@ class KeyedSampler:
 def make_sampler(params: SamplingParams, vocab_size: int) -> Sampler:
     """The sampler of one sequence. All greedy sequences share one, which lets a batch sample in one call."""
     return greedy_sampler if params.temperature == 0 else KeyedSampler(params, vocab_size)
+
+
+def likeliest(logprobs: mx.array, token: int, count: int) -> list[tuple[int, float]]:
+    """``token`` and then the ``count`` likeliest tokens, each with its value in ``logprobs`` [vocab].
+
+    Tokens that a processor made impossible are left out.
+    """
+    count = min(count, logprobs.shape[-1])
+    best = mx.argpartition(-logprobs, kth=count - 1)[:count] if count else mx.array([], dtype=mx.int32)
+    ids = [token, *best.tolist()]  # type: ignore[misc]
+    values: list[float] = logprobs[mx.array(ids)].astype(mx.float32).tolist()  # type: ignore[assignment]
+    found = sorted(zip(ids[1:], values[1:], strict=True), key=lambda pair: (-pair[1], pair[0]))
+    return [(token, values[0]), *(pair for pair in found if pair[1] > -math.inf)]
 
 
 def make_processors(params: SamplingParams) -> list[LogitsProcessor]:

@@ -58,7 +58,9 @@ class SessionBook:
         self._live.move_to_end(owner)
         session.last_use = time.time()
         if self._catalog is not None:
-            self._refresh(session, self._catalog.branches(root, *owner))
+            # Taken first: a turn that is committed while the rows are read is newer here than there.
+            newer = [branch for branch in session.branches if branch in session.writing or branch.busy]
+            self._refresh(session, self._catalog.branches(root, *owner), newer)
             self._let_go()
         return session
 
@@ -74,19 +76,17 @@ class SessionBook:
         self._turns += 1
         return self._turns
 
-    def _refresh(self, session: LiveSession, rows: list[BranchRow]) -> None:
+    def _refresh(self, session: LiveSession, rows: list[BranchRow], newer: list[Branch[TokenText]]) -> None:
         known = {branch.branch_id: branch for branch in session.branches if branch.branch_id is not None}
         by_id = {row.branch_id: row for row in rows}
         session.branches = [
-            branch
-            for branch in session.branches
-            if branch in session.writing or branch.busy or branch.branch_id in by_id
+            branch for branch in session.branches if branch in newer or branch.branch_id in by_id
         ]
         for row in rows:
             branch = known.get(row.branch_id)
             if branch is None:
                 session.branches.append(self._load(row))
-            elif branch.generation != row.generation and branch not in session.writing and not branch.busy:
+            elif branch.generation != row.generation and branch not in newer:
                 session.branches[session.branches.index(branch)] = self._load(row)
 
     def _load(self, row: BranchRow) -> Branch[TokenText]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from agent_memory_core.messages import (
     HitTier,
     MissReason,
     SessionKey,
+    TokenLogprob,
     TurnReport,
     Usage,
 )
@@ -37,6 +39,19 @@ class Ticket(Protocol):
     def fail(self, error: Exception) -> None:
         """Hand out why there is no answer."""
         ...
+
+
+class _Nobody:
+    """The end of a turn that no caller waits for."""
+
+    def deliver(self, delta: Delta) -> None:
+        pass
+
+    def fail(self, error: Exception) -> None:
+        pass
+
+
+NOBODY: Ticket = _Nobody()
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +76,8 @@ class Turn:
     arrived: float
     processors: list[LogitsProcessor] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    said: list[Delta] = field(default_factory=list)
     tool_calls: int = 0
     reasoning_tokens: int = 0
     row: Row | None = None
@@ -82,9 +99,17 @@ class Turn:
 
     def with_tokens(self, delta: Delta) -> Delta:
         """A delta with the tokens sampled since the last one; some of them may have had no text of their own."""
-        delta = dataclasses.replace(delta, token_ids=tuple(self.pending))
+        delta = dataclasses.replace(delta, token_ids=tuple(self.pending), logprobs=tuple(self.logprobs))
         self.pending.clear()
+        self.logprobs.clear()
+        self.said.append(delta)
         return delta
+
+    def sampled(self, token: int, logprobs: ReadOnly[tuple[int, float]]) -> None:
+        """A token of the answer: it goes out with the next delta, and what is known of its probability too."""
+        self.pending.append(token)
+        if logprobs:
+            self.logprobs.append(self.detokenizer.logprob(logprobs))
 
     def report(self, reason: FinishReason, completion: int, model: str) -> TurnReport:
         """What the turn did, up to now; ``completion`` counts the tokens it generated."""
@@ -128,9 +153,15 @@ class Counters:
     blocks_sealed: int = 0
     steps: int = 0
     misses: dict[str, int] = field(default_factory=dict)
+    idle_prefills: int = 0
+    idle_tokens: int = 0
 
-    def add(self, report: TurnReport) -> None:
-        """Count a turn that ended."""
+    def add(self, report: TurnReport, *, idle: bool = False) -> None:
+        """Count a turn that ended; idle work is no turn."""
+        if idle:
+            self.idle_prefills += 1
+            self.idle_tokens += report.usage.cache_creation
+            return
         self.turns += 1
         self.prompt_tokens += report.usage.prompt_tokens
         self.cache_read += report.usage.cache_read

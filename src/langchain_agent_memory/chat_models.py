@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -27,6 +27,7 @@ from agent_memory_core import (
     sampling_for,
     settings_for,
 )
+from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
     PROVIDER,
     ChunkWriter,
@@ -48,10 +49,20 @@ from langchain_agent_memory.structured import (
 _KEY = "agent_memory_session"
 """The keyword under which the resolved session travels from an entry point to the model's inside."""
 
-_SAMPLING = AdapterSettings.SAMPLING_FIELDS
+_SAMPLING = (*AdapterSettings.SAMPLING_FIELDS, "logprobs", "top_logprobs")
 _OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
 # Said by frameworks to every model; here there is nothing for them to say.
 _WITHOUT_EFFECT = frozenset({"stream", "stream_usage", "strict", "timeout"})
+
+
+class _Carried:
+    """A session on its way through LangChain, whose older releases show every keyword to traces: it says nothing."""
+
+    def __init__(self, key: SessionKey) -> None:
+        self.key = key
+
+    def __repr__(self) -> str:
+        return "<session>"
 
 
 class _Turn(NamedTuple):
@@ -79,6 +90,13 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         llm = ChatMLXPersistent(model="tiny-chat")
         llm.invoke("My name is Ada.", config={"configurable": {"thread_id": "ada"}})
     """
+
+    SAMPLING_FIELDS: ClassVar[tuple[str, ...]] = _SAMPLING
+
+    logprobs: bool | None = None
+    """Report the log-probability of every token, in ``response_metadata["logprobs"]["content"]`` as OpenAI does."""
+    top_logprobs: int | None = None
+    """Report also those of so many of the likeliest tokens, up to 20; more than 0 implies ``logprobs``."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
@@ -198,20 +216,24 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
             return kwargs
         rest = dict(kwargs)
         key = self._take_session(rest, config=config)
-        return {**rest, _KEY: key}
+        return {**rest, _KEY: _Carried(key)}
 
     def _take_session(
         self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None
     ) -> SessionKey:
         """Take out of ``kwargs`` what a call says of its session, and return the key."""
         own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
-        key: SessionKey | None = kwargs.pop(_KEY, None)
-        return key or resolve_session(
-            config,
-            run_manager=run_manager,
-            default_session_id=self.session_id,
-            default_namespace=self.namespace,
-            **own,
+        carried: _Carried | None = kwargs.pop(_KEY, None)
+        return (
+            carried.key
+            if carried is not None
+            else resolve_session(
+                config,
+                run_manager=run_manager,
+                default_session_id=self.session_id,
+                default_namespace=self.namespace,
+                **own,
+            )
         )
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -234,7 +256,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages, stop, run_manager, kwargs)
-        return _result(to_ai_message(turn.memory.chat(turn.request, turn.session)))
+        with understood():
+            return _result(to_ai_message(turn.memory.chat(turn.request, turn.session)))
 
     async def _agenerate(
         self,
@@ -244,7 +267,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages, stop, run_manager, kwargs)
-        return _result(to_ai_message(await turn.memory.achat(turn.request, turn.session)))
+        with understood():
+            return _result(to_ai_message(await turn.memory.achat(turn.request, turn.session)))
 
     # Token callbacks are LangChain's to call: run_manager is here for the session alone.
     def _stream(
@@ -258,9 +282,10 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = turn.memory.chat(turn.request, turn.session, stream=True)
         try:
-            for delta in answer:
-                for chunk in writer.chunks(delta):
-                    yield ChatGenerationChunk(message=chunk)
+            with understood():
+                for delta in answer:
+                    for chunk in writer.chunks(delta):
+                        yield ChatGenerationChunk(message=chunk)
         finally:
             answer.close()
 
@@ -275,9 +300,10 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = await turn.memory.achat(turn.request, turn.session, stream=True)
         try:
-            async for delta in answer:
-                for chunk in writer.chunks(delta):
-                    yield ChatGenerationChunk(message=chunk)
+            with understood():
+                async for delta in answer:
+                    for chunk in writer.chunks(delta):
+                        yield ChatGenerationChunk(message=chunk)
         finally:
             await answer.aclose()
 
@@ -314,6 +340,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
             )
         own = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
         ends = next((e for e in (stop, options.get("stop"), self.stop) if e is not None), ())
+        if own.get("logprobs") is False:
+            own.setdefault("top_logprobs", 0)
         own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
         return sampling_for(model, {**self._given(_SAMPLING), **own})
 

@@ -29,6 +29,7 @@ from agent_memory_core import (
     InvalidRequest,
     InvalidToolCall,
     Message,
+    TokenLogprob,
     ToolCall,
     TurnReport,
 )
@@ -227,7 +228,7 @@ def to_ai_message(result: ChatResult) -> AIMessage:
         ],
         invalid_tool_calls=[_invalid_call(c) for c in result.invalid_tool_calls],
         usage_metadata=_usage(result.report),
-        response_metadata=_metadata(result.report),
+        response_metadata=_metadata(result.report) | _logprobs(result.logprobs),
     )
 
 
@@ -243,17 +244,28 @@ class ChunkWriter:
         self._next_call = 1000 if blocks else 0
 
     def chunks(self, delta: Delta) -> Iterator[AIMessageChunk]:
-        """Yield what ``delta`` holds, one kind of content a chunk; the last of an answer has its report."""
+        """Yield what ``delta`` holds, one kind of content a chunk; the last of an answer has its report.
+
+        Log-probabilities go with the first chunk, for what a delta holds has no finer division by tokens.
+        """
+        parts = self._parts(delta)
+        if delta.report is not None:
+            parts.append(_last_chunk(delta.report))
+        if parts:
+            parts[0].response_metadata.update(_logprobs(delta.logprobs))
+        yield from parts
+
+    def _parts(self, delta: Delta) -> list[AIMessageChunk]:
+        parts = []
         if delta.reasoning:
-            yield _chunk(additional_kwargs={"reasoning_content": delta.reasoning})
+            parts.append(_chunk(additional_kwargs={"reasoning_content": delta.reasoning}))
         if delta.text:
-            yield _chunk(content=delta.text)
+            parts.append(_chunk(content=delta.text))
         calls: tuple[ToolCall | InvalidToolCall, ...] = (*delta.tool_calls, *delta.invalid_tool_calls)
         for call in calls:
-            yield _chunk(tool_call_chunks=[_call_chunk(call, self._next_call)])
+            parts.append(_chunk(tool_call_chunks=[_call_chunk(call, self._next_call)]))
             self._next_call += 1
-        if delta.report is not None:
-            yield _last_chunk(delta.report)
+        return parts
 
 
 def _chunk(content: str = "", **fields: Any) -> AIMessageChunk:
@@ -314,6 +326,18 @@ def _usage(report: TurnReport) -> UsageMetadata:
         ),
         output_token_details=OutputTokenDetails(reasoning=usage.reasoning_tokens),
     )
+
+
+def _logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Log-probabilities in OpenAI's form; LangChain joins the lists of chunks. Nothing where none were asked for."""
+    content = [
+        {**_token(entry), "top_logprobs": [_token(likely) for likely in entry.top]} for entry in entries
+    ]
+    return {"logprobs": {"content": content}} if content else {}
+
+
+def _token(entry: TokenLogprob) -> dict[str, Any]:
+    return {"token": entry.token, "bytes": list(entry.raw), "logprob": entry.logprob}
 
 
 def _metadata(report: TurnReport) -> dict[str, Any]:

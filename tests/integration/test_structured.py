@@ -178,6 +178,16 @@ async def test_every_form_of_schema_is_answered_in_its_own_form(
     assert isinstance(raw["raw"], AIMessage)
 
 
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_strict_is_accepted_and_changes_nothing(llm: ChatMLXPersistent, method: Any) -> None:
+    answers = [
+        llm.with_structured_output(Person, method=method, strict=strict).invoke("Who?")
+        for strict in (None, True, False)
+    ]
+    assert isinstance(answers[0], Person)
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_json_mode_is_any_object(llm: ChatMLXPersistent) -> None:
     asked = llm.with_structured_output(None, method="json_mode", include_raw=True, max_tokens=40)
     raw = asked.invoke("Anything.")

@@ -37,6 +37,7 @@ NOTHING: dict[str, str] = {}
         ("kv_bits", "4/8"),
         ("block_tokens", 100),
         ("durability", "maybe"),
+        ("prewarm", "always"),
         ("max_batch_size", 0),
         ("max_batch_size", True),
         ("max_batch_size", 2.0),
@@ -67,6 +68,10 @@ def test_an_engine_setting_outside_its_range_is_refused_by_name_and_value(name: 
         ("seed", -1),
         ("stop", ("",)),
         ("stop", ["END"]),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("top_logprobs", -1),
+        ("top_logprobs", True),
     ],
 )
 def test_a_sampling_value_outside_its_range_is_a_wrong_request(name: str, value: object) -> None:
@@ -135,6 +140,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
         ("AGENT_MEMORY_CACHE_DIR", "~/kv", "cache_dir", Path.home() / "kv"),
         ("AGENT_MEMORY_MEMORY_BUDGET_MB", "none", "memory_budget_mb", None),
         ("AGENT_MEMORY_DURABILITY", "power", "durability", "power"),
+        ("AGENT_MEMORY_PREWARM", "idle", "prewarm", "idle"),
         ("AGENT_MEMORY_SEED", "7", "seed", 7),
         ("SEMANTIC_MLX_MODEL_ID", "org/m", "model", "org/m"),
         ("SEMANTIC_MLX_CACHE_BUDGET_MB", "4096", "memory_budget_mb", 4096),
@@ -151,9 +157,9 @@ def test_a_variable_is_read_as_its_field(variable: str, text: str, field: str, v
     assert from_environment({variable: text}) == {field: value}
 
 
-def test_every_field_but_stop_has_a_variable_and_every_alias_means_one() -> None:
+def test_every_field_but_those_of_one_request_has_a_variable_and_every_alias_means_one() -> None:
     names = {f.name for of in (EngineConfig, SamplingParams) for f in fields(of)}
-    assert set(_PARSERS) == names - {"stop"}
+    assert set(_PARSERS) == names - {"stop", "logprobs", "top_logprobs"}
     assert set(_ALIASES.values()) <= set(_PARSERS)
 
 

@@ -9,8 +9,6 @@ from typing import Any, ClassVar, TypedDict
 from uuid import UUID
 
 import pytest
-from langchain.agents import create_agent
-from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
@@ -216,6 +214,7 @@ def test_batch_gives_each_input_the_session_of_its_own_configuration() -> None:
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 async def test_events_of_version_3_resolve_at_the_call() -> None:
+    pytest.importorskip("langchain_core.language_models.chat_model_stream", reason="no events of version 3")
     model = Recorder()
     list(model.stream_events("hi", THREAD, version="v3"))
     stream = await model.astream_events("hi", THREAD, version="v3")
@@ -290,11 +289,17 @@ def test_runtime_context_names_a_session() -> None:
     assert Recorder.keys == [SessionKey("S", lane="talk")]
 
 
+def agents() -> Any:
+    """LangChain's agents, which the oldest langchain-core that a chat model runs on does not have yet."""
+    return pytest.importorskip("langchain.agents", reason="needs the extra agents")
+
+
 def _call(name: str, **args: Any) -> AIMessage:
     return AIMessage("", tool_calls=[{"name": name, "args": args, "id": f"call-{name}"}])
 
 
 def test_an_agent_inside_a_tool_stays_in_the_thread_with_a_lane_of_its_own() -> None:
+    create_agent = agents().create_agent
     model = Recorder()
     inner = create_agent(model, [], name="inner")
 
@@ -324,8 +329,10 @@ def test_a_graph_called_with_a_thread_of_its_own_leaves_the_outer_one() -> None:
 
 
 def test_calls_that_middleware_makes_for_itself_are_ephemeral() -> None:
+    create_agent = agents().create_agent
     model = Recorder()
-    middleware = SummarizationMiddleware(model, trigger=("messages", 2), keep=("messages", 1))
+    made = agents().middleware.SummarizationMiddleware
+    middleware = made(model, trigger=("messages", 2), keep=("messages", 1))
     agent = create_agent(model, [], middleware=[middleware], checkpointer=InMemorySaver())
     agent.invoke({"messages": [HumanMessage("a"), AIMessage("b"), HumanMessage("c")]}, THREAD)
     summary, answer = Recorder.keys

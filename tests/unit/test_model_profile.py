@@ -53,6 +53,7 @@ extended_thinking = false
 max_batch_size = 2
 kv_bits = "none"
 block_tokens = 64
+prewarm = "idle"
 prefill_step_size = 512
 chunked_prefill_min_chunk = 128
 scheduler_enabled = true
@@ -161,6 +162,7 @@ def test_every_key_goes_to_its_place(tmp_path: Path) -> None:
             "max_batch_size": 2,
             "kv_bits": None,
             "block_tokens": 64,
+            "prewarm": "idle",
             "prefill_chunk": 512,
             "prefill_chunk_busy": 128,
             "context_length": 4096,
