@@ -58,6 +58,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ttft.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/append_cost.py
+	$(BIN)/python benchmarks/families.py
 	@$(MAKE) quality
 
 quality: $(INSTALLED)

@@ -133,11 +133,22 @@ def _right(tally: dict[str, int]) -> str:
     return f"{tally['right']} of {tally['of']}{changed}"
 
 
+def _families(result: Result) -> str:
+    rows = [["family", "its layers keep", "resumed, uninterrupted", "in a batch", "disk / KV of full length"]]
+    for name, found in result["results"].items():
+        batch = f"{found['batched gap']:.1g}" if found["batched"] else "one at a time"
+        share = f"{found['disk'] / found['full length']:.2f}" if found["full length"] else "no KV"
+        rows.append([name, found["layers"], f"{found['resumed gap']:.1g}", batch, share])
+    rows.append(["target", "", _sign(result["settings"]["targets"]["resumed gap"]), "", ""])
+    return _grid(rows)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
     "throughput": _throughput,
     "quality": _quality,
+    "families": _families,
 }
 """The benchmarks, in the order of the README."""
 

@@ -6,7 +6,6 @@
     │   └── PromptTooLong     the prompt and the answer's first token do not fit the context or the memory budget
     ├── ModelError            the model cannot be used
     │   ├── ModelNotFound     no such embedded model, folder or hub id
-    │   ├── ModelUnsupported  its layers keep a cache this engine cannot store
     │   └── BackendMissing    MLX itself cannot be imported
     ├── StoreError            the cache directory cannot be used
     │   ├── StoreUnreadable   wrong owner, permissions, file system or a newer schema
@@ -44,10 +43,6 @@ class ModelError(AgentMemoryError):
 
 class ModelNotFound(ModelError):
     """No embedded model, folder or hub id of that name."""
-
-
-class ModelUnsupported(ModelError):
-    """The model keeps a kind of cache that cannot be cut into blocks."""
 
 
 class BackendMissing(ModelError, ImportError):

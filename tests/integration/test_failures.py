@@ -14,7 +14,6 @@ from typing import Any
 import drive
 import pytest
 import tiny_models
-from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from agent_memory_core import (
     AgentMemory,
@@ -26,7 +25,6 @@ from agent_memory_core import (
     Message,
     ModelError,
     ModelNotFound,
-    ModelUnsupported,
     PromptTooLong,
     SamplingParams,
     SessionKey,
@@ -67,21 +65,6 @@ def test_folders_that_are_no_models_are_named(tmp_path: Path, llama: str) -> Non
     memory = AgentMemory(model=llama, adapter_path="/no/adapter", cache_dir=None)
     with pytest.raises(ModelNotFound, match="adapter"):
         memory.chat(HELLO)
-
-
-def test_a_model_whose_layers_cannot_be_cut_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_models.write(
-        tmp_path / "windowed",
-        tiny_models.LLAMA | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
-    )
-    with (
-        AgentMemory(model=model, cache_dir=None) as memory,
-        pytest.raises(ModelUnsupported, match="RotatingKVCache"),
-    ):
-        memory.chat(HELLO)
-    assert RotatingKVCache is not KVCache
 
 
 def test_prompts_that_can_never_fit_are_refused_and_the_session_stays(llama: str, open_driver: Open) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import drive
+import families
 import mlx.core as mx
 import pytest
 import tiny_models
@@ -56,15 +57,29 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tiny_models.write(tmp_path_factory.mktemp("models") / request.param, shape)
 
 
+@pytest.fixture(params=["gpt_oss", "qwen3_5", "baichuan_m1"])
+def hybrid(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A model with windows, one with states, and one with both."""
+    return families.write(tmp_path / "model", request.param)
+
+
 def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(model: str, tmp_path: Path) -> None:
-    hot = {bits: drive.Driver(config(model, tmp_path / f"hot-{i}", bits)) for i, bits in enumerate(CODECS)}
+    _six_turns(model, tmp_path, CODECS)
+
+
+def test_so_they_are_whatever_the_layers_keep(hybrid: str, tmp_path: Path) -> None:
+    _six_turns(hybrid, tmp_path, [None, "6/4"])
+
+
+def _six_turns(model: str, tmp_path: Path, codecs: list[Any]) -> None:
+    hot = {bits: drive.Driver(config(model, tmp_path / f"hot-{i}", bits)) for i, bits in enumerate(codecs)}
     evicted = {
-        bits: drive.Driver(config(model, tmp_path / f"evicted-{i}", bits)) for i, bits in enumerate(CODECS)
+        bits: drive.Driver(config(model, tmp_path / f"evicted-{i}", bits)) for i, bits in enumerate(codecs)
     }
-    histories: dict[Any, drive.History] = {bits: [] for bits in CODECS}
+    histories: dict[Any, drive.History] = {bits: [] for bits in codecs}
     for turn, end in enumerate(ENDS):
         jobs, first, second = [], {}, {}
-        for i, bits in enumerate(CODECS):
+        for i, bits in enumerate(codecs):
             asked = padded(hot[bits], histories[bits], end)
             first[bits] = hot[bits].turn(asked, "s")
             evicted[bits].evict()
@@ -75,7 +90,7 @@ def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(model: str, tm
                 "block_tokens": BLOCK, "min_free_mb": 0, "memory_budget_mb": 64,
             }  # fmt: skip
             jobs.append({"config": settings, "history": asked, "session": "s"})
-        for bits, third in zip(CODECS, killed_turn(jobs), strict=True):
+        for bits, third in zip(codecs, killed_turn(jobs), strict=True):
             same = [(s.logits, s.token_ids, s.cache_read) for s in (first[bits], second[bits], third)]
             assert same[0] == same[1] == same[2], f"turn {turn}, codec {bits}"
             if turn:

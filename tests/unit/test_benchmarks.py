@@ -19,7 +19,7 @@ from mlx_lm import load
 from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("ttft", "append_cost", "throughput", "quality")
+NAMES = ("ttft", "append_cost", "throughput", "quality", "families")
 HELPERS = {"common", "record", "report", "talks", "outliers", "quality_plot"}
 
 
@@ -45,6 +45,8 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
         return {found["default"]: quality.measured(found["codecs"][found["default"]], found["codecs"])}
     if name == "ttft":
         return {codec: measured["ratios"] for codec, measured in found.items()}
+    if name == "families":
+        return {family: {"resumed gap": measured["resumed gap"]} for family, measured in found.items()}
     return {name: found["slopes" if name == "append_cost" else "ratios"]}
 
 
