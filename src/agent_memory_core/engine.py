@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Sequence as ReadOnly
 from typing import Any
 
-from agent_memory_core.block import Block, BlockHash, common_prefix, record_hash, root_hash
+from agent_memory_core.block import Block, BlockHash, common_prefix, root_hash
 from agent_memory_core.block_file import LoadedBlock
 from agent_memory_core.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.block_pool import BlockPool
@@ -27,6 +27,7 @@ from agent_memory_core.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.grammar import Grammars
 from agent_memory_core.idle import IdleWork
+from agent_memory_core.keeping import Keeper
 from agent_memory_core.kv_blocks import KvBlocks
 from agent_memory_core.kv_layout import KvLayout
 from agent_memory_core.loader import LoadedModel
@@ -63,36 +64,21 @@ class Engine:
         self.store = store
         self.counters = Counters()
         layout = KvLayout(loaded.model)
-        self.gate = Gate(
-            loaded.model,
-            layout,
-            loaded.fingerprint,
-            loaded.tokenizer.vocab_size,
-            store.catalog if store else None,
-        )
-        resumes = self.gate.verdict is None or self.gate.verdict.resumed
-        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=resumes)
+        catalog = store.catalog if store is not None else None
+        self.gate = Gate(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
+        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=self.gate.resumes)
         self.rule = self.blocks.rule
         self.pool = BlockPool(memory_bytes)
         self.prefixes = PrefixCache(self.pool, self.rule)
-        self.limits = Limits(
-            max_batch_size=config.max_batch_size,
-            prefill_chunk=config.prefill_chunk,
-            prefill_chunk_busy=config.prefill_chunk_busy,
-            block_tokens=config.block_tokens,
-            bytes_per_token=layout.bytes_per_token,
-            context_length=min(config.context_length or loaded.context_length, loaded.context_length),
-            window=layout.reach,
-            window_bytes=layout.window_bytes,
-            fixed_bytes=layout.fixed_bytes,
-        )
+        self.keeper = Keeper(self.blocks, self.pool, catalog, config.block_tokens)
+        self.limits = _limits(loaded, config, layout)
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
         eos = sorted(loaded.tokenizer.eos_token_ids)
         self._eos = frozenset(eos)
         self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size, self.gate.may_batch)
         self.template = ChatTemplate(loaded.tokenizer)
         self.grammars = Grammars(loaded.tokenizer, self.template)
-        self.sessions = SessionBook(self.template, store.catalog if store else None, config.block_tokens)
+        self.sessions = SessionBook(self.template, catalog, config.block_tokens)
         self.idle = IdleWork(
             config.prewarm == "idle" and not self.rule.never,
             self.template,
@@ -136,26 +122,47 @@ class Engine:
         prompt = idle or self.template.encode(
             request, [b.text for b in branches], generation_prompt=not prewarm
         )
-        processors = [] if prewarm else self.grammars.processors(request, prompt)
-        marks = () if self.rule.anywhere or self.rule.never else self.template.marks(request, prompt)
-        ids = list(prompt.token_ids)
+        turn = self._turn(request, key, ticket, session, prompt, prewarm=prewarm, is_idle=idle is not None)
+        turn.arrived = arrived if arrived is not None else turn.arrived
+        sequence = turn.sequence
+        sequence.match = self._match(sequence)
+        if turn.session is not None and self.store is not None:
+            self.store.ensure_room(self._estimate(sequence))
+        self.scheduler.add(sequence)
+        self._next_id += 1
+        self._turns[sequence.seq_id] = turn
+        if turn.branch is not None:
+            turn.branch.busy = True
+        return sequence.seq_id
+
+    def _turn(
+        self,
+        request: ChatRequest,
+        key: SessionKey,
+        ticket: Ticket,
+        session: LiveSession | None,
+        prompt: Prompt,
+        *,
+        prewarm: bool,
+        is_idle: bool,
+    ) -> Turn:
+        root, ids = self.root(key.namespace), list(prompt.token_ids)
+        branches = session.branches if session else []
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, ids), default=None)
         known = common_prefix(nearest.token_ids, ids) if nearest else 0
         state = self._state(root, key, nearest, known)
-        sequence = Sequence(
-            seq_id=self._next_id,
-            root=root,
-            token_ids=ids,
-            max_tokens=0 if prewarm else request.sampling.max_tokens,
-            block_tokens=self.config.block_tokens,
-            hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
-            reads_tier=self.store is not None and session is not None,
-            idle=idle is not None,
-            marks=() if self.rule.inside else marks,
-        )
         owned = session if not key.ephemeral else None
         turn = Turn(
-            sequence=sequence,
+            sequence=Sequence(
+                seq_id=self._next_id,
+                root=root,
+                token_ids=ids,
+                max_tokens=0 if prewarm else request.sampling.max_tokens,
+                block_tokens=self.config.block_tokens,
+                hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
+                reads_tier=self.store is not None and session is not None,
+                idle=is_idle,
+            ),
             ticket=ticket,
             key=key,
             detokenizer=self._detokenizer(request, prompt),
@@ -164,19 +171,13 @@ class Engine:
             branch=owned.continued_by(ids, key.lane) if owned else None,
             known=self._promised(known, state),
             state=state,
-            arrived=arrived if arrived is not None else time.perf_counter(),
-            processors=processors,
-            marks=marks,
+            arrived=time.perf_counter(),
+            processors=[] if prewarm else self.grammars.processors(request, prompt),
         )
-        sequence.match = self._match(sequence)
-        if owned is not None and self.store is not None:
-            self.store.ensure_room(self._estimate(sequence))
-        self.scheduler.add(sequence)
-        self._next_id += 1
-        self._turns[sequence.seq_id] = turn
-        if turn.branch is not None:
-            turn.branch.busy = True
-        return sequence.seq_id
+        if not (self.rule.anywhere or self.rule.never):
+            turn.marks = self.template.marks(request, prompt)
+            turn.sequence.marks = () if self.rule.inside else turn.marks
+        return turn
 
     def _detokenizer(self, request: ChatRequest, prompt: Prompt) -> Detokenizer:
         tokenizer = self.loaded.tokenizer
@@ -219,17 +220,11 @@ class Engine:
             return "unsupported"
         if nearest is not None:
             if shared == len(nearest.token_ids):
-                return "boundary" if self._ends_in_words(root, nearest) else ""
+                return "boundary" if self.keeper.ends_in_words(root, nearest) else ""
             return "template" if shared >= nearest.prompt_tokens else "diverged"
         if self.store is None or key.session_id is None:
             return "new"
         return _STATES[self.store.catalog.session_state(root, key.namespace, key.session_id)]
-
-    def _ends_in_words(self, root: BlockHash, branch: Branch[TokenText]) -> bool:
-        """Whether a branch's last answer was cut where its layers could not be, so that its end cannot be resumed."""
-        full = len(branch.hashes)
-        rest = branch.token_ids[full * self.config.block_tokens :]
-        return branch.tail == record_hash("words", branch.hashes[-1] if full else root, rest)
 
     def _promised(self, known: int, state: MissReason) -> int:
         """How many of the tokens that a branch knows can be expected to be reused."""
@@ -353,7 +348,7 @@ class Engine:
             return
         self._seal(turn, turn.row.cache, chunk.stop)
         if chunk.stop in sequence.marks:
-            self._mark(turn, turn.row.cache, chunk.stop)
+            self.keeper.mark(turn, turn.row.cache, chunk.stop)
 
     def _join(self, turn: Turn) -> None:
         assert turn.row is not None
@@ -362,8 +357,8 @@ class Engine:
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = self._emit(turn, step.token, step.logprobs)
-        if self.rule.window:
-            self._take_passing_windows(turn, step)
+        if self.keeper.passes_block(turn):
+            self.keeper.take_window(turn, self.runner.peek(step.row))
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")
         elif ended:
@@ -392,7 +387,7 @@ class Engine:
             reason = "tool_calls"
         self._keep(turn)
         self._seal(turn, cache, sequence.num_computed)
-        tail = self._mark(turn, cache, sequence.num_computed)
+        tail = self.keeper.mark(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, idle=sequence.idle)
         self._commit(turn, tail, last, report)
@@ -411,64 +406,14 @@ class Engine:
         first, last = sequence.num_sealed, length // self.config.block_tokens
         if first >= last or self.rule.never:
             return
-        blocks = self.blocks.seal(sequence, cache, first, last)
-        stored = self._already_stored(sequence.hashes[first:last])
-        fresh = [block for block in blocks if block.hash not in stored]
+        fresh = self.keeper.seal(turn, cache, first, last)
         self.counters.blocks_sealed += len(fresh)
         self.scheduler.sealed(
             sequence, last, fresh, persist=turn.session is not None and self.store is not None
         )
 
-        if self.rule.window:
-            self._take_windows(turn, cache, first, last)
-
-    def _take_passing_windows(self, turn: Turn, step: Step) -> None:
-        """Take the window part of a block that was just completed: if the answer is long, it is gone at its end.
-
-        A first step feeds two tokens, so the block may have been complete one token ago.
-        """
-        index = len(turn.sequence.hashes) - 1
-        if (
-            len(turn.sequence.token_ids) % self.config.block_tokens <= 1
-            and index not in turn.windows
-            and index >= 0
-        ):
-            self._take_windows(turn, self.runner.peek(step.row), index, index + 1)
-
-    def _take_windows(self, turn: Turn, cache: list[Any], first: int, last: int) -> None:
-        """Take the window parts of blocks ``first`` up to ``last``, and let go of those no longer wanted."""
-        sequence = turn.sequence
-        places = (*turn.marks, last * self.config.block_tokens)
-        wanted = {index for place in places for index in self.rule.window_blocks(place)}
-        new = [index for index in range(first, last) if index in wanted and index not in turn.windows]
-        names = {index: record_hash("window", sequence.hashes[index]) for index in new}
-        known = self._already_stored(list(names.values()))
-        new = [index for index in new if names[index] not in known and names[index] not in self.pool]
-        made = self.blocks.windows(sequence, cache, new)
-        turn.windows |= dict(zip(new, made, strict=True))
-        turn.windows = {index: part for index, part in turn.windows.items() if index in wanted}
-
-    def _mark(self, turn: Turn, cache: list[Any], position: int) -> Block | None:
-        """Keep what it takes to resume after ``position`` tokens beside full blocks; return the tail."""
-        assert turn.row is not None
-        tail = self.blocks.tail(turn.sequence, cache, position, turn.row.fed)
-        places = (*(mark for mark in turn.marks if mark < position), position)
-        reached = {index for place in places for index in self.rule.window_blocks(place)}
-        kept = [part for index, part in turn.windows.items() if index in reached]
-        if tail is not None and tail.kind == "tail":
-            kept.append(tail)
-        for record in kept:
-            turn.kept[record.hash] = self.pool.put(record) or record
-        return tail
-
-    def _already_stored(self, hashes: ReadOnly[BlockHash]) -> set[BlockHash]:
-        """Blocks that somebody stored while this sequence computed them: theirs are the ones that count."""
-        if self.store is None:
-            return set()
-        return self.store.catalog.stored(hashes)
-
     def _commit(self, turn: Turn, tail: Block | None, last: Delta, report: TurnReport) -> None:
-        session, sequence = turn.session, turn.sequence
+        session = turn.session
         if session is None or session.forgotten:
             turn.ticket.deliver(dataclasses.replace(last, report=report))
             return
@@ -492,42 +437,13 @@ class Engine:
                 )
             )
 
-        blocks = (*sequence.unsaved, *self._records(turn, branch, tail))
         self.writer.submit(
             Save(
-                blocks,
+                tuple(self.keeper.unsaved(turn, branch, tail)),
                 lambda: dataclasses.replace(wanted, branch_id=branch.branch_id, generation=branch.generation),
                 done,
             )
         )
-
-    def _records(self, turn: Turn, branch: Branch[TokenText], tail: Block | None) -> list[Block]:
-        """The tail, and those of the branch's parts that memory holds and the disk lacks."""
-        held = [turn.kept.get(key) or self.pool.get(key) for key in sorted(branch.parts)]
-        found = [block for block in held if block is not None]
-        stored = self._already_stored([block.hash for block in found])
-        saved = stored | {block.hash for block in turn.sequence.unsaved}
-        return [
-            *(block for block in found if block.hash not in saved and block is not tail),
-            *([tail] if tail is not None else []),
-        ]
-
-    def _parts(self, turn: Turn) -> frozenset[BlockHash]:
-        """What it takes to resume the branch at its end and at the turn's marks, beside blocks and tail."""
-        if self.rule.anywhere or self.rule.never:
-            return frozenset()
-        sequence, size = turn.sequence, self.config.block_tokens
-        marks = [mark for mark in turn.marks if mark <= sequence.num_computed]
-        blocks = {i for place in (*marks, sequence.num_computed) for i in self.rule.window_blocks(place)}
-        windows = {record_hash("window", sequence.hashes[i]) for i in blocks if i < len(sequence.hashes)}
-        tails = {
-            record_hash(
-                "tail", sequence.parent_of(mark // size), sequence.token_ids[mark // size * size : mark]
-            )
-            for mark in marks
-            if not self.rule.inside
-        }
-        return frozenset(windows | tails)
 
     def _settle(self, turn: Turn, session: LiveSession, tail: Block | None) -> Branch[TokenText]:
         """Move the branch this turn continued, or add the one it began."""
@@ -539,8 +455,8 @@ class Engine:
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
-        before = self._extras(branch)
-        branch.parts = self._parts(turn)
+        before = self.keeper.own(branch)
+        branch.parts = self.keeper.parts(turn)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))
         branch.hashes = list(sequence.hashes)
@@ -550,12 +466,6 @@ class Engine:
         if before:
             self.pool.discard(before - self.sessions.needed())
         return branch
-
-    def _extras(self, branch: Branch[TokenText]) -> set[BlockHash]:
-        """Records that only a branch's own places need. A tail of layers that keep every token is of use to all."""
-        if self.rule.anywhere:
-            return set()
-        return set(branch.parts) | ({branch.tail} if branch.tail is not None else set())
 
     def _text(self, known: TokenText, ids: tuple[int, ...]) -> TokenText:
         if ids[: len(known.token_ids)] == known.token_ids:
@@ -670,7 +580,7 @@ class Engine:
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
             if not self.rule.anywhere:
-                self._mark(turn, cache, turn.sequence.num_computed)
+                self.keeper.mark(turn, cache, turn.sequence.num_computed)
         self._close(turn)
         return True
 
@@ -691,6 +601,20 @@ class Engine:
             self.reader.close()
         if self.store is not None:
             self.store.close()
+
+
+def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:
+    return Limits(
+        max_batch_size=config.max_batch_size,
+        prefill_chunk=config.prefill_chunk,
+        prefill_chunk_busy=config.prefill_chunk_busy,
+        block_tokens=config.block_tokens,
+        bytes_per_token=layout.bytes_per_token,
+        context_length=min(config.context_length or loaded.context_length, loaded.context_length),
+        window=layout.reach,
+        window_bytes=layout.window_bytes,
+        fixed_bytes=layout.fixed_bytes,
+    )
 
 
 _NOTHING = Delta()

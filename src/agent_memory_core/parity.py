@@ -74,12 +74,17 @@ class Gate:
         self._subject = subject(fingerprint, layout)
         recorded = catalog.verdict(self._subject) if catalog is not None else None
         self.verdict = Verdict.from_json(recorded) if recorded is not None else None
-        if self.verdict is not None and not self.verdict.resumed:
+        if self.verdict is not None and not self.resumes:
             log.warning(
                 "this model goes on otherwise from what is at rest than uninterrupted (by %.2g of its logits' spread): "
                 "nothing of it is stored.",
                 self.verdict.resumed_gap,
             )
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the model may be stored, as far as is known."""
+        return self.verdict is None or self.verdict.resumed
 
     def may_batch(self) -> bool:
         """Whether rows may decode together."""

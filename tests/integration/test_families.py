@@ -255,6 +255,17 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
             assert got == opening
 
 
+def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., Watched]) -> None:
+    engine = opened(name, None)
+    brief = Message("system", "You are terse and kind. " * 20)
+    tickets = [engine.start([brief, user(20, digit)], None) for digit in "123"]
+    engine.run()
+    read = [ticket.report.usage.cache_read for ticket in tickets]
+    assert sorted(read)[1] >= 2 * BLOCK, "all but the first of them begin where it has been"
+    for ticket, prompt in zip(tickets, engine.prompts, strict=True):
+        assert ticket.tokens == plain(name, prompt, 8)[: len(ticket.tokens)]
+
+
 def test_a_question_asked_again_goes_on_behind_the_messages(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
