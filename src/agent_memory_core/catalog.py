@@ -65,7 +65,7 @@ _SESSION_BYTES = """WITH RECURSIVE reach (namespace, session_id, key) AS (
 _SESSIONS = """SELECT s.namespace, s.session_id,
   coalesce((SELECT r.model FROM sessions t JOIN roots r ON r.root = t.root WHERE t.namespace = s.namespace
     AND t.session_id = s.session_id ORDER BY t.last_use DESC LIMIT 1), ''),
-  count(*), max(b.tokens), max(s.pinned), min(s.created), max(b.last_use) AS used
+  count(*), max(b.tokens), max(s.pinned), min(s.created), max(b.last_use) AS used, min(s.is_thread)
   FROM sessions s JOIN branches b ON b.session = s.id WHERE ? IS NULL OR s.namespace = ?
   GROUP BY s.namespace, s.session_id ORDER BY used DESC, s.namespace, s.session_id"""
 
@@ -132,6 +132,7 @@ class BranchCommit:
     max_branches: int = 16
     token_ids: tuple[int, ...] = ()
     parts: tuple[BlockHash, ...] = ()
+    is_thread: bool = False
 
 
 def validate_session_id(session_id: str) -> str:
@@ -335,10 +336,11 @@ class Catalog(Database):
     def _session(self, db: sqlite3.Connection, commit: BranchCommit, now: float) -> int:
         owner = (commit.namespace, commit.session_id)
         db.execute(
-            """INSERT INTO sessions (namespace, session_id, root, pinned, created, last_use) VALUES (?, ?, ?,
-              (SELECT coalesce(max(pinned), 0) FROM sessions WHERE namespace = ? AND session_id = ?), ?, ?)
-              ON CONFLICT (namespace, session_id, root) DO UPDATE SET last_use = excluded.last_use""",
-            (*owner, commit.root, *owner, now, now),
+            """INSERT INTO sessions (namespace, session_id, root, pinned, is_thread, created, last_use) VALUES (?, ?, ?,
+              (SELECT coalesce(max(pinned), 0) FROM sessions WHERE namespace = ? AND session_id = ?), ?, ?, ?)
+              ON CONFLICT (namespace, session_id, root) DO UPDATE SET last_use = excluded.last_use,
+              is_thread = is_thread AND excluded.is_thread""",
+            (*owner, commit.root, *owner, commit.is_thread, now, now),
         )
         sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ? AND root = ?"
         return int(db.execute(sql, (*owner, commit.root)).fetchone()[0])
@@ -426,8 +428,8 @@ class Catalog(Database):
             copied = 0
             for old in self._known_ids(db, namespace, session_id):
                 new = db.execute(
-                    """INSERT INTO sessions (namespace, session_id, root, pinned, created, last_use)
-                      SELECT namespace, ?, root, 0, ?, ? FROM sessions WHERE id = ?""",
+                    """INSERT INTO sessions (namespace, session_id, root, pinned, is_thread, created, last_use)
+                      SELECT namespace, ?, root, 0, is_thread, ?, ? FROM sessions WHERE id = ?""",
                     (new_session_id, now, now, old),
                 ).lastrowid
                 copied += self._copy_branches(db, old, new, now)
@@ -513,9 +515,10 @@ class Catalog(Database):
         found = self.read(_SESSIONS, (namespace, namespace), strict=True)
         return [
             SessionInfo(
-                sid, space, model, branches, tokens, sizes.get((space, sid), 0), bool(pinned), created, used
+                *(sid, space, model, branches, tokens, sizes.get((space, sid), 0)),
+                *(bool(pinned), created, used, bool(is_thread)),
             )
-            for space, sid, model, branches, tokens, pinned, created, used in found
+            for space, sid, model, branches, tokens, pinned, created, used, is_thread in found
         ]
 
     # -- room ---------------------------------------------------------------------------------------------

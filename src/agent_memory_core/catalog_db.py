@@ -38,7 +38,8 @@ _SCHEMA = """
 CREATE TABLE roots (root BLOB PRIMARY KEY, namespace TEXT NOT NULL, model TEXT NOT NULL, identity TEXT NOT NULL);
 CREATE TABLE sessions (
   id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, session_id TEXT NOT NULL, root BLOB NOT NULL,
-  pinned INTEGER NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL, UNIQUE (namespace, session_id, root));
+  pinned INTEGER NOT NULL, is_thread INTEGER NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL,
+  UNIQUE (namespace, session_id, root));
 CREATE TABLE branches (
   branch_id INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL,
   generation INTEGER NOT NULL, head BLOB NOT NULL, tail BLOB, tokens INTEGER NOT NULL,

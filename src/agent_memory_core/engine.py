@@ -463,6 +463,7 @@ class Engine:
         branch.tail = tail.hash if tail is not None else None
         branch.lane = turn.key.lane
         branch.used = self.sessions.clock()
+        session.is_thread = session.is_thread and turn.key.is_thread
         if before:
             self.pool.discard(before - self.sessions.needed())
         return branch
@@ -562,6 +563,7 @@ class Engine:
             pinned=False,
             created=session.created,
             last_use=session.last_use,
+            is_thread=session.is_thread,
         )
 
     # -- a turn cut short ---------------------------------------------------------------------------------

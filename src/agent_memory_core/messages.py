@@ -80,13 +80,15 @@ class SessionKey:
     """Who owns the memory of a turn. It never decides what is reused: token ids do.
 
     ``session_id`` None means anonymous: shared by content in memory, never on disk. ``lane`` (an agent or a
-    node) labels and breaks ties. An ``ephemeral`` turn reads what is known and owns nothing.
+    node) labels and breaks ties. An ``ephemeral`` turn reads what is known and owns nothing. ``is_thread`` says that
+    the id is that of a framework's thread, which may end elsewhere, and not one that the user chose.
     """
 
     session_id: str | None = None
     namespace: str = "default"
     lane: str = ""
     ephemeral: bool = False
+    is_thread: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,10 @@ class ChatResult:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One line of the session list. ``tokens`` is the length of its longest branch."""
+    """One line of the session list. ``tokens`` is the length of its longest branch.
+
+    ``is_thread`` says that every turn so far named it by a framework's thread id.
+    """
 
     session_id: str
     namespace: str
@@ -181,3 +186,4 @@ class SessionInfo:
     pinned: bool
     created: float
     last_use: float
+    is_thread: bool = False

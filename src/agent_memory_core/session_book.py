@@ -22,11 +22,15 @@ Owner = tuple[str, str]
 
 @dataclass(slots=True, eq=False)
 class LiveSession(Session[TokenText]):
-    """A session in use. ``writing`` holds the branches whose last turn is not yet committed."""
+    """A session in use. ``writing`` holds the branches whose last turn is not yet committed.
+
+    ``is_thread``: no turn of this process has named it otherwise than by a framework's thread id.
+    """
 
     root: BlockHash = b""
     writing: list[Branch[TokenText]] = field(default_factory=list)
     forgotten: bool = False
+    is_thread: bool = True
     created: float = field(default_factory=time.time)
     last_use: float = field(default_factory=time.time)
 
@@ -136,4 +140,5 @@ def snapshot(session: LiveSession, owner: Owner, branch: Branch[TokenText]) -> B
         max_branches=session.max_branches,
         token_ids=branch.token_ids,
         parts=tuple(branch.parts),
+        is_thread=session.is_thread,
     )

@@ -72,15 +72,16 @@ def reconcile(
 ) -> list[str]:
     """Forget the sessions whose thread has vanished by other ways than this process; return which.
 
-    For threads that a sweeper, a server or another process deletes. Nothing on disk tells a session that was a
-    thread from one whose id the user chose, so only these are looked at:
+    For threads that a sweeper, a server or another process deletes. Only sessions that were threads are looked at,
+    never one whose id the user chose.
 
     Args:
-        checkpointer: where the threads are.
+        checkpointer: where the threads are: all that this namespace has.
         memory: where the sessions are.
         namespace: the sessions' namespace.
         session_ids: ids that are threads, by the caller's word: one that has no checkpoint yet is forgotten. None
-            means the threads that this process saw ``checkpointer`` write since ``follow``.
+            means the sessions that were always named by a thread, also in earlier processes, and the threads that
+            this process saw ``checkpointer`` write since ``follow``.
 
     Raises:
         InvalidRequest: no ids are given and this memory does not follow this checkpointer.
@@ -97,7 +98,7 @@ async def areconcile(
     session_ids: Iterable[str] | None = None,
 ) -> list[str]:
     """`reconcile` for checkpointers that are used from coroutines."""
-    candidates = _candidates(checkpointer, memory, namespace, session_ids)
+    candidates = await asyncio.to_thread(_candidates, checkpointer, memory, namespace, session_ids)
     kept = await asyncio.to_thread(_kept, memory, namespace, candidates)
     gone = [name for name in kept if not await _aexists(checkpointer, name)]
     return [name for name in gone if await asyncio.to_thread(memory.forget, name, namespace)]
@@ -260,10 +261,11 @@ def _candidates(
     follower = _follower(saver, memory, namespace)
     if follower is None:
         raise InvalidRequest(
-            "reconcile cannot know which sessions were threads: give session_ids, "
-            "or follow(checkpointer, memory, namespace) before the threads are used."
+            "reconcile cannot know that the threads of this namespace are this checkpointer's: give session_ids, "
+            "or follow(checkpointer, memory, namespace) first."
         )
-    return set(follower.seen)
+    threads = {session.session_id for session in memory.sessions(namespace) if session.is_thread}
+    return follower.seen | threads
 
 
 def _kept(memory: AgentMemory, namespace: str, candidates: Collection[str]) -> list[str]:

@@ -61,19 +61,17 @@ def resolve_session(
     full = ensure_config(config)
     layers = _layers(full, run_manager)
     chosen = (
-        _own(session_id, "session_id")
-        or _first(layers, _SESSION_KEYS)
-        or _from_handlers(full, run_manager)
-        or _first(layers, _THREAD_KEYS)
-        or default_session_id
+        _own(session_id, "session_id") or _first(layers, _SESSION_KEYS) or _from_handlers(full, run_manager)
     )
+    thread = _first(layers, _THREAD_KEYS) if not chosen else None
     purpose = _first(layers, ("lc_source",))
     return SessionKey(
-        session_id=chosen,
+        session_id=chosen or thread or default_session_id,
         namespace=_own(namespace, "namespace") or _first(layers, (_NAMESPACE_KEY,)) or default_namespace,
         lane=_first(layers, (_LANE_KEY,)) or _lane(layers, purpose),
         # A call that middleware makes for itself (a summary, a choice of tools) is no turn of the conversation.
         ephemeral=purpose is not None,
+        is_thread=thread is not None,
     )
 
 

@@ -19,6 +19,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from agent_memory_core import AgentMemory, EngineStopped, InvalidRequest, SessionKey
+from langchain_agent_memory import ChatMLXPersistent
 from langchain_agent_memory.langgraph import areconcile, follow, reconcile
 
 
@@ -293,6 +294,26 @@ def test_what_was_a_thread_is_not_guessed(memory: AgentMemory) -> None:
         reconcile(follow(InMemorySaver(), memory), memory, "other")
     assert reconcile(follow(InMemorySaver(), memory), memory) == []
     assert names(memory) == ["a"]
+
+
+def test_after_a_restart_the_sessions_that_were_threads_are_known(tmp_path: Path) -> None:
+    place, store = str(tmp_path / "c.db"), tmp_path / "store"
+    llm = ChatMLXPersistent(model="tiny-chat", cache_dir=store, max_tokens=2)
+    with SqliteSaver.from_conn_string(place) as saver:
+        for thread in ("a", "b", "both"):
+            llm.invoke("Hello.", config(thread))
+            saver.put(config(thread), empty_checkpoint(), {"source": "input", "step": -1}, {})
+        llm.invoke("Hello.", session_id="chosen by the user")
+        llm.invoke("Hello. I am Ada.", session_id="both")
+    llm.memory.close()
+    with (
+        AgentMemory(model="tiny-chat", cache_dir=store) as later,
+        SqliteSaver.from_conn_string(place) as saver,
+    ):
+        for thread in ("a", "both"):
+            saver.delete_thread(thread)
+        assert reconcile(follow(saver, later), later) == ["a"]
+        assert names(later) == ["b", "both", "chosen by the user"]
 
 
 async def test_reconciling_in_coroutines(memory: AgentMemory, tmp_path: Path) -> None:
