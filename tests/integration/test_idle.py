@@ -110,7 +110,7 @@ def test_the_next_turn_is_warm_with_it_and_cold_without(
     assert second.token_ids == cold_second.token_ids
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "mamba2"])
+@pytest.mark.parametrize("family", ["qwen3_next", "mamba2", "gemma3", "gpt_oss"])
 def test_layers_that_cannot_be_cut_are_as_warm(family: str, open_driver: Open, tmp_path: Path) -> None:
     config = families.with_vocabulary(families.CONFIGS[family], tiny_models.vocab_size())
     model = that_rewrites(tmp_path / family, config)
