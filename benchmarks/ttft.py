@@ -30,7 +30,7 @@ from agent_memory_core import AgentMemory
 
 LAYERS, PROMPT, ANSWER, NEW = 4, 2048, 16, 32
 KNOWN = PROMPT + ANSWER
-CODECS: dict[str, Any] = {"8/4": "8/4", "raw": None}
+CODECS: dict[str, Any] = {"6/4": "6/4", "raw": None}
 TARGETS = {"hot / floor": "<= 1.25", "resumed / floor": "<= 1.35", "cold / resumed": ">= 30"}
 History = list[dict[str, str]]
 Sample = dict[str, Any]
