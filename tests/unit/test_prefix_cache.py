@@ -16,7 +16,6 @@ from agent_memory_core.block import (
     Kind,
     block_hash,
     chain,
-    common_prefix,
     record_hash,
     root_hash,
 )
