@@ -302,7 +302,8 @@ class BlockStore:
 
     def _plan(self, records: Sequence[Record], commit: BranchCommit) -> _Plan:
         """Make room for what is not stored yet, and hold what is."""
-        hold = {key for record in records for key in (record.key, record.parent)} | {commit.head}
+        hold = {key for record in records for key in (record.key, record.parent)}
+        hold |= {commit.head, *commit.parts}
         rows: list[BlockRow] = []
         new: list[_NewFile] = []
         with self.catalog.transaction():
