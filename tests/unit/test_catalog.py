@@ -541,6 +541,8 @@ def test_a_tail_that_becomes_a_part_is_not_superseded(catalog: Catalog) -> None:
     _, superseded = commit_with(catalog, ids(11), [end], "s", branch)
     assert superseded == []
     assert {row.key for row in catalog.tails(keys(ids(8)))} == {end.key, keys(ids(11))[-1]}
+    catalog.drop([end.key])
+    assert {row.key for row in catalog.tails(keys(ids(8)))} == {keys(ids(11))[-1]}
 
 
 def test_parts_change_with_their_branch_or_not_at_all(catalog: Catalog) -> None:
@@ -591,6 +593,10 @@ def test_forgetting_takes_the_parts_that_only_that_session_needed(catalog: Catal
     commit_with(catalog, ids(8), [shared, own], "a")
     assert set(named(catalog.forget("default", "a"))) == {own.key, keys(ids(8))[1]}
     assert set(named(catalog.forget("default", "b"))) == {shared.key, keys(ids(4))[0]}
+    commit_with(catalog, ids(4), [shared], "b")
+    catalog.fork("default", "b", "a")
+    assert catalog.forget("default", "b") == []
+    assert set(named(catalog.forget("default", "a"))) == {shared.key, keys(ids(4))[0]}
     with catalog.transaction() as db:
         assert db.execute("SELECT count(*) FROM parts").fetchone() == (0,)
 
@@ -609,8 +615,8 @@ def test_the_audit_counts_parts(catalog: Catalog) -> None:
     with catalog.transaction() as db:
         db.execute("UPDATE blocks SET refs = 0 WHERE key = ?", (window.key,))
     assert catalog.audit(fix=True) == ["1 blocks with a wrong count of references"]
+    catalog.pin("default", "s", True)
     with pytest.raises(StoreFull):
-        catalog.pin("default", "s", True)
         catalog.evict(1)
 
 
@@ -621,6 +627,8 @@ def test_a_part_that_a_rebuild_left_without_words_gets_them_back_from_its_branch
     lost = [replace(row, tokens=()) for row in (*rows(ids(9)), early, empty, first, alien)]
     catalog.rebuild([(row, 1.0) for row in lost])
     wish = wanted(ids(9), token_ids=ids(9), parts=named([early, empty, first, alien]))
+    catalog.commit([], replace(wish, session_id="wrong", token_ids=ids(9, 50)))
+    assert {row.tokens for row in catalog.tails([ROOT, *keys(ids(8))])} == {()}
     catalog.commit([], wish)
     found = {row.key: row.tokens for row in catalog.tails([ROOT, *keys(ids(8))])}
     assert found == {
