@@ -263,8 +263,8 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
 @given(
     rules,
     lines,
-    st.integers(0, 18),
-    st.lists(st.integers(0, 1), min_size=1, max_size=6),
+    st.integers(1, 18),
+    st.lists(st.integers(0, 1), max_size=6),
     st.sets(st.integers(0, 30), max_size=3),
     st.integers(0, 2**16),
 )
@@ -276,6 +276,9 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
     [0, 0],
     set(),
     0,
+)
+@example(  # The tail of the whole prompt leaves nothing to evaluate; the one before it does.
+    ResumeRule(SMALL, whole=True), [Line([0] * 6, 1, {5, 6}, set(), set())], 6, [], set(), 0
 )
 @settings(max_examples=400, deadline=None)
 def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_what_it_takes(
