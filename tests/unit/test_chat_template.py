@@ -9,7 +9,7 @@ from typing import Any
 
 import made_tokenizers as made
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from agent_memory_core import chat_template
@@ -315,6 +315,7 @@ def test_marks_are_inside_their_prompt_and_in_order(
     assert len(marks) in (1, 2)
 
 
+@example(made.llama3, "", (WEATHER,), ["1", "\n"], [])  # a line feed merges with those of the template
 @given(
     makes_all,
     systems,
@@ -352,6 +353,8 @@ def test_the_opening_holds_all_of_the_system_message_and_the_tools(make: Make) -
     assert LONG.strip().replace(" ", "") in before.replace(" ", "")
     assert "get_weather" in before
     assert "Hi" not in before
+    for said in "a", "1", "aa":
+        assert marks_of(template, conversation(LONG, [said], tools=(WEATHER,)))[0][0] == opening
     (other, _), _ = marks_of(template, conversation(LONG, ["Hi"]))
     assert other < opening
 
