@@ -315,7 +315,7 @@ def test_marks_are_inside_their_prompt_and_in_order(
     assert len(marks) in (1, 2)
 
 
-@example(made.llama3, "", (WEATHER,), ["1", "\n"], [])  # a line feed merges with those of the template
+@example(made.metaspace, "", (WEATHER,), ["1", "\n"], [])  # a line feed merges with those of the template
 @given(
     makes_all,
     systems,

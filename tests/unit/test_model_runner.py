@@ -283,22 +283,22 @@ def test_whether_rows_may_share_a_batch_is_asked_once_and_only_when_two_would(
     asked: list[int] = []
 
     def may_batch() -> bool:
-        asked.append(runner.decoding)
+        asked.append(own.decoding)
         return answer
 
-    runner = make_runner(model, may_batch)
+    own = make_runner(model, may_batch)
     params = SamplingParams(max_tokens=6)
     for _ in range(2):
-        run(runner, [begin(runner, 0, prompt(9), params)])
+        run(own, [begin(own, 0, prompt(9), params)])
     assert asked == [], "one after the other shares nothing"
-    outcomes = [begin(runner, 0, prompt(LENGTHS[0]), params)]
-    run(runner, outcomes, steps=2)
-    outcomes += [begin(runner, i, prompt(LENGTHS[i]), params) for i in (1, 2)]
+    outcomes = [begin(own, 0, prompt(LENGTHS[0]), params)]
+    run(own, outcomes, steps=2)
+    outcomes += [begin(own, i, prompt(LENGTHS[i]), params) for i in (1, 2)]
     assert asked == [1]
     assert [outcome.row.group is not None for outcome in outcomes] == [True, answer, answer]
-    run(runner, outcomes)
+    run(own, outcomes)
     assert [outcome.tokens for outcome in outcomes] == [plain(model, prompt(n), 6) for n in LENGTHS]
-    run(runner, [begin(runner, i, prompt(8), params) for i in (0, 1)])
+    run(own, [begin(own, i, prompt(8), params) for i in (0, 1)])
     assert asked == [1]
 
 

@@ -173,7 +173,7 @@ class Layout(KvLayout):
     def cut_window(self, cache: Any, start: int, stop: int) -> Any:
         raw = super().cut_window(cache, start, stop)
         if self.harm == "rolled":
-            return {name: mx.roll(x, 1, axis=2) for name, x in raw.items()}
+            return {name: mx.roll(x, 1, 2) for name, x in raw.items()}
         return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled windows" else raw
 
     def snapshot(self, cache: Any) -> Any:
