@@ -1,7 +1,8 @@
-"""Blocks and tails on disk: one safetensors file each, immutable, found through the catalog.
+"""Blocks, tails and other records on disk: one safetensors file each, immutable, found through the catalog.
 
     <root>/  0700   SCHEMA   catalog.db   tmp/   quarantine/
-      ns/<root hash>/identity.json   b/<hh>/<block hash>.safetensors   t/<hh>/<tail hash>.safetensors
+      ns/<root hash>/identity.json   b/<hh>/<block hash>.safetensors
+                                     t/ for tails, w/ for windows, x/ for words alike
 
 A turn is written in this order: reserve room, write each file under a temporary name, link it to its own, then
 one catalog transaction. So the catalog never names bytes that are not there, and a process that is killed leaves

@@ -168,6 +168,10 @@ class Books(RuleBasedStateMachine):
         self.live[sequence.seq_id] = known
         self.scheduler.restored(sequence)
         assert sequence.num_cached == len(known)
+        read = {hit.key for hit in (*sequence.match.blocks, *sequence.match.windows)}
+        assert {block.hash for block in sequence.unsaved} == read - self.tier.blocks.keys(), (
+            "the tier lacks these"
+        )
 
     def _seal(self, sequence: Sequence) -> None:
         live = self.live[sequence.seq_id]
