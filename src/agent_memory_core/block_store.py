@@ -1,7 +1,8 @@
-"""Blocks and tails on disk: one safetensors file each, immutable, found through the catalog.
+"""Blocks, tails and other records on disk: one safetensors file each, immutable, found through the catalog.
 
     <root>/  0700   SCHEMA   catalog.db   tmp/   quarantine/
-      ns/<root hash>/identity.json   b/<hh>/<block hash>.safetensors   t/<hh>/<tail hash>.safetensors
+      ns/<root hash>/identity.json   b/<hh>/<block hash>.safetensors
+                                     t/ for tails, w/ for windows, x/ for words alike
 
 A turn is written in this order: reserve room, write each file under a temporary name, link it to its own, then
 one catalog transaction. So the catalog never names bytes that are not there, and a process that is killed leaves
@@ -302,7 +303,8 @@ class BlockStore:
 
     def _plan(self, records: Sequence[Record], commit: BranchCommit) -> _Plan:
         """Make room for what is not stored yet, and hold what is."""
-        hold = {key for record in records for key in (record.key, record.parent)} | {commit.head}
+        hold = {key for record in records for key in (record.key, record.parent)}
+        hold |= {commit.head, *commit.parts}
         rows: list[BlockRow] = []
         new: list[_NewFile] = []
         with self.catalog.transaction():

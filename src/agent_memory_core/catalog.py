@@ -47,6 +47,8 @@ _CHAIN = """WITH RECURSIVE chain (key, parent, tokens, kind, ntok, depth) AS (
   UNION ALL SELECT b.key, b.parent, b.tokens, b.kind, b.ntok, depth + 1 FROM chain
   JOIN blocks b ON b.key = chain.parent WHERE depth < 1000000)
   SELECT key, parent, tokens, kind, ntok FROM chain ORDER BY depth DESC"""
+_PARTS = """SELECT b.key, b.parent, b.tokens, b.kind, b.ntok FROM parts p JOIN blocks b ON b.key = p.key
+  WHERE p.branch = ?"""
 
 _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
   SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
@@ -324,7 +326,7 @@ class Catalog(Database):
             left += self._set_parts(db, branch_id, commit.parts)
             superseded = [row for key in left for row in self._remove(db, key)]
             if commit.token_ids:
-                self._name_tokens(db, commit)
+                self._name_tokens(db, branch_id, commit)
             db.execute(
                 """DELETE FROM branches WHERE branch_id IN (SELECT branch_id FROM branches WHERE session = ? AND
                   branch_id <> ? ORDER BY last_use DESC, branch_id DESC LIMIT -1 OFFSET ?)""",
@@ -390,16 +392,18 @@ class Catalog(Database):
         db.execute("DELETE FROM blocks WHERE key = ? AND refs = 0", (key,))
         return [_block_row(row) for row in found]
 
-    def _name_tokens(self, db: sqlite3.Connection, commit: BranchCommit) -> None:
-        """Give their ids back to the rows of a chain that a rebuild left without, where the names prove them."""
+    def _name_tokens(self, db: sqlite3.Connection, branch_id: int, commit: BranchCommit) -> None:
+        """Give their ids back to the rows of a branch that a rebuild left without, where the names prove them."""
         wordless = "SELECT 1 FROM blocks WHERE tokens = x'' AND ntok > 0 AND root = ? LIMIT 1"
         if db.execute(wordless, (commit.root,)).fetchone() is None:
             return
         end = commit.tail or commit.head
-        start = 0
-        for key, parent, packed, kind, ntok in db.execute(_CHAIN, (end,)).fetchall():
+        ends = {commit.root: 0}
+        chain = db.execute(_CHAIN, (end,)).fetchall()
+        for key, parent, packed, kind, ntok in (*chain, *db.execute(_PARTS, (branch_id,)).fetchall()):
+            start = ends.get(parent, len(commit.token_ids))
             given = pack_tokens(commit.token_ids[start : start + ntok])
-            start += ntok
+            ends[key] = start + ntok
             if not packed and _proven(key, parent, given, kind):
                 db.execute("UPDATE blocks SET tokens = ? WHERE key = ?", (given, key))
 

@@ -319,9 +319,8 @@ class ChatTemplate:
         suffix = self._generation_prompt(request)
         end = len(ids) - max(1, len(suffix) if ids[len(ids) - len(suffix) :] == suffix else 1)
         opening = common_prefix(self._opening(request), ids)
-        return tuple(
-            sorted({place for place in (opening if opening >= MIN_OPENING else 0, end) if place > 0})
-        )
+        places = {opening if opening >= MIN_OPENING else 0, end}
+        return tuple(sorted(place for place in places if 0 < place < len(ids)))
 
     def _generation_prompt(self, request: ChatRequest) -> tuple[int, ...]:
         """The tokens that ask for an answer, where a template ends with them whatever comes before."""
@@ -362,7 +361,7 @@ class ChatTemplate:
         if key not in self._probes:
             try:
                 found = find()
-            except InvalidRequest:
+            except _REFUSALS:
                 # Some templates want more of a conversation than a probe says.
                 found = ()
             self._probes[key] = found

@@ -97,7 +97,7 @@ class ModelRunner:
         max_batch_size: int,
         may_batch: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``may_batch`` is asked once, when two rows would decode together for the first time."""
+        """``may_batch`` is asked once, when two rows would share a batch for the first time."""
         self._model = model
         self._layout = layout
         self._eos = [[token] for token in sorted(eos_token_ids)]
@@ -153,12 +153,12 @@ class ModelRunner:
 
     def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
         """Let a row decode: ``token_ids`` are its prompt and its first token."""
-        if not self._batches():
+        length = len(token_ids)
+        group = next((g for g in self._groups if g.admits(length)), None)
+        if not self._batches(shares=group is not None):
             row.alone = _Alone(list(token_ids), max_tokens)
             self._alone.append(row)
             return
-        length = len(token_ids)
-        group = next((g for g in self._groups if g.admits(length)), None)
         if group is None:
             group = _Group(self._new_generator(), shortest=length)
             self._groups.append(group)
@@ -174,9 +174,9 @@ class ModelRunner:
         row.group, row.cache = group, []
         group.rows[row.uid] = row
 
-    def _batches(self) -> bool:
-        """Whether a row that joins now may share a batch with others."""
-        if self.batches and not self._asked and any(group.rows for group in self._groups):
+    def _batches(self, *, shares: bool) -> bool:
+        """Whether a row that joins now decodes in a batch, which it ``shares`` with others or not."""
+        if self.batches and not self._asked and shares:
             self._asked = True
             self.batches = self._may_batch()
         return self.batches

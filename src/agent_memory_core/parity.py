@@ -73,7 +73,7 @@ class Gate:
         self._catalog = catalog
         self._subject = subject(fingerprint, layout)
         recorded = catalog.verdict(self._subject) if catalog is not None else None
-        self.verdict = Verdict.from_json(recorded) if recorded is not None else None
+        self.verdict = _read(recorded) if recorded is not None else None
         if self.verdict is not None and not self.resumes:
             log.warning(
                 "this model goes on otherwise from what is at rest than uninterrupted (by %.2g of its logits' spread): "
@@ -116,6 +116,15 @@ class Gate:
 
 
 _FOUND: dict[str, Verdict] = {}
+
+
+def _read(recorded: str) -> Verdict | None:
+    """A recorded verdict; one of another form was never made."""
+    try:
+        return Verdict.from_json(recorded)
+    except (ValueError, TypeError) as error:
+        log.warning("what was recorded of this model cannot be read, so it is looked at anew: %s", error)
+        return None
 
 
 def subject(fingerprint: str, layout: KvLayout) -> str:

@@ -153,7 +153,9 @@ class PrefixCache:
         query = _Query(root, token_ids, hashes[: (len(token_ids) - 1) // self._block_tokens], tier, without)
         blocks = self._chain(query)
         if self._rule.anywhere:
-            return Match(blocks, self._partial(query, len(blocks)))
+            return Match(
+                blocks, max(self._partials(query, len(blocks)), key=lambda hit: hit.take, default=None)
+            )
         return self._deepest(query, blocks)
 
     def _chain(self, query: _Query) -> list[Hit]:
@@ -173,25 +175,24 @@ class PrefixCache:
             return None
         return block
 
-    def _partial(self, query: _Query, count: int) -> Hit | None:
-        """The block or tail behind ``count`` blocks that shares most tokens with what follows."""
-        # Candidates are ordered by name, so that memory and disk settle a tie in the same way.
+    def _partials(self, query: _Query, count: int) -> Iterator[Hit]:
+        """The blocks and tails behind ``count`` blocks that share enough tokens with what follows.
+
+        They are ordered by name, so that memory and disk settle a tie in the same way.
+        """
         parent, start = self._parent(query, count), count * self._block_tokens
         rest = tuple(query.token_ids[start : len(query.token_ids) - 1][: self._block_tokens])
         stored = {row.key: row for row in query.tier.children(parent)} if query.tier is not None else {}
-        known: dict[BlockHash, Block | Stored] = {block.hash: block for block in self._pool.children(parent)}
-        known |= stored
-        best: Hit | None = None
+        known: dict[BlockHash, Block | Stored] = {**stored}
+        # Last, since memory never loses the words of what it holds.
+        known |= {block.hash: block for block in self._pool.children(parent)}
         for key in sorted(known.keys() - set(query.without)):
             if known[key].kind not in ("block", "tail"):
                 continue
             shared = common_prefix(known[key].tokens, rest)
             least = MIN_TAIL_PART if known[key].kind == "tail" else MIN_BLOCK_PART
-            if shared < least and shared < len(known[key].tokens):
-                continue
-            if shared > (best.take if best else 0):
-                best = Hit(key, shared, self._pool.get(key), key in stored, known[key].kind)
-        return best
+            if shared and (shared >= least or shared == len(known[key].tokens)):
+                yield Hit(key, shared, self._pool.get(key), key in stored, known[key].kind)
 
     def _parent(self, query: _Query, count: int) -> BlockHash:
         return query.hashes[count - 1] if count else query.root
@@ -220,8 +221,8 @@ class PrefixCache:
     def _ends(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
         """Places to resume at as far as tokens tell: how many blocks, and what of the record behind them."""
         yield from self._tails(query, count)
-        if self._rule.inside and (partial := self._partial(query, count)) is not None:
-            yield count, partial
+        if self._rule.inside:
+            yield from ((count, partial) for partial in self._partials(query, count))
         if not self._rule.whole:
             yield from ((known, None) for known in range(1, count + 1))
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import tiny_models
 
+from agent_memory_core.catalog import Catalog
 from agent_memory_core.model_profile import read_profile, shipped_directory
+from agent_memory_core.parity import Verdict
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -200,3 +206,58 @@ def test_what_cannot_be_loaded_or_written_leaves_nothing(
     assert "mlx-lm cannot load" in run("new", "models/Mine", code=1).stderr.replace("\n", " ")
     assert "no config.json" in run("new", "models", code=1).stderr.replace("\n", " ")
     assert list(tmp_path.glob("**/*.toml")) == []
+
+
+# Verified
+
+
+def chatted(tmp_path: Path, folder: Path, store: Path) -> subprocess.CompletedProcess[str]:
+    """A process of its own that says one thing to a model."""
+    return subprocess.run(
+        [sys.executable, "-m", "agent_memory_core.cli", "chat", "--model", str(folder), "--max-tokens", "3"],
+        env={**os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0"},
+        cwd=tmp_path, input="Hello\n\n", capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def recorded(store: Path) -> list[tuple[str, Verdict]]:
+    """What a store's catalog holds of models, as one who opens it later reads it."""
+    with closing(sqlite3.connect(store / "catalog.db")) as db:
+        found = db.execute("SELECT subject, verdict FROM verdicts").fetchall()
+    return [(subject, Verdict.from_json(text)) for subject, text in found]
+
+
+def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(
+    run: Run, llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, store = llama(), tmp_path / "store"
+    said = run("verify", str(folder), "--blocks", "2", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
+    assert cells(said, "batched, alone")[-1] == "equal"
+    assert cells(said, "resumed, uninterrupted at 2 boundaries")[-1] == "equal"
+    assert f"recorded in {store}." in said
+    ((subject, verdict),) = recorded(store)
+    assert (verdict.batched, verdict.resumed, verdict.boundaries) == (True, True, 2)
+    good = chatted(tmp_path, folder, store)
+    assert good.returncode == 0, good.stderr
+    assert "nothing of it is stored" not in good.stderr
+    with closing(Catalog(store / "catalog.db")) as catalog:
+        catalog.record_verdict(subject, replace(verdict, resumed=False, resumed_gap=0.25).to_json())
+    bad = chatted(tmp_path, folder, store)
+    assert bad.returncode == 0, bad.stderr
+    assert "by 0.25 of its logits' spread): nothing of it is stored" in bad.stderr.replace("\n", " ")
+
+
+def test_a_family_that_is_wrong_in_a_batch_is_said_to_decode_one_at_a_time(run: Run, tmp_path: Path) -> None:
+    folder, store = families.write(tmp_path / "afm7", "afm7"), tmp_path / "store"
+    said = run("verify", folder, "--blocks", "2", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
+    assert cells(said, "batched, alone")[-1] == "one at a time"
+    assert cells(said, "resumed, uninterrupted at 2 boundaries")[-1] == "equal"
+    assert "it decodes one sequence at a time: its logits in a batch differ" in said
+    ((_, verdict),) = recorded(store)
+    assert (verdict.batched, verdict.resumed) == (False, True)
+    assert "nothing of it is stored" not in chatted(tmp_path, Path(folder), store).stderr
+
+
+def test_without_a_folder_a_verdict_is_recorded_nowhere(run: Run, llama: Callable[..., Path]) -> None:
+    said = run("verify", str(llama()), "--blocks", "1", AGENT_MEMORY_CACHE_DIR="none").stdout
+    assert "recorded nowhere: there is no cache_dir." in said

@@ -358,6 +358,27 @@ def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
     )
 
 
+@pytest.mark.parametrize("name", ["lfm2", "baichuan_m1"], indirect=False)
+def test_an_opening_is_shared_again_after_its_catalog_was_lost(
+    name: str, opened: Callable[..., Watched], tmp_path: Path
+) -> None:
+    """The files do not say the words of a tail; the next branch that needs it does."""
+    brief = Message("system", "You are terse and kind. " * 20)
+    first = opened(name, tmp_path / "store")
+    first.turn([brief, user(50, "1")], "a")
+    first.turn([brief, user(50, "2")], "b")
+    shared = first.turn([brief, user(50, "3")], "c").report.usage.cache_read
+    first.close()
+    for file in (tmp_path / "store").glob("catalog.db*"):
+        file.unlink()
+    engine = opened(name, tmp_path / "store")
+    engine.turn([brief, user(50, "4")], "d")
+    engine.evict()
+    again = engine.turn([brief, user(50, "5")], "e")
+    assert again.report.usage.cache_read == shared > BLOCK
+    assert again.tokens == plain(name, engine.prompts[-1], 8)
+
+
 def test_what_cannot_be_stored_is_computed_anew_and_said(
     opened: Callable[..., Watched],
     tmp_path: Path,

@@ -36,14 +36,27 @@ from made_turns import (
 from safetensors import safe_open
 
 from agent_memory_core import block_file, block_store, store_folder
-from agent_memory_core.block import block_hash, pack_tokens, record_hash, root_hash
+from agent_memory_core.block import (
+    BlockHash,
+    Kind,
+    block_hash,
+    chain as chain_of,
+    pack_tokens,
+    record_hash,
+    root_hash,
+)
 from agent_memory_core.block_file import ALIGNMENT, HostTensor, Record
+from agent_memory_core.block_pool import BlockPool
 from agent_memory_core.block_store import BlockStore
+from agent_memory_core.catalog import BranchRow
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.prefix_cache import PrefixCache
+from agent_memory_core.resume import ResumeRule
 
 MANY = 1000 * FILE
 OTHER = root_hash({"model": "other"})
+FOLDERS: dict[Kind, str] = {"block": "b", "tail": "t", "window": "w", "words": "x"}
 
 
 def ids(count: int, start: int = 0) -> tuple[int, ...]:
@@ -296,6 +309,84 @@ def test_a_turn_is_not_committed_over_a_file_that_went_away_while_it_was_written
     assert store.catalog.session_state(ROOT, "default", "other") == "new"
     turn(store, tokens, "other")
     assert is_whole(store, tokens)
+
+
+# Records of other kinds
+
+
+def beside(store: BlockStore, kind: Kind) -> list[str]:
+    """The names of the files in the folder of a kind."""
+    return sorted(path.stem for path in store.path.glob(f"ns/{ROOT.hex()}/{FOLDERS[kind]}/*/*.safetensors"))
+
+
+def windows(tokens: tuple[int, ...], *indices: int) -> list[Record]:
+    """Window parts of these blocks of ``tokens``."""
+    chain = records(tokens, nbytes=8)
+    return [record(chain[index].key, (), kind="window") for index in indices]
+
+
+def turn_with(
+    store: BlockStore,
+    tokens: tuple[int, ...],
+    parts: list[Record],
+    session: str = "s",
+    branch: BranchRow | None = None,
+) -> BranchRow:
+    """Commit a branch of ``tokens`` that needs ``parts`` beside its chain."""
+    wish = wanted(tokens, session, branch, parts=tuple(part.key for part in parts))
+    return store.commit([*records(tokens), *parts], wish)
+
+
+def test_every_kind_has_a_folder_and_comes_back_as_it_was(store: BlockStore) -> None:
+    (block,) = records(ids(BLOCK))
+    words = Record(record_hash("words", block.key, (7, 8)), block.key, (7, 8), "words", ())
+    made = [
+        block,
+        record(block.key, (), kind="window"),
+        record(block.key, (), kind="tail"),
+        record(block.key, (7,), kind="tail"),
+        words,
+    ]
+    store.commit(made, wanted(ids(BLOCK), parts=tuple(one.key for one in made[1:])))
+    for one in made:
+        assert one.key.hex() in beside(store, one.kind)
+        loaded = store.load(ROOT, one.key, allocate)
+        assert loaded is not None
+        assert (loaded.key, loaded.parent, loaded.tokens, loaded.kind) == (
+            *(one.key, one.parent, one.tokens, one.kind),
+        )
+        assert loaded.tensors == {} if one is words else is_right(loaded)
+    assert store.check().clean
+
+
+def test_files_of_what_a_branch_needs_no_more_go_at_its_commit(store: BlockStore) -> None:
+    old, kept, new = windows(ids(12), 0, 1, 2)
+    mark = record(ROOT, ids(3), kind="tail")
+    branch = turn_with(store, ids(9), [old, kept, mark])
+    assert beside(store, "window") == sorted(one.key.hex() for one in (old, kept))
+    branch = turn_with(store, ids(13), [kept, new], "s", branch)
+    assert beside(store, "window") == sorted(one.key.hex() for one in (kept, new))
+    assert beside(store, "tail") == [records(ids(13))[-1].key.hex()]
+    store.fork("default", "s", "copy")
+    branch = turn_with(store, ids(14), [], "s", branch)
+    assert len(beside(store, "window")) == 2, "the fork needs them"
+    assert store.check().clean
+    store.forget("default", "copy")
+    assert beside(store, "window") == []
+    assert is_whole(store, ids(14))
+
+
+def test_what_a_turn_needs_is_not_evicted_to_make_room_for_it(folder: Path) -> None:
+    store = open_store(folder, quota=6 * FILE)
+    (window,) = windows(ids(BLOCK), 0)
+    turn_with(store, ids(BLOCK), [window], "old")
+    turn(store, ids(2 * BLOCK, 100), "young")
+    tokens = ids(4 * BLOCK)
+    branch = store.commit(records(tokens), wanted(tokens, "new", parts=(window.key,)))
+    assert store.catalog.parts(branch.branch_id) == {window.key}
+    assert store.load(ROOT, window.key, allocate) is not None
+    assert store.check().clean
+    store.close()
 
 
 # Sessions
@@ -664,6 +755,31 @@ def test_a_lost_or_damaged_catalog_is_rebuilt_from_the_files(
     assert store.sessions()[0].model == "made"
     assert store.check().clean is False
     (folder / "ns" / ROOT.hex() / "b" / "not ours").unlink()
+    assert store.check().clean
+    store.close()
+
+
+def test_windows_and_tails_come_back_from_their_files_and_a_tails_words_from_its_branch(folder: Path) -> None:
+    store = open_store(folder)
+    chain = records(ids(2 * BLOCK))
+    (window,) = windows(ids(2 * BLOCK), 1)
+    empty, mark = record(chain[1].key, (), kind="tail"), record(chain[0].key, ids(2, BLOCK), kind="tail")
+    turn_with(store, ids(2 * BLOCK), [window, empty, mark])
+    store.close()
+    lose(folder)
+    store = open_store(folder)
+    tokens = ids(2 * BLOCK)
+    whole = PrefixCache(BlockPool(10 * FILE), ResumeRule(BLOCK, window=3, whole=True))
+
+    def resumed(prompt: list[int]) -> list[BlockHash]:
+        found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.catalog)
+        return [hit.key for hit in found.hits]
+
+    assert resumed([*tokens, 90]) == [chain[0].key, chain[1].key, empty.key, window.key]
+    assert resumed([*ids(BLOCK + 2), 90, 91]) == [], "a tail whose words are lost is not one without words"
+    store.commit([], wanted(tokens, token_ids=tokens, parts=(mark.key,)))
+    store.commit([*windows(ids(BLOCK), 0)], wanted(ids(BLOCK), "other"))
+    assert resumed([*ids(BLOCK + 2), 90, 91]) == [chain[0].key, mark.key, windows(ids(BLOCK), 0)[0].key]
     assert store.check().clean
     store.close()
 

@@ -7,6 +7,7 @@ hold after each of them. The tier is a dictionary, a block's KV is the tokens it
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ LIMITS = Limits(
     grow=8,
 )
 ROOTS = [root_hash({"namespace": name}) for name in "ab"]
+
+marks = st.sets(st.integers(1, 40), max_size=3)
 
 
 @dataclass
@@ -66,11 +69,13 @@ class Row:
 class Books(RuleBasedStateMachine):
     """One engine's books with a pretended model: the KV of a token is the token."""
 
+    resumes = ResumeRule(BLOCK)
+
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(BUDGET)
         self.tier = DictTier()
-        self.prefixes = PrefixCache(self.pool, ResumeRule(BLOCK))
+        self.prefixes = PrefixCache(self.pool, self.resumes)
         self.scheduler = Scheduler(self.pool, LIMITS, self.match)
         self.live: dict[int, list[int]] = {}
         self.turns: dict[int, Sequence] = {}
@@ -84,20 +89,25 @@ class Books(RuleBasedStateMachine):
         heads=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6),
         root=st.sampled_from(ROOTS),
         new=st.integers(0, 9),
+        marks=marks,
     )
-    def add(self, heads: list[list[int]], root: BlockHash, new: int) -> None:
+    def add(self, heads: list[list[int]], root: BlockHash, new: int, marks: set[int]) -> None:
         for head in heads:
-            self._add(head, root, new)
+            self._add(head, root, new, marks)
 
     @precondition(lambda self: self.ended)
     @rule(
-        data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=9), root=st.sampled_from(ROOTS)
+        data=st.data(),
+        more=st.lists(st.integers(0, 1), min_size=1, max_size=9),
+        root=st.sampled_from(ROOTS),
+        marks=marks,
     )
-    def go_on(self, data: st.DataObject, more: list[int], root: BlockHash) -> None:
-        self._add(data.draw(st.sampled_from(self.ended)) + more, root, 3)
+    def go_on(self, data: st.DataObject, more: list[int], root: BlockHash, marks: set[int]) -> None:
+        self._add(data.draw(st.sampled_from(self.ended)) + more, root, 3, marks)
 
-    def _add(self, ids: list[int], root: BlockHash, new: int) -> None:
-        sequence = Sequence(self.ids, root, list(ids), new, BLOCK)
+    def _add(self, ids: list[int], root: BlockHash, new: int, marks: set[int]) -> None:
+        inside = tuple(sorted(mark for mark in marks if mark < len(ids)))
+        sequence = Sequence(self.ids, root, list(ids), new, BLOCK, marks=inside)
         self.ids += 1
         sequence.match = self.match(sequence)
         try:
@@ -125,6 +135,7 @@ class Books(RuleBasedStateMachine):
             return
         chunk, sequence = batch.chunk, batch.chunk.sequence
         assert chunk.stop > chunk.start
+        assert not any(chunk.start < mark < chunk.stop for mark in sequence.marks), "a chunk ends at a mark"
         self.live[sequence.seq_id] += sequence.token_ids[chunk.start : chunk.stop]
         self.scheduler.computed(chunk)
         if chunk.is_last and sequence.max_tokens:
@@ -133,9 +144,12 @@ class Books(RuleBasedStateMachine):
             self._finish(sequence)
         else:
             self._seal(sequence)
+            if chunk.stop in sequence.marks:
+                self._put_tail(sequence, chunk.stop)
 
     def _load(self, sequence: Sequence, chance: random.Random) -> None:
         without: set[BlockHash] = set()
+        reserved, others = sequence.reserved, self._held_by_others(sequence)
         while missing := [hit.key for hit in sequence.match.missing]:
             fails = chance.random() < 0.2
             rows = [self.tier.blocks[key] for key in missing[: len(missing) // 2 if fails else None]]
@@ -143,12 +157,21 @@ class Books(RuleBasedStateMachine):
             if lost := self.scheduler.loaded(sequence, copies):
                 without.add(lost[0])
                 self.scheduler.rematch(sequence, self.match(sequence, without))
+                assert self._held() == others + Counter(
+                    hit.key for hit in sequence.match.hits if hit.block is not None
+                ), "what the lost match held is given back, and what the new one reads is held"
+                assert sequence.reserved == reserved
+        assert not {hit.key for hit in sequence.match.hits} & without
         known = [token for hit in sequence.match.hits for token in hit.block.kv[: hit.take]]  # type: ignore[union-attr]
         assert known == sequence.token_ids[: len(known)], "what is reused is decided by the tokens alone"
         assert len(known) < sequence.num_prompt, "one prompt token is always left to evaluate"
         self.live[sequence.seq_id] = known
         self.scheduler.restored(sequence)
         assert sequence.num_cached == len(known)
+        read = {hit.key for hit in (*sequence.match.blocks, *sequence.match.windows)}
+        assert {block.hash for block in sequence.unsaved} == read - self.tier.blocks.keys(), (
+            "the tier lacks these"
+        )
 
     def _seal(self, sequence: Sequence) -> None:
         live = self.live[sequence.seq_id]
@@ -163,22 +186,42 @@ class Books(RuleBasedStateMachine):
         self.scheduler.sealed(
             sequence, last, [b for b in fresh if b.hash not in self.tier.blocks], persist=True
         )
+        for block in fresh if self.resumes.window else ():
+            self.pool.put(Block(record_hash("window", block.hash), block.hash, (), 5, [], kind="window"))
+
+    def _put_tail(self, sequence: Sequence, length: int) -> Block | None:
+        start = length // BLOCK * BLOCK
+        tokens, parent = tuple(sequence.token_ids[start:length]), sequence.parent_of(start // BLOCK)
+        if not tokens and not self.resumes.whole:
+            return None
+        kv = self.live[sequence.seq_id][start:length]
+        tail = Block(record_hash("tail", parent, tokens), parent, tokens, 10, kv, kind="tail")
+        return self.pool.put(tail) or tail
+
+    def _held(self) -> Counter[BlockHash]:
+        return Counter({key: block.ref_count for key, block in self.pool._held.items()})
+
+    def _held_by_others(self, sequence: Sequence) -> Counter[BlockHash]:
+        return self._held() - Counter(block.hash for block in sequence.held)
 
     def _finish(self, sequence: Sequence) -> None:
         live = self.live[sequence.seq_id]
         self.scheduler.keep(sequence, len(live))
         self._seal(sequence)
-        start = len(live) // BLOCK * BLOCK
         for block in sequence.unsaved:
             self.tier.blocks.setdefault(block.hash, block)
-        if start < len(live):
-            parent = sequence.parent_of(start // BLOCK)
-            tokens = tuple(live[start:])
-            tail = Block(record_hash("tail", parent, tokens), parent, tokens, 10, live[start:], kind="tail")
-            self.pool.put(tail)
-            self.tier.blocks[tail.hash] = tail
+        self._commit(sequence, len(live))
         self.ended.append(list(live))
         self._retire(sequence)
+
+    def _commit(self, sequence: Sequence, length: int) -> None:
+        """Bring to the tier what it takes to resume at the end and at the marks."""
+        tails = [self._put_tail(sequence, place) for place in (*sequence.marks, length) if place <= length]
+        windows = [self.pool.get(record_hash("window", key)) for key in sequence.hashes]
+        for record in (*tails, *windows):
+            above = record is not None and record.parent in {*self.tier.blocks, *ROOTS}
+            if record is not None and above:
+                self.tier.blocks.setdefault(record.hash, record)
 
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.retire(sequence)
@@ -226,5 +269,29 @@ class Books(RuleBasedStateMachine):
             assert all(block.hash in held for block in turn.unsaved if self.pool.get(block.hash) is block)
 
 
+class BooksOfWindows(Books):
+    """The same where some layer keeps a window only."""
+
+    resumes = ResumeRule(BLOCK, window=6)
+
+
+class BooksOfStates(Books):
+    """The same where some layer can be resumed only where its state was kept."""
+
+    resumes = ResumeRule(BLOCK, whole=True)
+
+
+class BooksOfBoth(Books):
+    """The same where some layers keep a short window and others a state."""
+
+    resumes = ResumeRule(BLOCK, window=3, whole=True)
+
+
 TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBooksOfWindows = BooksOfWindows.TestCase
+TestBooksOfStates = BooksOfStates.TestCase
+TestBooksOfBoth = BooksOfBoth.TestCase
+TestBooksOfWindows.settings = TestBooksOfStates.settings = TestBooksOfBoth.settings = settings(
+    max_examples=30, stateful_step_count=40, deadline=None
+)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from made_turns import BLOCK, FILE, IDENTITY, ROOT, records, wanted
 
-from agent_memory_core.block import BlockHash, pack_tokens, root_hash
+from agent_memory_core.block import BlockHash, Kind, pack_tokens, record_hash, root_hash
 from agent_memory_core.catalog import (
     MAX_CHILDREN,
     BlockRow,
@@ -51,6 +51,33 @@ def commit(
 ) -> BranchRow:
     wish = wanted(tokens, session, branch, root=root, max_branches=max_branches)
     return catalog.commit(rows(tokens, root), wish)[0]
+
+
+def further(kind: Kind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockRow:
+    """The row of a record beside the chain of a branch: a window part, or the tail of an earlier place."""
+    key = record_hash(kind, parent, tokens)
+    return BlockRow(key, parent, ROOT, tuple(tokens), kind, FILE, "00", len(tokens))
+
+
+def windows(tokens: Sequence[int], indices: Sequence[int]) -> list[BlockRow]:
+    """Window parts of these blocks of ``tokens``."""
+    return [further("window", keys(tokens)[index]) for index in indices]
+
+
+def named(rows: Sequence[BlockRow]) -> tuple[BlockHash, ...]:
+    return tuple(row.key for row in rows)
+
+
+def commit_with(
+    catalog: Catalog,
+    tokens: Sequence[int],
+    parts: Sequence[BlockRow],
+    session: str = "s",
+    branch: BranchRow | None = None,
+) -> tuple[BranchRow, list[BlockRow]]:
+    """Commit a branch that needs ``parts`` beside its chain."""
+    wish = wanted(tokens, session, branch, parts=named(parts))
+    return catalog.commit([*rows(tokens), *parts], wish)
 
 
 def ids(count: int, start: int = 0) -> tuple[int, ...]:
@@ -470,6 +497,165 @@ def test_wrong_tokens_are_not_given_to_a_rebuilt_row(catalog: Catalog) -> None:
     assert [catalog.rows([key])[key].tokens for key in keys(tokens)] == [ids(BLOCK), ()]
 
 
+# What branches need beside their blocks
+
+
+def test_a_branch_needs_those_of_its_parts_that_are_stored(catalog: Catalog) -> None:
+    first, second, unknown = windows(ids(12), [0, 1, 2])
+    wish = wanted(ids(12), parts=named([first, second, unknown]))
+    branch, superseded = catalog.commit([*rows(ids(12)), first, second], wish)
+    assert superseded == []
+    assert catalog.parts(branch.branch_id) == {first.key, second.key}
+    assert catalog.stored(named([first, unknown])) == {first.key}
+    later, _ = catalog.commit([unknown], wanted(ids(12), "s", branch, parts=wish.parts))
+    assert catalog.parts(later.branch_id) == set(wish.parts)
+    assert catalog.parts(later.branch_id + 1) == set()
+
+
+def test_what_a_branch_needs_no_more_goes_as_it_moves_on(catalog: Catalog) -> None:
+    old, kept, new = windows(ids(12), [0, 1, 2])
+    branch, _ = commit_with(catalog, ids(9), [old, kept])
+    moved, superseded = commit_with(catalog, ids(13), [kept, new], "s", branch)
+    assert {row.key for row in superseded} == {old.key, branch.tail}
+    assert catalog.parts(moved.branch_id) == {kept.key, new.key}
+    assert catalog.row(old.key) is None
+    assert catalog.known_prefix(keys(ids(12))) == 3, "the block of a window that went stays"
+
+
+def test_what_another_branch_needs_stays_and_goes_with_the_last_that_does(catalog: Catalog) -> None:
+    shared = windows(ids(8), [0, 1])
+    branch, _ = commit_with(catalog, ids(8), shared)
+    catalog.fork("default", "s", "copy")
+    (copy,) = catalog.branches(ROOT, "default", "copy")
+    assert catalog.parts(copy.branch_id) == set(named(shared))
+    _, superseded = commit_with(catalog, ids(9), [], "s", branch)
+    assert superseded == []
+    assert catalog.parts(copy.branch_id) == catalog.stored(named(shared)) == set(named(shared))
+    _, superseded = commit_with(catalog, ids(10), [], "copy", copy)
+    assert set(named(superseded)) == set(named(shared))
+
+
+def test_a_tail_that_becomes_a_part_is_not_superseded(catalog: Catalog) -> None:
+    branch, _ = commit_with(catalog, ids(6), [])
+    end = rows(ids(6))[-1]
+    _, superseded = commit_with(catalog, ids(11), [end], "s", branch)
+    assert superseded == []
+    assert {row.key for row in catalog.tails(keys(ids(8)))} == {end.key, keys(ids(11))[-1]}
+    catalog.drop([end.key])
+    assert {row.key for row in catalog.tails(keys(ids(8)))} == {keys(ids(11))[-1]}
+
+
+def test_parts_change_with_their_branch_or_not_at_all(catalog: Catalog) -> None:
+    before, after = windows(ids(8), [0, 1])
+    branch, _ = commit_with(catalog, ids(8), [before])
+
+    class Stop(Exception): ...
+
+    def fail_inside() -> None:
+        with catalog.transaction():
+            commit_with(catalog, ids(9), [after], "s", branch)
+            raise Stop
+
+    with pytest.raises(Stop):
+        fail_inside()
+    assert catalog.parts(branch.branch_id) == {before.key}
+    assert catalog.row(before.key) is not None
+    assert catalog.row(after.key) is None
+
+
+def test_a_part_is_not_evicted_before_its_branch_nor_a_block_before_its_window(catalog: Catalog) -> None:
+    parts = [*windows(ids(8), [0, 1]), further("tail", ROOT, ids(2))]
+    commit_with(catalog, ids(8), parts, "old")
+    commit(catalog, ids(8, 100), "young")
+    catalog.pin("default", "young", True)
+    assert catalog.evictable_bytes() == 5 * FILE
+    gone = [row.key for _ in range(5) for row in catalog.evict(1)]
+    assert set(gone) == {*keys(ids(8)), *named(parts)}
+    assert catalog.session_state(ROOT, "default", "old") == "evicted"
+    for block, window in zip(keys(ids(8)), named(parts), strict=False):
+        assert gone.index(window) < gone.index(block)
+    with pytest.raises(StoreFull):
+        catalog.evict(1)
+
+
+def test_parts_count_in_the_bytes_of_their_session_and_of_what_is_pinned(catalog: Catalog) -> None:
+    shared, own = windows(ids(8), [0, 1])
+    commit_with(catalog, ids(8), [shared, own], "a")
+    commit_with(catalog, ids(8), [shared], "b")
+    assert {info.session_id: info.nbytes for info in catalog.sessions()} == {"a": 4 * FILE, "b": 3 * FILE}
+    catalog.pin("default", "b", True)
+    assert catalog.evictable_bytes() == FILE
+
+
+def test_forgetting_takes_the_parts_that_only_that_session_needed(catalog: Catalog) -> None:
+    shared, own = windows(ids(8), [0, 1])
+    commit_with(catalog, ids(4), [shared], "b")
+    commit_with(catalog, ids(8), [shared, own], "a")
+    assert set(named(catalog.forget("default", "a"))) == {own.key, keys(ids(8))[1]}
+    assert set(named(catalog.forget("default", "b"))) == {shared.key, keys(ids(4))[0]}
+    commit_with(catalog, ids(4), [shared], "b")
+    catalog.fork("default", "b", "a")
+    assert catalog.forget("default", "b") == []
+    assert set(named(catalog.forget("default", "a"))) == {shared.key, keys(ids(4))[0]}
+    with catalog.transaction() as db:
+        assert db.execute("SELECT count(*) FROM parts").fetchone() == (0,)
+
+
+def test_a_branch_beyond_the_limit_lets_go_of_its_parts(catalog: Catalog) -> None:
+    (window,) = windows(ids(4), [0])
+    commit_with(catalog, ids(4), [window])
+    commit(catalog, ids(4, 100), max_branches=1)
+    assert {row.key for row in catalog.evict(2 * FILE)} == {window.key, *keys(ids(4))}
+
+
+def test_the_audit_counts_parts(catalog: Catalog) -> None:
+    (window,) = windows(ids(4), [0])
+    commit_with(catalog, ids(4), [window])
+    assert catalog.audit() == []
+    with catalog.transaction() as db:
+        db.execute("UPDATE blocks SET refs = 0 WHERE key = ?", (window.key,))
+    assert catalog.audit(fix=True) == ["1 blocks with a wrong count of references"]
+    catalog.pin("default", "s", True)
+    with pytest.raises(StoreFull):
+        catalog.evict(1)
+
+
+def test_a_part_that_a_rebuild_left_without_words_gets_them_back_from_its_branch(catalog: Catalog) -> None:
+    early, empty = further("tail", keys(ids(4))[0], ids(3, 4)), further("tail", keys(ids(4))[0])
+    first = further("tail", ROOT, ids(2))
+    alien = further("tail", keys(ids(4))[0], (70, 71))
+    lost = [replace(row, tokens=()) for row in (*rows(ids(9)), early, empty, first, alien)]
+    catalog.rebuild([(row, 1.0) for row in lost])
+    wish = wanted(ids(9), token_ids=ids(9), parts=named([early, empty, first, alien]))
+    catalog.commit([], replace(wish, session_id="wrong", token_ids=ids(9, 50)))
+    assert {row.tokens for row in catalog.tails([ROOT, *keys(ids(8))])} == {()}
+    catalog.commit([], wish)
+    found = {row.key: row.tokens for row in catalog.tails([ROOT, *keys(ids(8))])}
+    assert found == {
+        early.key: early.tokens,
+        empty.key: (),
+        first.key: first.tokens,
+        alien.key: (),
+        keys(ids(9))[-1]: (8,),
+    }
+
+
+# Verdicts
+
+
+def test_a_verdict_stands_until_the_next_one_and_other_catalogs_read_it(tmp_path: Path) -> None:
+    catalog, other = Catalog(tmp_path / "catalog.db"), Catalog(tmp_path / "catalog.db")
+    assert catalog.verdict("a model") is None
+    for verdict in ("good", "bad"):
+        catalog.record_verdict("a model", verdict)
+        assert other.verdict("a model") == verdict
+    assert other.verdict("another model") is None
+    other.close()
+    catalog.close()
+    with pytest.raises(StoreError, match="closed"):
+        catalog.record_verdict("a model", "good")
+
+
 # The database itself
 
 
@@ -562,6 +748,7 @@ class Books(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.catalog = Catalog(Path(self.folder.name) / "catalog.db")
         self.branches: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self.parts: dict[int, set[BlockHash]] = {}
         self.pinned: set[str] = set()
         self.lost: set[BlockHash] = set()
 
@@ -573,26 +760,48 @@ class Books(RuleBasedStateMachine):
         session=st.sampled_from(SESSIONS),
         start=st.integers(0, 30),
         new=st.lists(st.integers(0, 1), min_size=1, max_size=9),
+        needed=st.sets(st.integers(0, 6), max_size=3),
+        given=st.sets(st.integers(0, 6), max_size=3),
         data=st.data(),
         stale=st.booleans(),
     )
-    def turn(self, session: str, start: int, new: list[int], data: st.DataObject, stale: bool) -> None:
+    def turn(
+        self,
+        session: str,
+        start: int,
+        new: list[int],
+        needed: set[int],
+        given: set[int],
+        data: st.DataObject,
+        stale: bool,
+    ) -> None:
         mine = sorted(i for i, (owner, _) in self.branches.items() if owner == session)
         chosen = data.draw(st.sampled_from([None, *mine]))
         known = self.branches[chosen][1] if chosen is not None else ()
         tokens = (*known[:start], *new)
         rows_now = {row.branch_id: row for row in self.catalog.branches(ROOT, "default", session)}
-        wish = wanted(tokens, session, rows_now[chosen] if chosen is not None else None)
+        full = range(len(tokens) // BLOCK)
+        parts, made_parts = (windows(tokens, [i for i in full if i in some]) for some in (needed, given))
+        wish = wanted(tokens, session, rows_now.get(chosen) if chosen else None, parts=named(parts))
         if stale:
             wish = replace(wish, generation=wish.generation - 1)
-        made, _ = self.catalog.commit(rows(tokens), wish)
-        assert (made.branch_id == chosen) == (chosen is not None and not stale)
+        moves = chosen is not None and not stale
+        before = self.parts[chosen] if chosen is not None and moves else set()
+        can = set(self.catalog.all_keys()) | set(named(made_parts)) | before
+        made, superseded = self.catalog.commit([*rows(tokens), *made_parts], wish)
+        assert (made.branch_id == chosen) == moves
         self.branches[made.branch_id] = (session, tokens)
-        self.lost -= set(keys(tokens))
+        self.parts[made.branch_id] = set(wish.parts) & can
+        self.lost -= {*keys(tokens), *named(made_parts)}
         live = {row.branch_id for row in self.catalog.branches(ROOT, "default", session)}
+        assert not set(named(superseded)) & self.reached()
+        assert not (before - self.reached()) & set(self.catalog.all_keys())
         for gone in set(mine) - live:
             assert len(mine) >= 16
-            del self.branches[gone]
+            self._gone(gone)
+
+    def _gone(self, branch_id: int) -> None:
+        del self.branches[branch_id], self.parts[branch_id]
 
     @rule(old=st.sampled_from(SESSIONS), new=st.sampled_from(SESSIONS))
     def fork(self, old: str, new: str) -> None:
@@ -602,9 +811,10 @@ class Books(RuleBasedStateMachine):
                 self.catalog.fork("default", old, new)
             return
         self.catalog.fork("default", old, new)
-        copied = [tokens for _, (owner, tokens) in sorted(self.branches.items()) if owner == old]
-        for row, tokens in zip(self.catalog.branches(ROOT, "default", new), copied, strict=True):
-            self.branches[row.branch_id] = (new, tokens)
+        copied = [i for i, (owner, _) in sorted(self.branches.items()) if owner == old]
+        for row, source in zip(self.catalog.branches(ROOT, "default", new), copied, strict=True):
+            self.branches[row.branch_id] = (new, self.branches[source][1])
+            self.parts[row.branch_id] = set(self.parts[source])
 
     @rule(session=st.sampled_from(SESSIONS))
     def forget(self, session: str) -> None:
@@ -614,7 +824,8 @@ class Books(RuleBasedStateMachine):
         except SessionNotFound:
             assert all(owner != session for owner, _ in self.branches.values())
             return
-        self.branches = {i: b for i, b in self.branches.items() if b[0] != session}
+        for i in [i for i, (owner, _) in self.branches.items() if owner == session]:
+            self._gone(i)
         self.pinned.discard(session)
         assert before - gone == set(self.catalog.all_keys())
         assert not gone & self.reached()
@@ -649,11 +860,12 @@ class Books(RuleBasedStateMachine):
         expired = set(self.branches) - live
         assert all(self.branches[i][0] not in self.pinned for i in expired)
         for i in expired:
-            del self.branches[i]
+            self._gone(i)
         self.lost -= {row.key for row in gone}
 
     def reached(self) -> set[BlockHash]:
-        return {key for _, tokens in self.branches.values() for key in keys(tokens)}
+        chains = {key for _, tokens in self.branches.values() for key in keys(tokens)}
+        return chains.union(*self.parts.values())
 
     @invariant()
     def counts_are_those_of_the_rows(self) -> None:
@@ -665,6 +877,11 @@ class Books(RuleBasedStateMachine):
         assert {
             row.branch_id: (row.session_id, self.catalog.branch_tokens(row)) for row in rows_now
         } == self.branches
+
+    @invariant()
+    def every_branch_has_its_parts(self) -> None:
+        with self.catalog.transaction():
+            assert {i: self.catalog.parts(i) for i in self.branches} == self.parts
 
     @invariant()
     def what_a_branch_reaches_is_stored_unless_it_was_lost(self) -> None:

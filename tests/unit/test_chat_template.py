@@ -9,10 +9,11 @@ from typing import Any
 
 import made_tokenizers as made
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from agent_memory_core.chat_template import ChatTemplate, Prompt, TokenText
+from agent_memory_core import chat_template
+from agent_memory_core.chat_template import MIN_OPENING, ChatTemplate, Prompt, TokenText
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
 
@@ -280,6 +281,157 @@ def test_a_tokenizer_that_normalises_still_continues() -> None:
         "up to the answer's marker"
     )
     assert prompt.token_ids == template.encode(chat("cafe\u0301", "Yes.", "Bye")).token_ids
+
+
+# Where prompts part
+
+LONG = "You are terse and kind, and you never say more than you were asked. " * 8
+
+systems = st.sampled_from(["", "Be brief.", LONG])
+tool_lists = st.sampled_from([(), (WEATHER,)])
+
+
+def conversation(system: str, contents: list[str], **more: Any) -> ChatRequest:
+    """A system message, if there is one, and contents said in turn."""
+    first = (Message("system", system),) if system else ()
+    return ChatRequest((*first, *chat(*contents).messages), **more)
+
+
+def marks_of(template: ChatTemplate, request: ChatRequest) -> tuple[tuple[int, ...], Prompt]:
+    prompt = template.encode(request)
+    return template.marks(request, prompt), prompt
+
+
+@given(makes_all, systems, tool_lists, st.lists(said, min_size=1, max_size=3), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_marks_are_inside_their_prompt_and_in_order(
+    make: Make, system: str, tools: tuple[Any, ...], contents: list[str], asks: bool
+) -> None:
+    template, request = template_of(make), conversation(system, contents, tools=tools)
+    prompt = template.encode(request, generation_prompt=asks)
+    marks = template.marks(request, prompt)
+    assert list(marks) == sorted(set(marks))
+    assert all(0 < mark < len(prompt.token_ids) for mark in marks)
+    assert len(marks) in (1, 2)
+
+
+@example(made.metaspace, "", (WEATHER,), ["1", "\n"], [])  # a line feed merges with those of the template
+@given(
+    makes_all,
+    systems,
+    tool_lists,
+    st.lists(said | answered, min_size=2, max_size=2),
+    st.lists(answered, max_size=1),
+)
+@settings(max_examples=100, deadline=None)
+def test_two_conversations_share_what_comes_before_their_opening_mark(
+    make: Make, system: str, tools: tuple[Any, ...], firsts: list[str], answers: list[str]
+) -> None:
+    template = template_of(make)
+    ones = [[first, *(part for answer in answers for part in (answer, "go on"))] for first in firsts]
+    (marks, prompt), (others, other) = (
+        marks_of(template, conversation(system, contents, tools=tools)) for contents in ones
+    )
+    opens = [found[0] for found in (marks, others) if len(found) == 2]
+    if opens:
+        shared = min(opens)
+        assert shared >= MIN_OPENING
+        assert prompt.token_ids[:shared] == other.token_ids[:shared]
+    if make in MARKED and all(first[0] == "x" for first in firsts):
+        assert len(opens) in (0, 2)
+        assert len(set(opens)) <= 1, (
+            "where no space merges with the template's, they end at the very same place"
+        )
+        assert opens or system != LONG
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_the_opening_holds_all_of_the_system_message_and_the_tools(make: Make) -> None:
+    template = template_of(make)
+    (opening, _), prompt = marks_of(template, conversation(LONG, ["Hi"], tools=(WEATHER,)))
+    before = decode(template, prompt.token_ids[:opening])
+    assert LONG.strip().replace(" ", "") in before.replace(" ", "")
+    assert "get_weather" in before
+    assert "Hi" not in before
+    for said in "a", "1", "aa":
+        assert marks_of(template, conversation(LONG, [said], tools=(WEATHER,)))[0][0] == opening
+    (other, _), _ = marks_of(template, conversation(LONG, ["Hi"]))
+    assert other < opening
+
+
+@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize("system", ["", LONG])
+@pytest.mark.parametrize("contents", [["Hi"], ["Hi", "Hello.", "And now?"]])
+def test_the_last_mark_is_where_the_generation_prompt_begins(
+    make: Make, system: str, contents: list[str]
+) -> None:
+    template, request = template_of(make), conversation(system, contents)
+    marks, prompt = marks_of(template, request)
+    closed = template.encode(request, generation_prompt=False).token_ids
+    whole = prompt.token_ids
+    asks_in_tokens = len(closed) < len(whole) and whole[: len(closed)] == closed
+    assert marks[-1] == (len(closed) if asks_in_tokens else len(whole) - 1)
+    assert asks_in_tokens or make in (made.llama2, made.bare, made.untemplated)
+    assert template.marks(request, template.encode(request, generation_prompt=False))[-1] == len(closed) - 1
+
+
+def test_a_generation_prompt_that_depends_on_an_argument_is_found_for_each() -> None:
+    thinking = made.CHATML.replace(
+        "assistant\\n'", "assistant\\n' ~ ('<think>\\n' if think else '<think>\\n\\n</think>\\n\\n')"
+    )
+    template = ChatTemplate(made.byte_level(thinking, made.special("<|im_start|>", "<|im_end|>")))
+    asked = set()
+    for think in (True, False, True):
+        request = chat("Hi", template_kwargs={"think": think})
+        marks, prompt = marks_of(template, request)
+        closed = template.encode(request, generation_prompt=False).token_ids
+        assert marks == (len(closed),)
+        asked.add(prompt.token_ids[marks[-1] :])
+    assert len(asked) == 2
+
+
+REFUSES = "{%- if messages | length < 3 -%}{{- raise_exception('say more') -}}{%- endif -%}" + made.BARE
+
+
+@pytest.mark.parametrize("how", ["a template", "a renderer"])
+def test_a_probe_that_is_refused_gives_no_opening_mark(how: str) -> None:
+    def refuses(messages: list[dict[str, Any]], tools: Any = None, **_: Any) -> str:
+        assert len(messages) > 2, "say more"
+        return "".join(f"{m['role']}:\n{m['content']}\n\n" for m in messages)
+
+    tokenizer = made.byte_level(REFUSES, [])
+    if how == "a renderer":
+        tokenizer = TokenizerWrapper(tokenizer._tokenizer, chat_template=refuses)
+    template = ChatTemplate(tokenizer)
+    marks, prompt = marks_of(template, conversation(LONG, ["Hi", "Hello.", "And now?"]))
+    assert marks == (len(prompt.token_ids) - 1,)
+
+
+def test_a_prompt_that_is_only_an_opening_has_no_mark_at_its_end() -> None:
+    template, request = template_of(made.tiny_chat), ChatRequest((Message("system", LONG),))
+    prompt = template.encode(request, generation_prompt=False)
+    assert template.marks(request, prompt) == (len(prompt.token_ids) - 1,)
+
+
+def test_openings_are_probed_once_and_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_PROBES", 4)
+    template = ChatTemplate(made.tiny_chat())
+    tokenised, tokenize = list[str](), template.tokenize
+
+    def watched(text: str) -> list[int]:
+        tokenised.append(text)
+        return tokenize(text)
+
+    requests = [conversation(f"{n} {LONG}", ["Hi"]) for n in range(9)]
+    prompts = [template.encode(request) for request in requests]
+    monkeypatch.setattr(template, "tokenize", watched)
+    found = [template.marks(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+    assert len(template._probes) <= 4
+    tokenised.clear()
+    assert template.marks(conversation(f"8 {LONG}", ["Bye"]), prompts[8]) == found[8]
+    assert len(tokenised) == 0
+    assert [template.marks(*one) for one in zip(requests, prompts, strict=True)] == found
+    assert len(template._probes) <= 4
 
 
 # The text of ids
