@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from agent_memory_core import AgentMemory, ChatResult, EngineConfig, SessionKey
+from agent_memory_core import AgentMemory, ChatResult, Delta, EngineConfig, SessionKey
 from agent_memory_core.engine import Engine
 
 History = list[dict[str, str]]
@@ -34,6 +34,46 @@ class Seen:
     cache_read: int
     text: str
     tier: str
+
+
+class Heard:
+    """A ticket that keeps what it is given, for engines that are driven by hand."""
+
+    def __init__(self) -> None:
+        self.deltas: list[Delta] = []
+        self.error: Exception | None = None
+
+    def deliver(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+
+    @property
+    def report(self) -> Any:
+        """What the turn came to, None while it has not ended."""
+        return self.deltas[-1].report if self.deltas else None
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for delta in self.deltas for token in delta.token_ids]
+
+
+def chunks(engine: Engine) -> list[tuple[int, int]]:
+    """Record which sequence gets each prefill chunk, and how long the chunk is."""
+    seen: list[tuple[int, int]] = []
+    prefill = engine.runner.prefill
+
+    def recorded(row: Any, ids: Any, *, logits: bool) -> Any:
+        seen.append((row.seq_id, len(ids)))
+        return prefill(row, ids, logits=logits)
+
+    engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
+    return seen
 
 
 class Driver:

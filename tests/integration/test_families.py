@@ -11,9 +11,10 @@ from typing import Any
 import families
 import mlx.core as mx
 import pytest
+from drive import Heard
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from agent_memory_core import ChatRequest, Delta, EngineConfig, Message, SamplingParams, SessionKey, parity
+from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey, parity
 from agent_memory_core.block_store import BlockStore
 from agent_memory_core.engine import Engine
 from agent_memory_core.kv_layout import KvLayout
@@ -21,31 +22,6 @@ from agent_memory_core.kv_layout import KvLayout
 BLOCK = 64
 MIB = 2**20
 Talk = list[Message]
-
-
-class Ticket:
-    """What one turn gave."""
-
-    def __init__(self) -> None:
-        self.deltas: list[Delta] = []
-
-    def deliver(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-
-    def fail(self, error: Exception) -> None:
-        raise error
-
-    @property
-    def report(self) -> Any:
-        return self.deltas[-1].report
-
-    @property
-    def text(self) -> str:
-        return "".join(delta.text for delta in self.deltas)
-
-    @property
-    def tokens(self) -> list[int]:
-        return [token for delta in self.deltas for token in delta.token_ids]
 
 
 class Watched:
@@ -95,8 +71,8 @@ class Watched:
         self.engine._finish = finished  # type: ignore[method-assign]
         self.engine.scheduler.add = added  # type: ignore[method-assign]
 
-    def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Ticket:
-        ticket = Ticket()
+    def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Heard:
+        ticket = Heard()
         params = SamplingParams(max_tokens=new, **sampling)
         self.engine.submit(ChatRequest(tuple(talk), sampling=params), SessionKey(session), ticket)
         return ticket
@@ -111,7 +87,7 @@ class Watched:
             self.engine.scheduler.check()
         raise AssertionError("the engine does not come to an end")
 
-    def turn(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Ticket:
+    def turn(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Heard:
         self.chunks.clear()
         ticket = self.start(talk, session, new, **sampling)
         self.run()
@@ -159,7 +135,7 @@ def plain(name: str, prompt: list[int], new: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def said(ticket: Ticket) -> Message:
+def said(ticket: Heard) -> Message:
     return Message("assistant", ticket.text)
 
 
@@ -187,13 +163,13 @@ def test_hot_evicted_and_restarted_turns_are_the_same_bits(
             evicted.evict()
             restarted = opened(name, store / "restarted", kv_bits=bits)
             seen = [engine.turn(talk) for engine in (hot, evicted, restarted)]
-            assert len({tuple(ticket.tokens) for ticket in seen}) == 1
+            assert len({tuple(ticket.token_ids) for ticket in seen}) == 1
             assert len({ticket.report.usage.cache_read for ticket in seen}) == 1, bits
             assert all(mx.array_equal(hot.logits[-1], other.logits[-1]) for other in (evicted, restarted))
             if index and hot.prompts[-1][: len(known)] == known:
                 assert seen[0].report.usage.cache_read == len(known), "a turn pays for its new tokens only"
                 checked += 1
-            known = hot.prompts[-1] + seen[0].tokens
+            known = hot.prompts[-1] + seen[0].token_ids
             talk = [*talk, said(seen[0])]
             restarted.close()
         assert checked, (
@@ -217,7 +193,7 @@ def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
                 logits = model(mx.array([chunk]), cache=live)[:, -1]
                 mx.eval(logits)
             assert mx.array_equal(logits, engine.logits[-1])
-            assert ticket.tokens == plain(name, engine.prompts[-1], 8)
+            assert ticket.token_ids == plain(name, engine.prompts[-1], 8)
         live = engine.live
         talk = [*talk, said(ticket)]
         engine.close()
@@ -263,7 +239,7 @@ def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., W
     read = [ticket.report.usage.cache_read for ticket in tickets]
     assert sorted(read)[1] >= 2 * BLOCK, "all but the first of them begin where it has been"
     for ticket, prompt in zip(tickets, engine.prompts, strict=True):
-        assert ticket.tokens == plain(name, prompt, 8)[: len(ticket.tokens)]
+        assert ticket.token_ids == plain(name, prompt, 8)[: len(ticket.token_ids)]
 
 
 def test_a_question_asked_again_goes_on_behind_the_messages(
@@ -295,18 +271,18 @@ def test_a_fork_goes_on_as_the_original_does(
     engine.evict()
     other = engine.turn([*talk[:2], user(30, "3")], "fork")
     assert other.report.usage.cache_read >= end
-    assert other.tokens == plain(name, engine.prompts[-1], 8)
+    assert other.token_ids == plain(name, engine.prompts[-1], 8)
     assert engine.store is not None
     assert engine.store.check().clean
 
 
 def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., Watched]) -> None:
     questions = [[user(90, "1")], [user(20, "2")], [user(55, "3")]]
-    alone = [opened(name, None).turn(question, None, 12).tokens for question in questions]
+    alone = [opened(name, None).turn(question, None, 12).token_ids for question in questions]
     engine = opened(name, None)
     tickets = [engine.start(question, None, 12) for question in questions]
     engine.run()
-    assert [ticket.tokens for ticket in tickets] == alone
+    assert [ticket.token_ids for ticket in tickets] == alone
 
 
 def test_an_answer_longer_than_the_window_is_resumed_too(
@@ -348,13 +324,13 @@ def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
     talk = [*talk, said(stopped), user(10, "2")]
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
     hot = engine.turn(talk, "other")
-    assert hot.tokens == plain(name, engine.prompts[-1], 8)
+    assert hot.token_ids == plain(name, engine.prompts[-1], 8)
     assert hot.report.miss_reason == "boundary"
     usage = stopped.report.usage
     assert usage.prompt_tokens - 8 <= hot.report.usage.cache_read < usage.prompt_tokens
     again = opened(name, tmp_path / "copy").turn(talk, "other")
-    assert (again.tokens, again.report.usage, again.report.miss_reason) == (
-        *(hot.tokens, hot.report.usage, hot.report.miss_reason),
+    assert (again.token_ids, again.report.usage, again.report.miss_reason) == (
+        *(hot.token_ids, hot.report.usage, hot.report.miss_reason),
     )
 
 
@@ -376,7 +352,7 @@ def test_an_opening_is_shared_again_after_its_catalog_was_lost(
     engine.evict()
     again = engine.turn([brief, user(50, "5")], "e")
     assert again.report.usage.cache_read == shared > BLOCK
-    assert again.tokens == plain(name, engine.prompts[-1], 8)
+    assert again.token_ids == plain(name, engine.prompts[-1], 8)
 
 
 def test_what_cannot_be_stored_is_computed_anew_and_said(
@@ -397,7 +373,7 @@ def test_what_cannot_be_stored_is_computed_anew_and_said(
     first = engine.turn([user(150)])
     second = engine.turn([user(150), said(first), user(5)])
     assert (second.report.usage.cache_read, second.report.miss_reason) == (0, "unsupported")
-    assert second.tokens == plain("llama", engine.prompts[-1], 8)
+    assert second.token_ids == plain("llama", engine.prompts[-1], 8)
     assert engine.engine.stats()["memory"]["blocks"] == 0
 
 

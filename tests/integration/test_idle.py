@@ -18,6 +18,7 @@ import families
 import made_tokenizers as made
 import pytest
 import tiny_models
+from drive import Heard, chunks
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, EngineConfig, Message, SessionKey, ToolCall
 from agent_memory_core.block import common_prefix
@@ -194,27 +195,6 @@ def test_what_was_prefilled_survives_kill_9(rewriting: str, open_driver: Open, t
 # Giving way, in steps of an engine that is driven by hand
 
 
-class Heard:
-    """A ticket that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.deltas: list[Delta] = []
-
-    def deliver(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-
-    def fail(self, error: Exception) -> None:
-        raise error
-
-    @property
-    def text(self) -> str:
-        return "".join(delta.text for delta in self.deltas)
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [token for delta in self.deltas for token in delta.token_ids]
-
-
 def request(*texts: str, new: int = 8) -> ChatRequest:
     roles = ("user", "assistant")
     messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(texts))
@@ -237,19 +217,6 @@ def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., Engine
         with suppress(Exception):
             engine.fail_all(RuntimeError("over"))
             engine.close()
-
-
-def chunks(engine: Engine) -> list[tuple[int, int]]:
-    """Record which sequence gets each prefill chunk, and how long the chunk is."""
-    seen: list[tuple[int, int]] = []
-    prefill = engine.runner.prefill
-
-    def recorded(row: Any, ids: Any, *, logits: bool) -> Any:
-        seen.append((row.seq_id, len(ids)))
-        return prefill(row, ids, logits=logits)
-
-    engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
-    return seen
 
 
 def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:

@@ -5,34 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from drive import Heard, chunks
 
-from agent_memory_core import ChatRequest, Delta, EngineConfig, Message, SamplingParams, SessionKey
+from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
 from agent_memory_core.block_store import BlockStore
 from agent_memory_core.engine import Engine
 from agent_memory_core.loader import load_model
 
 MIB = 2**20
-
-
-class Heard:
-    """A ticket that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.deltas: list[Delta] = []
-        self.error: Exception | None = None
-
-    def deliver(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-
-    @property
-    def report(self) -> Any:
-        return self.deltas[-1].report if self.deltas else None
 
 
 def ask(text: str, new: int = 4) -> ChatRequest:
@@ -72,19 +54,6 @@ def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> Heard:
     run(engine, lambda: not engine.busy)
     engine.flush()
     return heard
-
-
-def chunks(engine: Engine) -> list[tuple[int, int]]:
-    """Record which sequence gets each prefill chunk, and how long the chunk is."""
-    seen: list[tuple[int, int]] = []
-    prefill = engine.runner.prefill
-
-    def recorded(row: Any, ids: Any, *, logits: bool) -> Any:
-        seen.append((row.seq_id, len(ids)))
-        return prefill(row, ids, logits=logits)
-
-    engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
-    return seen
 
 
 @pytest.mark.parametrize("evicted", [False, True])
