@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def chunks(engine: Engine) -> list[tuple[int, int]]:
 
     engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
     return seen
+
+
+def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:
+    """Step until something holds; return how many steps it took."""
+    for steps in range(most):
+        if until():
+            return steps
+        engine.step()
+        engine.scheduler.check()
+    raise AssertionError(f"nothing happened within {most} steps")
 
 
 class Driver:

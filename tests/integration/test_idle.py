@@ -18,7 +18,7 @@ import families
 import made_tokenizers as made
 import pytest
 import tiny_models
-from drive import Heard, chunks
+from drive import Heard, chunks, run
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, EngineConfig, Message, SessionKey, ToolCall
 from agent_memory_core.block import common_prefix
@@ -217,15 +217,6 @@ def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., Engine
         with suppress(Exception):
             engine.fail_all(RuntimeError("over"))
             engine.close()
-
-
-def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:
-    for steps in range(most):
-        if until():
-            return steps
-        engine.step()
-        engine.scheduler.check()
-    raise AssertionError(f"nothing happened within {most} steps")
 
 
 def turn(engine: Engine, asked: ChatRequest, session: str) -> Heard:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from drive import Heard, chunks
+from drive import Heard, chunks, run
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
 from agent_memory_core.block_store import BlockStore
@@ -31,16 +31,6 @@ def engine(llama: str, tmp_path: Path) -> Iterator[Engine]:
     yield engine
     engine.fail_all(RuntimeError("over"))
     engine.close()
-
-
-def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:
-    """Step until something holds; return how many steps it took."""
-    for steps in range(most):
-        if until():
-            return steps
-        engine.step()
-        engine.scheduler.check()
-    raise AssertionError(f"nothing happened within {most} steps")
 
 
 def under_way(engine: Engine, seq_id: int) -> bool:
