@@ -42,10 +42,10 @@ test-lowest: $(INSTALLED)
 	$(BIN)/python -m venv --clear .venv-lowest
 	$(LOWEST_INSTALL) --editable '.$(if $(BACKEND),[$(BACKEND)])' \
 		hypothesis pytest pytest-asyncio pytest-socket pytest-timeout langgraph-checkpoint-sqlite \
-		$$($(LOWEST) tests/lowest.py langgraph llama-index)
+		$$($(LOWEST) tests/support/lowest_versions.py langgraph llama-index)
 	$(LOWEST_TEST) tests/unit/test_langchain_*.py tests/unit/test_llama_index_*.py
 	$(LOWEST_TEST) tests/unit/test_langgraph_follow.py -k 'not sqlite and not in_coroutines'
-	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/lowest.py agents)
+	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/support/lowest_versions.py agents)
 	$(LOWEST_TEST) tests/unit/test_langchain_*.py tests/unit/test_langgraph_follow.py
 
 check: $(INSTALLED)

@@ -13,15 +13,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import families
 from record import argument_parser, write_result
+from support import families
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
-from agent_memory_core.block_store import BlockStore
-from agent_memory_core.engine import Engine
-from agent_memory_core.kv_layout import KvLayout
+from agent_memory_core.engine.engine import Engine
+from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.messages import Delta
-from agent_memory_core.parity import Verdict
+from agent_memory_core.models.parity import Verdict
+from agent_memory_core.storage.block_store import BlockStore
 
 BLOCK, BOUNDARIES, TOKENS = 64, 8, 4096
 
@@ -44,7 +44,7 @@ def main() -> None:
         "tokens": TOKENS,
         "targets": {"resumed gap": "<= 0"},
     }
-    write_result(options.out, settings, results, {"random": "tests/families.py", "dtype": "float32"})
+    write_result(options.out, settings, results, {"random": "tests/support/families.py", "dtype": "float32"})
 
 
 def measured(name: str) -> dict[str, Any]:

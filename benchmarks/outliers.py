@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 from talks import BLOCK
 
-from agent_memory_core.kv_codec import KvCodec, KvForm, Raw
+from agent_memory_core.kv.codec import KvCodec, KvForm, Raw
 
 HEADS, TOKENS, DIM, QUERIES = 8, 1024, 128, 128
 OUTLIERS, SIZE, VARIATION, SPREAD = 4, 10.0, 0.2, 3.0

@@ -29,7 +29,7 @@ from record import argument_parser, write_result
 from report import meets
 
 from agent_memory_core.config import EngineConfig
-from agent_memory_core.kv_codec import FORMS, KvCodec, KvForm, TensorForm
+from agent_memory_core.kv.codec import FORMS, KvCodec, KvForm, TensorForm
 
 COUNTS = {"chat": 8, "recall": 30, "tool calls": 36}
 QUICK = {"chat": 0, "recall": 1, "tool calls": 1}

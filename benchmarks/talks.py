@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from agent_memory_core.kv_codec import Encoded, KvCodec, Raw
+from agent_memory_core.kv.codec import Encoded, KvCodec, Raw
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -27,7 +27,7 @@ except ImportError as error:
         "for example pip install 'agent-memory-mlx[cpu]'."
     ) from error
 
-from agent_memory_core.adapter_settings import AdapterSettings
+from agent_memory_core.adapter import AdapterSettings
 from agent_memory_core.config import EngineConfig, SamplingParams, resolve_sampling, resolve_settings
 from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
 from agent_memory_core.messages import (
@@ -43,7 +43,7 @@ from agent_memory_core.messages import (
     TurnReport,
     Usage,
 )
-from agent_memory_core.model_profile import sampling_for, settings_for
+from agent_memory_core.models.profile import sampling_for, settings_for
 
 __all__ = [
     "AdapterSettings",

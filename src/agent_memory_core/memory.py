@@ -17,18 +17,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from agent_memory_core.block_store import BlockStore
-from agent_memory_core.catalog import validate_namespace, validate_session_id
 from agent_memory_core.config import (
     EngineConfig,
     SamplingParams,
     default_memory_budget_bytes,
     known_settings,
 )
-from agent_memory_core.engine import Engine
-from agent_memory_core.engine_thread import AsyncTicket, EngineThread, Handle, SyncTicket
+from agent_memory_core.engine.engine import Engine
+from agent_memory_core.engine.thread import AsyncTicket, EngineThread, Handle, SyncTicket
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
-from agent_memory_core.loader import configured_context, load_model
 from agent_memory_core.messages import (
     ChatRequest,
     ChatResult,
@@ -40,7 +37,10 @@ from agent_memory_core.messages import (
     ToolCall,
     TurnReport,
 )
-from agent_memory_core.model_profile import find_profile, sampling_for, settings_for
+from agent_memory_core.models.loader import configured_context, load_model
+from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
+from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.catalog import validate_namespace, validate_session_id
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""

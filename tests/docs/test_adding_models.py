@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from live_groups import Group
+from support.layer_groups import Group
 
-from agent_memory_core.cache_spec import cache_spec
-from agent_memory_core.model_profile import _KNOWN, _OF_A_TYPE, read_profile
+from agent_memory_core.models.cache_spec import cache_spec
+from agent_memory_core.models.profile import _KNOWN, _OF_A_TYPE, read_profile
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "adding-models.md").read_text()
@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 def make_model(home: Path) -> None:
     """What the guide says to run where no model is at hand."""
-    (command,) = re.findall(r"`(python tests/random_model\.py \S+)`", GUIDE)
+    (command,) = re.findall(r"`(python tests/support/random_model\.py \S+)`", GUIDE)
     environ = {**os.environ, "HOME": str(home)}
     program = command.replace("python", sys.executable, 1)
     subprocess.run(program, shell=True, env=environ, cwd=ROOT, check=True, timeout=120)
@@ -35,7 +35,7 @@ def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
     make_model(tmp_path)
     shim = tmp_path / "bin" / "agent-memory"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agent_memory_core.cli "$@"\n')
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agent_memory_core.cli.main "$@"\n')
     shim.chmod(0o755)
     environ = {
         **os.environ, "HOME": str(tmp_path), "PATH": f"{shim.parent}:{os.environ['PATH']}",

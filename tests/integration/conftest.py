@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import drive
 import pytest
-import tiny_models
+from support import engine_driver, tiny_models
 
 from agent_memory_core import EngineConfig
 
@@ -20,18 +19,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def open_driver(tmp_path: Path) -> Iterator[Callable[..., drive.Driver]]:
+def open_driver(tmp_path: Path) -> Iterator[Callable[..., engine_driver.Driver]]:
     """Opens drivers on a store of this test, closed at its end."""
-    opened: list[drive.Driver] = []
+    opened: list[engine_driver.Driver] = []
 
-    def open_one(model: str, **settings: Any) -> drive.Driver:
+    def open_one(model: str, **settings: Any) -> engine_driver.Driver:
         defaults: dict[str, Any] = {
             "cache_dir": tmp_path / "store",
             "block_tokens": 64,
             "min_free_mb": 0,
             "memory_budget_mb": 64,
         }
-        opened.append(drive.Driver(EngineConfig(model=model, **(defaults | settings))))
+        opened.append(engine_driver.Driver(EngineConfig(model=model, **(defaults | settings))))
         return opened[-1]
 
     yield open_one

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import drive
 import mlx.core as mx
 import pytest
-import tiny_models
+from support import engine_driver, tiny_models
 
 from agent_memory_core import StoreFull
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 MIB = 2**20
 SESSIONS = 200
 

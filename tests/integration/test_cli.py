@@ -9,14 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import drive
 import pytest
 from rich.console import Console
+from support import engine_driver
 from typer.testing import CliRunner
 
-from agent_memory_core import cli, demo
+from agent_memory_core.cli import main as cli
+from agent_memory_core.demos import restart as demo
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def run(*arguments: str, code: int = 0) -> str:
 def program(*arguments: str, typed: str = "", store: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0"}
     return subprocess.run(
-        [sys.executable, "-m", "agent_memory_core.cli", *arguments],
+        [sys.executable, "-m", "agent_memory_core.cli.main", *arguments],
         env=environment, input=typed, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 

@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
-import tiny_models
+from support import families, tiny_models
 
-from agent_memory_core.catalog import Catalog
-from agent_memory_core.model_profile import read_profile, shipped_directory
-from agent_memory_core.parity import Verdict
+from agent_memory_core.models.parity import Verdict
+from agent_memory_core.models.profile import read_profile, shipped_directory
+from agent_memory_core.storage.catalog import Catalog
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,7 +30,7 @@ def run(tmp_path: Path) -> Run:
 
     def one(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "agent_memory_core.cli", "models", *arguments],
+            [sys.executable, "-m", "agent_memory_core.cli.main", "models", *arguments],
             env={**os.environ, "COLUMNS": "200", **variables}, cwd=tmp_path,
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
@@ -214,7 +213,7 @@ def test_what_cannot_be_loaded_or_written_leaves_nothing(
 def chatted(tmp_path: Path, folder: Path, store: Path) -> subprocess.CompletedProcess[str]:
     """A process of its own that says one thing to a model."""
     return subprocess.run(
-        [sys.executable, "-m", "agent_memory_core.cli", "chat", "--model", str(folder), "--max-tokens", "3"],
+        [sys.executable, "-m", "agent_memory_core.cli.main", "chat", "--model", str(folder), "--max-tokens", "3"],
         env={**os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0"},
         cwd=tmp_path, input="Hello\n\n", capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import drive
 import pytest
+from support import engine_driver
 
 from agent_memory_core import AgentMemory, ChatResult
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 TURNS = 3
 CALLERS = 8
 
@@ -25,7 +25,7 @@ def question(caller: int, turn: int) -> dict[str, str]:
 
 
 def alone(memory: AgentMemory, caller: int, session: str) -> list[tuple[int, ...]]:
-    history: drive.History = []
+    history: engine_driver.History = []
     answers = []
     for turn in range(TURNS):
         history.append(question(caller, turn))
@@ -36,7 +36,7 @@ def alone(memory: AgentMemory, caller: int, session: str) -> list[tuple[int, ...
 
 
 async def with_tasks(memory: AgentMemory, caller: int, session: str) -> list[tuple[int, ...]]:
-    history: drive.History = []
+    history: engine_driver.History = []
     answers = []
     for turn in range(TURNS):
         history.append(question(caller, turn))

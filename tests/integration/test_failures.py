@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import drive
 import pytest
-import tiny_models
+from support import engine_driver, tiny_models
 
 from agent_memory_core import (
     AgentMemory,
@@ -32,7 +31,7 @@ from agent_memory_core import (
     StoreUnreadable,
 )
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 HELLO: list[dict[str, str]] = [{"role": "user", "content": "Hello."}]
 
 

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import families
 import mlx.core as mx
 import pytest
-from drive import Heard
 from mlx_lm.models.cache import KVCache, make_prompt_cache
+from support import families
+from support.engine_driver import Heard
 
-from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey, parity
-from agent_memory_core.block_store import BlockStore
-from agent_memory_core.engine import Engine
-from agent_memory_core.kv_layout import KvLayout
+from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
+from agent_memory_core.engine.engine import Engine
+from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.models import parity
+from agent_memory_core.storage.block_store import BlockStore
 
 BLOCK = 64
 ROUNDED = ("gemma3", "gpt_oss", "deepseek_v3", "qwen3_next", "mamba2", "baichuan_m1", "recurrent_gemma")

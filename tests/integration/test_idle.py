@@ -13,26 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import drive
-import families
-import made_tokenizers as made
 import pytest
-import tiny_models
-from drive import Heard, chunks, run
+from support import engine_driver, families, made_tokenizers as made, tiny_models
+from support.engine_driver import Heard, chunks, run
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, EngineConfig, Message, SessionKey, ToolCall
-from agent_memory_core.block import common_prefix
-from agent_memory_core.block_store import BlockStore
-from agent_memory_core.chat_template import ChatTemplate
+from agent_memory_core.blocks.block import common_prefix
 from agent_memory_core.config import SamplingParams
-from agent_memory_core.engine import Engine
-from agent_memory_core.idle import lasting, said
-from agent_memory_core.loader import load_model
+from agent_memory_core.engine.engine import Engine
+from agent_memory_core.engine.prewarm import lasting, said
 from agent_memory_core.messages import InvalidToolCall
+from agent_memory_core.models.loader import load_model
+from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.text.chat_template import ChatTemplate
 from langchain_agent_memory import ChatMLXPersistent
 from llama_index_agent_memory import MLXPersistentLLM
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 MIB = 2**20
 BLOCK = 64
 NEW = 300
@@ -80,7 +77,7 @@ def wait_for_idle_work(memory: AgentMemory, prefills: int) -> None:
     memory.sessions()  # waits for what is being written
 
 
-def two_turns(driver: drive.Driver, prefills: int, **more: Any) -> tuple[Any, Any]:
+def two_turns(driver: engine_driver.Driver, prefills: int, **more: Any) -> tuple[Any, Any]:
     first = driver.memory.chat([ASK], session="s", max_tokens=NEW)
     wait_for_idle_work(driver.memory, prefills)
     second = driver.memory.chat(history(first.text), session="s", max_tokens=8)

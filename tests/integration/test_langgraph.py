@@ -28,9 +28,9 @@ from langgraph.types import Command, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 
 from agent_memory_core import AgentMemory, SessionKey
-from agent_memory_core.block import common_prefix
-from agent_memory_core.engine import Engine
-from agent_memory_core.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART
+from agent_memory_core.blocks.block import common_prefix
+from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART
+from agent_memory_core.engine.engine import Engine
 from langchain_agent_memory import ChatMLXPersistent
 from langchain_agent_memory.langgraph import follow
 from langchain_agent_memory.middleware import PrefixSummarization

@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import drive
-import made_tokenizers as made
 import mlx.core as mx
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
 from mlx_lm import load
 from mlx_lm.generate import generate_step
+from support import engine_driver, made_tokenizers as made
 
 from agent_memory_core import (
     AgentMemory,
@@ -26,11 +25,11 @@ from agent_memory_core import (
     SamplingParams,
     TokenLogprob,
 )
-from agent_memory_core.detokenizer import token_bytes
-from agent_memory_core.sampling import likeliest
+from agent_memory_core.engine.sampling import likeliest
+from agent_memory_core.text.detokenizer import token_bytes
 from langchain_agent_memory import ChatMLXPersistent
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 ASK = [{"role": "user", "content": "Tell me " + "1" * 90}]
 NEW = 8
 
@@ -93,7 +92,7 @@ def test_who_does_not_ask_pays_nothing(
         calls.append(token)
         return likeliest(logprobs, token, count)
 
-    monkeypatch.setattr("agent_memory_core.model_runner.likeliest", counted)
+    monkeypatch.setattr("agent_memory_core.engine.model_runner.likeliest", counted)
     memory = open_driver(llama).memory
     with ThreadPoolExecutor(2) as pool:
         quiet = pool.submit(memory.chat, "Say one.", max_tokens=30)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import drive
 import pytest
-import tiny_models
+from support import engine_driver, tiny_models
 
 from agent_memory_core import AgentMemory, ChatRequest, InvalidSetting, Message, PromptTooLong
 
@@ -35,14 +34,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     return make
 
 
-def prompt(driver: drive.Driver) -> str:
+def prompt(driver: engine_driver.Driver) -> str:
     tokenizer = driver.engine(lambda engine: engine.loaded.tokenizer)
     return str(tokenizer.decode(driver.prompts[-1]))
 
 
 @pytest.mark.parametrize("thinks", [True, False])
 def test_whether_it_thinks_is_told_to_the_chat_template(
-    model: Callable[..., str], open_driver: Callable[..., drive.Driver], thinks: bool
+    model: Callable[..., str], open_driver: Callable[..., engine_driver.Driver], thinks: bool
 ) -> None:
     said = f"[inference]\nsupports_thinking = true\nextended_thinking = {str(thinks).lower()}\n"
     driver = open_driver(model(said, TEMPLATE))

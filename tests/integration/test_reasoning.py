@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import made_tokenizers as made
 import pytest
-import tiny_models
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
+from support import made_tokenizers as made, tiny_models
 
 from langchain_agent_memory import ChatMLXPersistent
 

@@ -10,12 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import drive
-import families
 import mlx.core as mx
 import pytest
-import tiny_models
 from mlx_lm import load, stream_generate
+from support import engine_driver, families, tiny_models
 
 from agent_memory_core import EngineConfig
 
@@ -32,7 +30,7 @@ def config(model: str, store: Path, bits: Any) -> EngineConfig:
     )
 
 
-def padded(driver: drive.Driver, history: drive.History, end: int) -> drive.History:
+def padded(driver: engine_driver.Driver, history: engine_driver.History, end: int) -> engine_driver.History:
     """Add a user message so long that prompt and answer end ``end`` tokens off a block boundary."""
     for filler in range(20, 20 + 2 * BLOCK):
         asked = [*history, {"role": "user", "content": "Tell me " + "1" * filler}]
@@ -41,14 +39,18 @@ def padded(driver: drive.Driver, history: drive.History, end: int) -> drive.Hist
     raise AssertionError("one digit is one token, so some length must fit")
 
 
-def killed_turn(jobs: list[dict[str, Any]]) -> list[drive.Seen]:
+def killed_turn(jobs: list[dict[str, Any]]) -> list[engine_driver.Seen]:
     """One turn of every job in a new process that is killed with SIGKILL after its answers."""
     coded = base64.b64encode(json.dumps(jobs).encode()).decode()
     done = subprocess.run(
-        [sys.executable, drive.__file__, coded], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, engine_driver.__file__, coded],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    return [drive.Seen(**answer) for answer in json.loads(done.stdout)]
+    return [engine_driver.Seen(**answer) for answer in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module", params=["llama", "deepseek_v2"])
@@ -72,11 +74,15 @@ def test_so_they_are_whatever_the_layers_keep(hybrid: str, tmp_path: Path) -> No
 
 
 def _six_turns(model: str, tmp_path: Path, codecs: list[Any]) -> None:
-    hot = {bits: drive.Driver(config(model, tmp_path / f"hot-{i}", bits)) for i, bits in enumerate(codecs)}
-    evicted = {
-        bits: drive.Driver(config(model, tmp_path / f"evicted-{i}", bits)) for i, bits in enumerate(codecs)
+    hot = {
+        bits: engine_driver.Driver(config(model, tmp_path / f"hot-{i}", bits))
+        for i, bits in enumerate(codecs)
     }
-    histories: dict[Any, drive.History] = {bits: [] for bits in codecs}
+    evicted = {
+        bits: engine_driver.Driver(config(model, tmp_path / f"evicted-{i}", bits))
+        for i, bits in enumerate(codecs)
+    }
+    histories: dict[Any, engine_driver.History] = {bits: [] for bits in codecs}
     for turn, end in enumerate(ENDS):
         jobs, first, second = [], {}, {}
         for i, bits in enumerate(codecs):
@@ -101,8 +107,8 @@ def _six_turns(model: str, tmp_path: Path, codecs: list[Any]) -> None:
 
 def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Path) -> None:
     network, tokenizer = load(model)
-    driver = drive.Driver(config(model, tmp_path / "raw", None))
-    history: drive.History = []
+    driver = engine_driver.Driver(config(model, tmp_path / "raw", None))
+    history: engine_driver.History = []
     for end in ENDS:
         history = padded(driver, history, end)
         seen = driver.turn(history, "s")
@@ -121,13 +127,13 @@ def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Pat
 def test_a_backend_whose_arrays_cannot_be_written_into_loads_the_same_bits(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, bits: Any
 ) -> None:
-    history: drive.History = [{"role": "user", "content": "7" * 200}]
+    history: engine_driver.History = [{"role": "user", "content": "7" * 200}]
     seen = []
     for writable in (True, False):
         monkeypatch.setattr(
-            "agent_memory_core.block_io.memory_is_writable", lambda writable=writable: writable
+            "agent_memory_core.engine.block_io.memory_is_writable", lambda writable=writable: writable
         )
-        driver = drive.Driver(config(llama, tmp_path / str(writable), bits))
+        driver = engine_driver.Driver(config(llama, tmp_path / str(writable), bits))
         driver.turn(history, "s")
         driver.evict()
         seen.append(driver.turn([*history, {"role": "user", "content": "And now?"}], "s"))

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from drive import Heard, chunks, run
+from support.engine_driver import Heard, chunks, run
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
-from agent_memory_core.block_store import BlockStore
-from agent_memory_core.engine import Engine
-from agent_memory_core.loader import load_model
+from agent_memory_core.engine.engine import Engine
+from agent_memory_core.models.loader import load_model
+from agent_memory_core.storage.block_store import BlockStore
 
 MIB = 2**20
 

@@ -6,27 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import drive
 import pytest
+from support import engine_driver
 
 from agent_memory_core import InvalidRequest
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 BRIEF = {"role": "system", "content": "A brief that every agent begins with. " * 8}
 
 
 @pytest.fixture(params=["disk", "memory only"])
-def driver(request: pytest.FixtureRequest, llama: str, open_driver: Open) -> drive.Driver:
+def driver(request: pytest.FixtureRequest, llama: str, open_driver: Open) -> engine_driver.Driver:
     settings: dict[str, Any] = {"kv_bits": None}
     return open_driver(llama, **settings | ({} if request.param == "disk" else {"cache_dir": None}))
 
 
-def begun(driver: drive.Driver, session: str) -> drive.History:
-    history: drive.History = [BRIEF, {"role": "user", "content": "A first question."}]
+def begun(driver: engine_driver.Driver, session: str) -> engine_driver.History:
+    history: engine_driver.History = [BRIEF, {"role": "user", "content": "A first question."}]
     return [*history, {"role": "assistant", "content": driver.turn(history, session).text}]
 
 
-def test_a_prewarmed_brief_makes_the_first_turn_warm(driver: drive.Driver) -> None:
+def test_a_prewarmed_brief_makes_the_first_turn_warm(driver: engine_driver.Driver) -> None:
     report = driver.memory.prewarm([BRIEF], session="template")
     assert report.usage.completion_tokens == 0
     assert report.usage.cache_read == 0
@@ -42,7 +42,7 @@ def test_a_prewarmed_brief_survives_a_restart(llama: str, open_driver: Open) -> 
     assert (seen.tier, seen.cache_read) == ("warm", prompt_tokens)
 
 
-def test_a_fork_goes_on_warm_and_leaves_the_other_alone(driver: drive.Driver) -> None:
+def test_a_fork_goes_on_warm_and_leaves_the_other_alone(driver: engine_driver.Driver) -> None:
     history = begun(driver, "one")
     driver.memory.fork("one", "two")
     left = driver.turn([*history, {"role": "user", "content": "Go left."}], "one")
@@ -58,7 +58,9 @@ def test_a_fork_goes_on_warm_and_leaves_the_other_alone(driver: drive.Driver) ->
         driver.memory.fork("two", "two")
 
 
-def test_a_forgotten_session_is_gone_from_memory_and_disk(driver: drive.Driver, tmp_path: Path) -> None:
+def test_a_forgotten_session_is_gone_from_memory_and_disk(
+    driver: engine_driver.Driver, tmp_path: Path
+) -> None:
     history = begun(driver, "secret")
     assert driver.memory.forget("secret")
     assert driver.memory.sessions() == []

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import drive
 import pytest
-import tiny_models
+from support import engine_driver, tiny_models
 
-from agent_memory_core import SessionKey, block as blocks
+from agent_memory_core import SessionKey
+from agent_memory_core.blocks import block as blocks
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 
 
 def files(store: Path) -> dict[Path, int]:
     return {path: path.stat().st_size for path in store.rglob("*.safetensors")}
 
 
-def system_prompt(driver: drive.Driver, tokens: int) -> dict[str, str]:
+def system_prompt(driver: engine_driver.Driver, tokens: int) -> dict[str, str]:
     """A system message that renders to ``tokens`` tokens: a digit is a token."""
     bare = driver.memory.count_tokens([{"role": "system", "content": ""}, {"role": "user", "content": "x"}])
     return {"role": "system", "content": "7" * (tokens - bare + 8)}
@@ -56,11 +56,14 @@ def test_the_cost_of_a_turn_does_not_grow_with_the_context(
         return real(parent, tokens)
 
     monkeypatch.setattr(blocks, "block_hash", counting)
-    monkeypatch.setattr("agent_memory_core.sequence.block_hash", counting)
+    monkeypatch.setattr("agent_memory_core.engine.sequence.block_hash", counting)
     costs = {}
     for context in (512, 8192):
         session = f"s{context}"
-        history: drive.History = [system_prompt(driver, context), {"role": "user", "content": "Begin."}]
+        history: engine_driver.History = [
+            system_prompt(driver, context),
+            {"role": "user", "content": "Begin."},
+        ]
         history.append({"role": "assistant", "content": driver.turn(history, session).text})
         spent = []
         for turn in range(4):
@@ -82,7 +85,9 @@ def test_models_of_equal_geometry_and_namespaces_never_share(
 ) -> None:
     other = tiny_models.write(tmp_path / "other", tiny_models.LLAMA, seed=1)
     one, two = open_driver(llama), open_driver(other)
-    history: drive.History = [{"role": "user", "content": "The same long question for everybody. " * 8}]
+    history: engine_driver.History = [
+        {"role": "user", "content": "The same long question for everybody. " * 8}
+    ]
     first = one.turn(history, "s")
     second = two.turn(history, "s")
     assert (first.cache_read, second.cache_read) == (0, 0)
@@ -111,7 +116,7 @@ def test_anonymous_turns_share_in_memory_and_never_reach_the_disk(
     llama: str, open_driver: Open, tmp_path: Path
 ) -> None:
     driver = open_driver(llama)
-    history: drive.History = [{"role": "user", "content": "A long anonymous question. " * 10}]
+    history: engine_driver.History = [{"role": "user", "content": "A long anonymous question. " * 10}]
     assert driver.turn(history, None).cache_read == 0
     assert driver.turn(history, None).cache_read == driver.memory.count_tokens(history) - 1
     assert not files(tmp_path / "store")
@@ -125,7 +130,7 @@ def test_anonymous_turns_share_in_memory_and_never_reach_the_disk(
 
 def test_an_ephemeral_turn_reads_and_owns_nothing(llama: str, open_driver: Open, tmp_path: Path) -> None:
     driver = open_driver(llama)
-    history: drive.History = [{"role": "user", "content": "A long question of a session. " * 10}]
+    history: engine_driver.History = [{"role": "user", "content": "A long question of a session. " * 10}]
     driver.turn(history, "s")
     before = files(tmp_path / "store")
     aside = [*history, {"role": "user", "content": "Summarise."}]

@@ -7,21 +7,21 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import drive
 import pydantic.v1
 import pytest
-from json_forms import SCHEMAS, fits, tool
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import BaseModel, Field
+from support import engine_driver
+from support.json_forms import SCHEMAS, fits, tool
 from typing_extensions import TypedDict
 
 from agent_memory_core import AgentMemory, ChatRequest, ChatResult, InvalidRequest, Message, SamplingParams
 from langchain_agent_memory import ChatMLXPersistent
 
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 TOOLS = (tool("add", SCHEMAS["array"]), tool("find", SCHEMAS["string"]))
 COUNT = {
     "type": "object",

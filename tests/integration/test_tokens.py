@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import drive
-import made_tokenizers
 import pytest
-import tiny_models
 from mlx_lm import load
+from support import engine_driver, made_tokenizers, tiny_models
 
 BEGINNING = "A question of some length, so that it is worth keeping a part of it, with many words and "
-Open = Callable[..., drive.Driver]
+Open = Callable[..., engine_driver.Driver]
 
 
 @pytest.fixture(scope="module", params=["chatml", "with-bos"])
@@ -33,7 +31,7 @@ def test_after_six_turns_the_ids_are_the_rendered_text_with_no_token_lost_or_dou
 ) -> None:
     driver = open_driver(model, kv_bits=None)
     _, tokenizer = load(model)
-    history: drive.History = [{"role": "system", "content": "You are  helpful.\n\tBe brief."}]
+    history: engine_driver.History = [{"role": "system", "content": "You are  helpful.\n\tBe brief."}]
     branch: list[int] = []
     for turn in range(6):
         history.append({"role": "user", "content": f"Question {turn}: what  is {turn} + 1?"})
@@ -53,7 +51,7 @@ def test_after_six_turns_the_ids_are_the_rendered_text_with_no_token_lost_or_dou
 
 def test_an_answer_cut_by_a_stop_string_leaves_no_token_behind_the_cut(llama: str, open_driver: Open) -> None:
     driver = open_driver(llama, kv_bits=None)
-    history: drive.History = [{"role": "user", "content": "Say something."}]
+    history: engine_driver.History = [{"role": "user", "content": "Say something."}]
     whole = driver.turn(history, "probe", max_tokens=24)
     stop = whole.text[len(whole.text) // 2 :][:2]
     seen = driver.turn(history, "s", max_tokens=24, stop=(stop,))
@@ -67,22 +65,22 @@ def test_an_answer_cut_by_a_stop_string_leaves_no_token_behind_the_cut(llama: st
 
 def test_a_retry_and_an_edit_leave_what_they_share(llama: str, open_driver: Open, tmp_path: Path) -> None:
     driver = open_driver(llama, kv_bits=None)
-    asked: drive.History = [{"role": "user", "content": BEGINNING + "a number 12345."}]
+    asked: engine_driver.History = [{"role": "user", "content": BEGINNING + "a number 12345."}]
     first = driver.turn(asked, "s", max_tokens=20)
     again = driver.turn(asked, "s", max_tokens=20)
     assert (again.token_ids, again.cache_read) == (first.token_ids, again.prompt_tokens - 1)
     assert driver.memory.sessions()[0].branches == 1, "a retry rewinds its branch"
-    gone_on: drive.History = [
+    gone_on: engine_driver.History = [
         *asked,
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": "Go on."},
     ]
     driver.turn(gone_on, "s")
-    edited: drive.History = [{"role": "user", "content": BEGINNING + "another number."}]
+    edited: engine_driver.History = [{"role": "user", "content": BEGINNING + "another number."}]
     fork = driver.turn(edited, "s")
     assert driver.memory.sessions()[0].branches == 2, "an edit forks"
     assert fork.cache_read >= 32
-    back: drive.History = [*gone_on, {"role": "assistant", "content": driver.turn(gone_on, "s").text}]
+    back: engine_driver.History = [*gone_on, {"role": "assistant", "content": driver.turn(gone_on, "s").text}]
     back.append({"role": "user", "content": "And then?"})
     new = len(driver.prompts[-1])
     seen = driver.turn(back, "s")

@@ -10,12 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-import tiny_models
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from support import tiny_models
 
 from langchain_agent_memory import ChatMLXPersistent
 from langchain_agent_memory.langgraph import follow

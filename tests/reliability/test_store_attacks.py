@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import xxhash
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from made_turns import (
+from support.stored_turns import (
     BLOCK,
     FILE,
     IDENTITY,
@@ -30,9 +30,9 @@ from made_turns import (
     turn,
 )
 
-from agent_memory_core.block_file import LoadedBlock
-from agent_memory_core.block_store import BlockStore
 from agent_memory_core.errors import StoreUnreadable
+from agent_memory_core.storage.block_file import LoadedBlock
+from agent_memory_core.storage.block_store import BlockStore
 
 TOKENS = tuple(range(2 * BLOCK + 2))
 FIRST, SECOND, TAIL = (made.key for made in records(TOKENS))

@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import made_turns
 import pytest
-from made_turns import BLOCK, FILE, ROOT, files, is_whole, turn
+from support import stored_turns
+from support.stored_turns import BLOCK, FILE, ROOT, files, is_whole, turn
 
-from agent_memory_core.block_store import CATALOG_ROOM, BlockStore, CheckReport
+from agent_memory_core.storage.block_store import CATALOG_ROOM, BlockStore, CheckReport
 
 MANY = 2**40
 
@@ -63,10 +63,10 @@ class Worker:
 
 
 def start(
-    folder: Path, seed: int, sessions: int, quota: int = MANY, nbytes: int = made_turns.PAYLOAD
+    folder: Path, seed: int, sessions: int, quota: int = MANY, nbytes: int = stored_turns.PAYLOAD
 ) -> Worker:
     told = folder.parent / f"{folder.name}-{seed}.told"
-    arguments = [sys.executable, made_turns.__file__, *map(str, (folder, seed, sessions, quota, nbytes))]
+    arguments = [sys.executable, stored_turns.__file__, *map(str, (folder, seed, sessions, quota, nbytes))]
     with told.open("w") as out:
         return Worker(subprocess.Popen(arguments, stdout=out, stderr=subprocess.PIPE, text=True), told)
 
@@ -97,7 +97,7 @@ def test_25_kills_lose_no_acknowledged_turn_and_tear_none(tmp_path: Path) -> Non
     chance, acked = random.Random(1), Acked()
     unknown = leftovers = 0
     for round_ in range(25):
-        nbytes = 2**20 if round_ % 5 == 4 else made_turns.PAYLOAD
+        nbytes = 2**20 if round_ % 5 == 4 else stored_turns.PAYLOAD
         folder = tmp_path / ("large" if nbytes == 2**20 else "small")
         mine = acked if folder.name == "small" else Acked()
         kill([start(folder, round_, 3, nbytes=nbytes)], mine, chance.uniform(0, 0.2))
@@ -178,7 +178,7 @@ def test_a_full_volume_evicts_and_then_refuses_and_leaves_what_was_there(
     ):
         pytest.skip("a small volume needs Linux and the right to mount")
     mount = f"mount -t tmpfs -o mode=700,{options} none {tmp_path}"
-    fill = f"exec {sys.executable} {made_turns.__file__} fill {tmp_path}"
+    fill = f"exec {sys.executable} {stored_turns.__file__} fill {tmp_path}"
     done = subprocess.run(
         [*own, "sh", "-c", f"{mount} && {fill}"], capture_output=True, text=True, check=False
     )

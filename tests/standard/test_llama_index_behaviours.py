@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import tiny_models
 from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import (
     AgentInput,
@@ -51,6 +50,7 @@ from llama_index.core.workflow import Context
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 from pydantic import BaseModel, Field
+from support import tiny_models
 from workflows.context import PickleSerializer
 from workflows.errors import WorkflowRuntimeError
 from workflows.events import HumanResponseEvent, InputRequiredEvent

@@ -18,7 +18,10 @@ from agent_memory_core import errors
 
 SRC = Path(errors.__file__).parents[1]
 PACKAGES = ("agent_memory_core", "langchain_agent_memory", "llama_index_agent_memory")
-CORE = sorted(f"agent_memory_core.{path.stem}" for path in SRC.glob("agent_memory_core/[!_]*.py"))
+CORE = sorted(
+    ".".join(path.relative_to(SRC).with_suffix("").parts)
+    for path in SRC.glob("agent_memory_core/**/[!_]*.py")
+)
 FRAMEWORKS = ("langchain", "langchain_core", "langgraph", "llama_index", *PACKAGES[1:])
 
 
@@ -60,7 +63,7 @@ def test_the_wheel_holds_every_profile_and_finds_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         files.extractall(tmp_path / "installed")
     program = (
-        "from agent_memory_core.model_profile import find_profile, shipped_directory\n"
+        "from agent_memory_core.models.profile import find_profile, shipped_directory\n"
         "names = sorted(path.stem for path in shipped_directory().glob('*.toml'))\n"
         "print(shipped_directory(), *[find_profile(name, {}).name for name in names], sep='\\n')\n"
     )

@@ -1,0 +1,1 @@
+"""What `agent-memory demo` shows."""

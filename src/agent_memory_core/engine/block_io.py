@@ -1,0 +1,208 @@
+"""The two threads between memory and disk: one writer, one reader. Neither ever waits for the engine.
+
+The writer takes host bytes of evaluated arrays and makes a turn durable; its queue is bounded in bytes, and a
+full queue makes the engine wait rather than drop a save. The reader fills newly allocated arrays straight from
+the files. Arrays handed over are evaluated before, since a lazy array belongs to the thread that made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from agent_memory_core.blocks.block import Block, BlockHash
+from agent_memory_core.errors import StoreError
+from agent_memory_core.storage.block_file import HostTensor, LoadedBlock, Record
+from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.catalog import BranchCommit, BranchRow
+
+log = logging.getLogger("agent_memory")
+
+MAX_PENDING = 512 * 2**20
+"""Most bytes that wait to be written."""
+
+_DTYPES = {
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+    "I32": mx.int32,
+    "I64": mx.int64,
+    "BOOL": mx.bool_,
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[mx.array, memoryview]:
+    """An evaluated array and its writable bytes, to be filled before anything reads it."""
+    array = mx.zeros(shape, _DTYPES[dtype])
+    mx.eval(array)
+    return array, memoryview(array).cast("B")  # type: ignore[arg-type]
+
+
+def to_record(block: Block) -> Record:
+    """The host form of a block whose arrays are evaluated. It shares their memory."""
+    tensors = tuple(
+        HostTensor(name, _NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
+        for name, x in block.kv.items()
+    )
+    return Record(block.hash, block.parent, block.tokens, block.kind, tensors)
+
+
+def memory_is_writable() -> bool:
+    """Whether bytes written through an array's memoryview are what MLX then reads on this backend."""
+    array, view = allocate("U32", (4,))
+    view[:] = b"\x01\x00\x00\x00" * 4
+    return bool(mx.all(array == 1).item())
+
+
+@dataclass(frozen=True, slots=True)
+class _HostBytes:
+    """Where a tensor is read to on a backend whose arrays cannot be written into; copied into one afterwards."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytearray
+
+    @classmethod
+    def allocate(cls, dtype: str, shape: tuple[int, ...]) -> tuple[_HostBytes, memoryview]:
+        data = bytearray(math.prod(shape) * _DTYPES[dtype].size)
+        return cls(dtype, shape, data), memoryview(data)
+
+    def array(self) -> mx.array:
+        array = mx.array(np.frombuffer(self.data, np.uint8)).view(_DTYPES[self.dtype]).reshape(self.shape)
+        mx.eval(array)
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One turn to make durable. ``commit`` is made late, when the turns before it have been committed."""
+
+    blocks: tuple[Block, ...]
+    commit: Callable[[], BranchCommit]
+    done: Callable[[BranchRow | None], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to write."""
+        return sum(block.nbytes for block in self.blocks)
+
+
+class _Worker:
+    """A daemon thread that takes jobs from a queue until it is told to stop."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Finish all jobs and end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                # The thread's outermost loop: one fault must not end it and leave every later turn waiting.
+                log.exception("%s met a fault", self._thread.name)
+        # A thread that ran MLX and simply ends aborts the process at exit.
+        mx.synchronize()
+        mx.clear_streams()
+
+
+class BlockWriter:
+    """Makes turns durable in the order they are handed in."""
+
+    def __init__(self, store: BlockStore, max_pending: int = MAX_PENDING) -> None:
+        self._store = store
+        self._max_pending = max_pending
+        self._pending = 0
+        self._room = threading.Condition()
+        self._worker = _Worker("agent-memory-writer")
+        self.failed = 0
+
+    def submit(self, save: Save) -> None:
+        """Queue a turn; wait while more than `MAX_PENDING` bytes are under way."""
+        with self._room:
+            self._room.wait_for(
+                lambda: self._pending == 0 or self._pending + save.nbytes <= self._max_pending
+            )
+            self._pending += save.nbytes
+        self._worker.put(lambda: self._write(save))
+
+    def flush(self) -> None:
+        """Wait until all that is queued is written."""
+        done = threading.Event()
+        self._worker.put(done.set)
+        done.wait()
+
+    def close(self) -> None:
+        """Write all that is queued, then end."""
+        self._worker.close()
+
+    def _write(self, save: Save) -> None:
+        row: BranchRow | None = None
+        try:
+            row = self._store.commit([to_record(block) for block in save.blocks], save.commit())
+        except (StoreError, OSError) as error:
+            # The answer stands and older states stay readable; only this turn will be computed again.
+            self.failed += 1
+            log.warning("a turn could not be saved: %s", error)
+        finally:
+            with self._room:
+                self._pending -= save.nbytes
+                self._room.notify_all()
+            save.done(row)
+
+
+class BlockReader:
+    """Loads chains of blocks; stops a chain at its first block that cannot be had."""
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+        self._writes_into_arrays = memory_is_writable()
+        self._worker = _Worker("agent-memory-reader")
+
+    def submit(
+        self, root: BlockHash, keys: Sequence[BlockHash], done: Callable[[list[LoadedBlock]], None]
+    ) -> None:
+        """Load blocks in order and hand the list, possibly shorter, to ``done`` on the reader's thread."""
+        loaded: list[LoadedBlock] = []
+
+        def job() -> None:
+            try:
+                self._load(root, keys, loaded)
+            finally:
+                done(loaded)
+
+        self._worker.put(job)
+
+    def close(self) -> None:
+        """Finish what is queued, then end."""
+        self._worker.close()
+
+    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[LoadedBlock]) -> None:
+        for key in keys:
+            block = self._store.load(root, key, allocate if self._writes_into_arrays else _HostBytes.allocate)
+            if block is None:
+                break
+            if not self._writes_into_arrays:
+                arrays = {name: host.array() for name, host in block.tensors.items()}
+                block = dataclasses.replace(block, tensors=arrays)
+            loaded.append(block)

@@ -1,0 +1,106 @@
+"""One generation in flight, and the map of its tokens.
+
+    token_ids   |<- num_cached ->|<- evaluated here ->|<- to evaluate ->|<- generated ->|
+                0                num_cached           num_computed      num_prompt      len
+
+The KV of tokens [0, num_computed) is in the live cache: ``num_cached`` of them were restored, the rest were
+evaluated here. The last generated token gets its KV when the one after it is sampled. Blocks
+[0, num_sealed) of the chain are at rest; those of them that the disk still lacks are in ``unsaved``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence as ReadOnly
+from dataclasses import dataclass, field
+
+from agent_memory_core.blocks.block import Block, BlockHash, block_hash, chain
+from agent_memory_core.blocks.prefix_cache import Match
+
+
+class Status(enum.Enum):
+    """Where a sequence stands. It moves downwards only."""
+
+    WAITING = enum.auto()
+    LOADING = enum.auto()
+    PREFILL = enum.auto()
+    READY = enum.auto()
+    DECODE = enum.auto()
+    FINISHED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One generation in flight. Written by the scheduler alone.
+
+    Args:
+        seq_id: unique in one engine, growing with arrival.
+        root: what the chain of its blocks starts from.
+        token_ids: the prompt; generated tokens are appended.
+        max_tokens: most tokens to generate; 0 only fills the cache.
+        block_tokens: tokens in a full block.
+        hashes: names of the leading blocks that are known already; the rest are found here.
+        reads_tier: whether blocks on disk may be matched, beside those in memory.
+        idle: whether nobody waits for it.
+        marks: positions in the prompt at which its prefill stops, for something to be kept there; sorted.
+    """
+
+    seq_id: int
+    root: BlockHash
+    token_ids: list[int]
+    max_tokens: int
+    block_tokens: int
+    hashes: list[BlockHash] = field(default_factory=list, repr=False)
+    reads_tier: bool = False
+    idle: bool = False
+    marks: tuple[int, ...] = ()
+    num_prompt: int = field(init=False)
+    num_cached: int = 0
+    num_computed: int = 0
+    status: Status = Status.WAITING
+    match: Match = field(default_factory=Match)
+    num_sealed: int = 0
+    unsaved: list[Block] = field(default_factory=list, repr=False)
+    held: list[Block] = field(default_factory=list, repr=False)
+    reserved: int = 0
+    waited: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.token_ids)
+        self.hashes = chain(self.root, self.token_ids, self.block_tokens, self.hashes)
+
+    @property
+    def remaining(self) -> int:
+        """Prompt tokens still to evaluate; before admission, as far as is known."""
+        return max(0, self.num_prompt - max(self.num_computed, self.match.tokens))
+
+    @property
+    def generated(self) -> ReadOnly[int]:
+        """The tokens generated so far."""
+        return self.token_ids[self.num_prompt :]
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens its live cache can come to hold."""
+        return self.num_prompt + self.max_tokens
+
+    def append(self, token_id: int) -> None:
+        """Add a generated token, and the name of the block it completes."""
+        self.token_ids.append(token_id)
+        start = len(self.hashes) * self.block_tokens
+        if len(self.token_ids) == start + self.block_tokens:
+            self.hashes.append(block_hash(self.parent_of(len(self.hashes)), self.token_ids[start:]))
+
+    def keep(self, length: int) -> None:
+        """Forget tokens from ``length`` on, and the names of the blocks they completed."""
+        assert length <= len(self.token_ids)
+        del self.token_ids[length:]
+        del self.hashes[length // self.block_tokens :]
+
+    def parent_of(self, index: int) -> BlockHash:
+        """The name that block ``index`` of the chain follows."""
+        return self.hashes[index - 1] if index else self.root
+
+    def block_range(self, index: int) -> tuple[int, int]:
+        """The token range of block ``index``."""
+        return index * self.block_tokens, (index + 1) * self.block_tokens

@@ -1,0 +1,1 @@
+"""From a model id to a checked, loaded model."""

@@ -1,0 +1,168 @@
+"""The text of a new profile: what a model's live caches and its own files say, and every key that could be set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from agent_memory_core.config import EngineConfig, SamplingParams, check_setting
+from agent_memory_core.errors import InvalidSetting
+from agent_memory_core.models.cache_spec import GLOBAL, LAYER_TYPES, ModelCacheSpec
+
+_OF_GENERATION_CONFIG = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+"""Keys of a ``generation_config.json``, and the sampling default that each one is."""
+
+
+def stated_sampling(folder: Path) -> dict[str, Any]:
+    """What a model's own ``generation_config.json`` recommends; nothing where it has none that can be used."""
+    try:
+        said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    found = {
+        name: said[key] for key, name in _OF_GENERATION_CONFIG.items() if _is_usable(name, said.get(key))
+    }
+    # There "do_sample" switches, and its temperature is 1 unless said; here temperature 0 is greedy.
+    if said.get("do_sample") is True:
+        return {"temperature": 1.0, **found}
+    return {"temperature": 0.0} if said.get("do_sample") is False else found
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    try:
+        check_setting(SamplingParams, name, value, "")
+    except InvalidSetting:
+        return False
+    return True
+
+
+def stated_thinking(tokenizer: Any) -> bool | None:
+    """Whether the model thinks unless its chat template is told otherwise; None where it cannot be told."""
+    if not tokenizer.has_chat_template:
+        return None
+    on, off = (_rendered(tokenizer, {"enable_thinking": said}) for said in (True, False))
+    return None if on is None or on == off else _rendered(tokenizer, {}) == on
+
+
+def _rendered(tokenizer: Any, said: Mapping[str, Any]) -> str | None:
+    probe = [{"role": "user", "content": "hello"}]
+    try:
+        text: str = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False, **said)
+    except TemplateError:
+        return None
+    return text
+
+
+def profile_text(
+    model_id: str, spec: ModelCacheSpec, sampling: Mapping[str, Any], thinks: bool | None
+) -> str:
+    """A commented profile. Keys behind a # are the defaults: taking the # away sets one."""
+    sections = [
+        _head(model_id, spec),
+        _model(model_id, spec),
+        *_layer_tables(spec),
+        _inference(sampling, thinks),
+        _optimal(),
+        _thresholds(spec),
+        _BENCHMARK,
+    ]
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+_BENCHMARK = (
+    "# What was measured, on which machine: recorded, never acted on.",
+    "# [benchmark]",
+    '# machine = "M4 Pro, 24 GB"',
+)
+
+
+def _line(key: str, value: Any) -> str:
+    # TOML has no null, and a JSON string is a TOML string but for DEL.
+    value = "none" if value is None else value
+    return f"{key} = " + json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _head(model_id: str, spec: ModelCacheSpec) -> Iterable[str]:
+    yield f"# {json.dumps(model_id)[1:-1]}, as its live caches and its own files describe it."
+    yield "# A key behind # shows its default; take the # away to change it."
+    for sentence in spec.contradictions:
+        yield f"# Note: {sentence}."
+
+
+def _geometry(spec: ModelCacheSpec, keys: Iterable[str], layer_type: str | None) -> Iterable[str]:
+    for key in keys:
+        values = sorted(spec.values_of(key, layer_type))
+        if values:
+            yield _line(key, values if len(values) > 1 else values[0])
+
+
+def _geometry_keys(spec: ModelCacheSpec) -> list[str]:
+    """The keys worth saying; the width of values only where it is not that of the keys."""
+    alike = all(shape.key_dim == shape.value_dim for shape in spec.shapes)
+    return ["n_kv_heads", "head_dim", *([] if alike else ["v_head_dim"]), "sliding_window"]
+
+
+def _model(model_id: str, spec: ModelCacheSpec) -> Iterable[str]:
+    yield "# Checked whenever the model is loaded, so that no other model runs with this profile."
+    yield "[model]"
+    yield _line("model_id", model_id)
+    if len(spec.layer_types) < spec.n_layers:
+        yield f"# {spec.n_layers - len(spec.layer_types)} of these keep nothing of their own."
+    same = [key for key in _geometry_keys(spec) if len(spec.values_of(key)) == 1]
+    yield from _geometry(spec, ["n_layers", *same], None)
+
+
+def _layer_tables(spec: ModelCacheSpec) -> Iterable[Iterable[str]]:
+    differing = [key for key in _geometry_keys(spec) if len(spec.values_of(key)) > 1]
+    if set(spec.layer_types) <= {GLOBAL} and not differing:
+        return
+    for layer_type in LAYER_TYPES:
+        if layer_type in spec.layer_types:
+            lines = _geometry(spec, ("count", *differing), layer_type)
+            yield (f"[model.layers.{layer_type}]", *lines)
+
+
+def _inference(sampling: Mapping[str, Any], thinks: bool | None) -> Iterable[str]:
+    yield "[inference]"
+    if sampling:
+        yield "# From the model's generation_config.json."
+    for key in (*_OF_GENERATION_CONFIG.values(),):
+        if key in sampling:
+            yield _line(key, sampling[key])
+        else:
+            yield "# " + _line(key, getattr(SamplingParams(), key))
+    if thinks is not None:
+        yield "# From its chat template: whether it can think, and whether it does unless a request says otherwise."
+        yield _line("supports_thinking", True)
+        yield _line("extended_thinking", thinks)
+
+
+def _optimal() -> Iterable[str]:
+    yield "# Settings that suit this model; the constructor and AGENT_MEMORY_* variables come first."
+    yield "[optimal]"
+    for key in ("max_batch_size", "kv_bits", "block_tokens", "prefill_chunk", "prefill_chunk_busy"):
+        yield "# " + _line(key, getattr(EngineConfig(), key))
+
+
+def _thresholds(spec: ModelCacheSpec) -> Iterable[str]:
+    yield "[thresholds]"
+    if spec.context_length is None:
+        yield "# The model's config states no limit: say what its card says."
+    yield "# " + _line("context_length", spec.context_length or 32768)
+    yield "# Without these: a share of the machine's memory, and of the volume."
+    yield "# " + _line("memory_budget_mb", 8192)
+    yield "# " + _line("disk_budget_mb", 20480)
+    yield "# " + _line("min_free_mb", EngineConfig().min_free_mb)

@@ -1,0 +1,1 @@
+"""From a schema or a tool to what may be sampled next."""

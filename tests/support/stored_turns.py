@@ -1,0 +1,193 @@
+"""Turns made of nothing: blocks whose bytes follow from their name, so that any reader can tell a wrong one.
+
+Run as a program it commits turns to a store until it is killed, and prints each one that was acknowledged; or it
+fills a small volume.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":
+    # The package brings in MLX, which takes seconds and is not needed to store bytes.
+    _package = types.ModuleType("agent_memory_core")
+    _package.__path__ = [str(Path(__file__).parents[2] / "src" / "agent_memory_core")]
+    sys.modules["agent_memory_core"] = _package
+
+from agent_memory_core.blocks.block import BlockHash, Kind, record_hash, root_hash
+from agent_memory_core.errors import StoreFull
+from agent_memory_core.storage.block_file import HostTensor, Record
+from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.catalog import BranchCommit, BranchRow
+
+if TYPE_CHECKING:
+    from agent_memory_core.storage.block_file import LoadedBlock
+
+BLOCK = 4
+IDENTITY = {"model": "made", "namespace": "default"}
+ROOT = root_hash(IDENTITY)
+PAYLOAD = 3 * 4096 + 24
+"""Bytes of one block or tail, in two tensors."""
+
+FILE = 4096 + PAYLOAD
+"""Bytes of its file."""
+
+
+def content(key: BlockHash, nbytes: int = PAYLOAD) -> bytes:
+    """The bytes that the block of that name has, everywhere and always."""
+    return random.Random(key).randbytes(nbytes)
+
+
+def record(
+    parent: BlockHash, tokens: Sequence[int], *, kind: Kind = "block", nbytes: int = PAYLOAD
+) -> Record:
+    """A block or tail of that many payload bytes (a multiple of 8)."""
+    key = record_hash(kind, parent, tokens)
+    data = memoryview(content(key, nbytes))
+    half = nbytes // 2
+    tensors = (
+        HostTensor("0.k.codes", "U32", (half // 4,), data[:half]),
+        HostTensor("0.v", "BF16", (2, half // 4), data[half:]),
+    )
+    return Record(key, parent, tuple(tokens), kind, tensors)
+
+
+def records(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = PAYLOAD) -> list[Record]:
+    """All blocks of ``tokens``, and their tail where one is left over."""
+    made: list[Record] = []
+    parent = root
+    for start in range(0, len(tokens), BLOCK):
+        part = tokens[start : start + BLOCK]
+        made.append(record(parent, part, kind="tail" if len(part) < BLOCK else "block", nbytes=nbytes))
+        parent = made[-1].key
+    return made
+
+
+def wanted(
+    tokens: Sequence[int],
+    session: str = "s",
+    branch: BranchRow | None = None,
+    *,
+    root: BlockHash = ROOT,
+    namespace: str = "default",
+    **others: Any,
+) -> BranchCommit:
+    """The commit of a branch of ``tokens`` that goes on from ``branch``."""
+    made = records(tokens, root, 8)
+    tail = made.pop().key if made and made[-1].kind == "tail" else None
+    return BranchCommit(
+        root=root,
+        namespace=namespace,
+        session_id=session,
+        branch_id=branch.branch_id if branch else None,
+        generation=branch.generation if branch else 0,
+        head=made[-1].key if made else root,
+        tail=tail,
+        tokens=len(tokens),
+        prompt_tokens=len(tokens) // 2,
+        lane="",
+        **others,
+    )
+
+
+def turn(
+    store: BlockStore,
+    tokens: Sequence[int],
+    session: str = "s",
+    branch: BranchRow | None = None,
+    *,
+    root: BlockHash = ROOT,
+    nbytes: int = PAYLOAD,
+    **others: Any,
+) -> BranchRow:
+    """Commit a branch of ``tokens`` with all that it needs."""
+    return store.commit(records(tokens, root, nbytes), wanted(tokens, session, branch, root=root, **others))
+
+
+def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[bytearray, memoryview]:
+    """What an engine would allocate, in plain memory."""
+    nbytes = {"U32": 4, "BF16": 2, "U8": 1}[dtype]
+    for n in shape:
+        nbytes *= n
+    array = bytearray(nbytes)
+    return array, memoryview(array)
+
+
+def is_right(block: LoadedBlock) -> bool:
+    """Whether a loaded block has the bytes of its name."""
+    return b"".join(block.tensors.values()) == content(block.key, block.nbytes)
+
+
+def is_whole(store: BlockStore, tokens: Sequence[int], root: BlockHash = ROOT) -> bool:
+    """Whether every block of ``tokens``, and their tail, can be loaded and has its own bytes."""
+    loaded = [store.load(root, made.key, allocate) for made in records(tokens, root, 8)]
+    return all(block is not None and is_right(block) for block in loaded)
+
+
+def files(store: BlockStore) -> list[Path]:
+    """All block files on disk."""
+    return sorted(store.path.glob("ns/**/*.safetensors"))
+
+
+def path_of(store: BlockStore, key: BlockHash) -> Path:
+    """The one file of that name."""
+    return next(path for path in files(store) if path.stem == key.hex())
+
+
+def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbytes: int) -> None:
+    store = BlockStore(path, quota_bytes=quota)
+    store.identify(ROOT, IDENTITY, "default")
+    chance = random.Random(seed)
+    while True:
+        session = f"s{chance.randrange(sessions)}"
+        branches = store.catalog.branches(ROOT, "default", session)
+        branch = max(branches, key=lambda b: b.last_use) if branches else None
+        known = store.catalog.branch_tokens(branch) if branch else ()
+        if len(known) > 20 * BLOCK:
+            branch, known = None, known[: 2 * BLOCK]
+        tokens = (*known, *(chance.randrange(1000) for _ in range(chance.randint(1, 2 * BLOCK))))
+        done = turn(store, tokens, session, branch, nbytes=nbytes, max_branches=10_000)
+        print(json.dumps([session, done.branch_id, done.generation, tokens]), flush=True)
+
+
+def _fill(path: Path) -> None:
+    """Fill a small volume with turns that may be evicted, then with turns that may not."""
+    store = BlockStore(path, quota_bytes=2**40)
+    store.identify(ROOT, IDENTITY, "default")
+    for n in range(150):
+        tokens = range(100 * n, 100 * n + 2 * BLOCK)
+        turn(store, tokens, f"s{n}")
+        assert is_whole(store, tokens)
+    assert store.stats()["evicted"] > 20
+    for info in store.sessions():
+        store.pin("default", info.session_id, True)
+    refused = 0
+    for n in range(150, 170):
+        before = files(store)
+        try:
+            turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}")
+            store.pin("default", f"s{n}", True)
+        except StoreFull:
+            refused += 1
+            assert files(store) == before
+            assert list((path / "tmp").iterdir()) == []
+    assert refused > 10
+    report = store.check()
+    assert report.clean, report
+    assert report.files
+    assert not report.unknown
+    assert store.stats()["reserved"] == 0
+    store.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fill":
+        _fill(Path(sys.argv[2]))
+    else:
+        _commit_until_killed(Path(sys.argv[1]), *map(int, sys.argv[2:]))

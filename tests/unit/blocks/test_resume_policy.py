@@ -1,0 +1,40 @@
+"""Where a sequence may be resumed: the rule against every token of every block, one by one."""
+
+from __future__ import annotations
+
+from hypothesis import given, strategies as st
+
+from agent_memory_core.blocks.resume_policy import ResumeRule
+
+rules = st.builds(
+    ResumeRule,
+    st.integers(1, 9),
+    window=st.integers(0, 30),
+    whole=st.booleans(),
+    in_blocks=st.booleans(),
+    never=st.booleans(),
+)
+
+
+@given(rules, st.integers(0, 60))
+def test_a_windows_blocks_are_those_that_hold_one_of_its_tokens(rule: ResumeRule, position: int) -> None:
+    tokens = range(max(0, position - rule.window), position)
+    assert list(rule.window_blocks(position)) == sorted({token // rule.block_tokens for token in tokens})
+
+
+@given(rules)
+def test_blocks_and_tails_alone_decide_only_where_every_layer_keeps_every_token(rule: ResumeRule) -> None:
+    assert rule.anywhere == (rule.window == 0 and not rule.whole and not rule.never)
+    assert rule.inside or not rule.anywhere
+
+
+@given(rules)
+def test_a_part_of_a_block_can_be_taken_exactly_where_its_window_part_reaches_back_to_its_start(
+    rule: ResumeRule,
+) -> None:
+    """A window part holds the end of its block; whoever resumes inside needs every token before that place."""
+    size = rule.block_tokens
+    kept = range(max(0, size - rule.window), size) if rule.window else range(size)
+    suffices = all(token in kept for inside in range(1, size + 1) for token in range(inside)[-rule.window :])
+    keeps_tokens = not rule.whole and not rule.never
+    assert rule.inside == (keeps_tokens and (suffices or rule.window == 0))

@@ -1,0 +1,120 @@
+"""What the scheduler says of one sequence: chunks that tile its prompt, and bytes that its live cache keeps to."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, strategies as st
+from mlx_lm.models.cache import make_prompt_cache
+from support import families
+
+from agent_memory_core.blocks.block import Block, record_hash, root_hash
+from agent_memory_core.blocks.block_pool import BlockPool
+from agent_memory_core.blocks.prefix_cache import Hit, Match
+from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
+from agent_memory_core.engine.sequence import Sequence
+from agent_memory_core.kv.layout import KvLayout
+
+ROOT = root_hash({"a": "b"})
+
+limits = st.builds(
+    Limits,
+    max_batch_size=st.just(2),
+    prefill_chunk=st.integers(1, 40),
+    prefill_chunk_busy=st.integers(1, 20),
+    block_tokens=st.integers(1, 12),
+    bytes_per_token=st.integers(0, 9),
+    context_length=st.just(10_000),
+    grow=st.integers(1, 30),
+    window=st.integers(0, 50),
+    window_bytes=st.integers(0, 9),
+    fixed_bytes=st.integers(0, 99),
+)
+
+
+def chunks_of(limits: Limits, length: int, cached: int, marks: set[int]) -> list[Chunk]:
+    """All chunks of a prompt of which so many tokens are known at its beginning."""
+    pool = BlockPool(10**9)
+    known = tuple(range(cached))
+    block = Block(record_hash("tail", ROOT, known), ROOT, known, 1, None, kind="tail")
+    pool.put(block)
+    match = Match(end=Hit(block.hash, cached, block, stored=True, kind="tail"))
+    scheduler = Scheduler(pool, limits, lambda sequence: match)
+    inside = tuple(sorted(mark for mark in marks if mark < length))
+    sequence = Sequence(0, ROOT, list(range(length)), 0, limits.block_tokens, marks=inside)
+    scheduler.add(sequence)
+    chunks: list[Chunk] = []
+    while not chunks or not chunks[-1].is_last:
+        batch = scheduler.schedule()
+        for admitted in batch.admitted:
+            scheduler.restored(admitted)
+            scheduler.check()
+        if batch.chunk is not None:
+            assert batch.chunk.start < batch.chunk.stop
+            chunks.append(batch.chunk)
+            scheduler.computed(batch.chunk)
+    scheduler.retire(sequence)
+    scheduler.check()
+    assert pool.reserved == 0
+    return chunks
+
+
+@given(limits, st.integers(1, 150), st.data())
+def test_chunks_tile_the_rest_of_a_prompt_and_end_at_every_mark(
+    limits: Limits, length: int, data: st.DataObject
+) -> None:
+    cached = data.draw(st.integers(0, length - 1))
+    marks = data.draw(st.sets(st.integers(1, 150), max_size=5))
+    chunks = chunks_of(limits, length, cached, marks)
+    ends = [chunk.stop for chunk in chunks]
+    assert [chunk.start for chunk in chunks] == [cached, *ends[:-1]]
+    assert ends[-1] == length
+    assert {mark for mark in marks if cached < mark < length} <= set(ends)
+    assert all(end % limits.block_tokens == 0 or end in marks for end in ends[:-1])
+
+
+@given(limits, st.integers(1, 150), st.sets(st.integers(1, 150), max_size=5))
+def test_no_chunk_is_longer_than_it_may_be_and_the_last_no_longer_than_a_block(
+    limits: Limits, length: int, marks: set[int]
+) -> None:
+    chunks = chunks_of(limits, length, 0, marks)
+    most = max(limits.prefill_chunk, limits.block_tokens)
+    assert all(chunk.stop - chunk.start <= most for chunk in chunks)
+    assert chunks[-1].stop - chunks[-1].start <= limits.block_tokens
+
+
+@given(limits, st.integers(0, 300), st.integers(0, 300))
+def test_a_live_caches_bytes_grow_with_its_tokens_up_to_the_window_and_never_with_its_state(
+    limits: Limits, tokens: int, more: int
+) -> None:
+    fewer, many = limits.live_bytes(tokens), limits.live_bytes(tokens + more)
+    assert fewer <= many
+    assert limits.live_bytes(0) == limits.fixed_bytes
+    full = 2 * limits.window + limits.prefill_chunk
+    beyond = limits.live_bytes(full + tokens + more) - limits.live_bytes(full + tokens)
+    assert beyond <= (more + limits.grow) * limits.bytes_per_token, "the window is full"
+    assert fewer >= tokens * limits.bytes_per_token + min(tokens, full) * limits.window_bytes
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "lfm2", "mamba2", "recurrent_gemma"])
+def test_a_real_cache_keeps_to_the_bytes_that_are_reserved_for_it(name: str) -> None:
+    """But for one step of growth: a buffer that grows does so from where its tokens end, on a step or not."""
+    model = families.build(name)
+    layout = KvLayout(model)
+    limits = Limits(
+        max_batch_size=1,
+        prefill_chunk=256,
+        prefill_chunk_busy=64,
+        block_tokens=64,
+        bytes_per_token=layout.bytes_per_token,
+        context_length=10_000,
+        window=layout.reach,
+        window_bytes=layout.window_bytes,
+        fixed_bytes=layout.fixed_bytes,
+    )
+    cache = make_prompt_cache(model)
+    length = 0
+    for chunk in (30, 256, 256, 1, 1, 64, 200):
+        mx.eval(model(mx.array([[5] * chunk]), cache=cache))
+        length += chunk
+        assert sum(x.nbytes for x in layout.arrays(cache)) <= limits.live_bytes(length + limits.grow)

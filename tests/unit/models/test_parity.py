@@ -1,0 +1,336 @@
+"""Whether a model is the same in a batch and from what is at rest: what is wrong is refused, and said and kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings, strategies as st
+from mlx_lm.models.cache import KVCache
+from support import families, tiny_models
+
+from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.models import parity
+from agent_memory_core.models.parity import LIMITS, Gate, Verdict, check_batched, check_resumed, subject
+from agent_memory_core.storage.catalog import Catalog
+
+SIZE = 500
+"""Token ids that the prompts of these tests are made of."""
+
+
+class InBatch:
+    """A model whose logits go through ``spoil`` whenever it is given more than one row."""
+
+    def __init__(self, model: Any, spoil: Callable[[mx.array], mx.array]) -> None:
+        self._model, self._spoil = model, spoil
+        self.batches = 0
+
+    def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
+        logits: mx.array = self._model(ids, cache=cache)
+        if ids.shape[0] == 1:
+            return logits
+        self.batches += 1
+        return self._spoil(logits)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def noise(size: float) -> Callable[[mx.array], mx.array]:
+    """Adds noise of so many times the spread of the logits."""
+
+    def add(logits: mx.array) -> mx.array:
+        return logits + size * mx.std(logits) * mx.random.normal(logits.shape, key=mx.random.key(3))
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_models.build(tiny_models.LLAMA)
+
+
+@pytest.fixture(autouse=True)
+def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test finds out of a model is not known to the next."""
+    monkeypatch.setattr(parity, "_FOUND", {})
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    catalog = Catalog(tmp_path / "catalog.db")
+    yield catalog
+    catalog.close()
+
+
+# In a batch
+
+
+def test_a_sound_model_passes_far_below_the_limit(model: Any) -> None:
+    verdict = check_batched(model, KvLayout(model), SIZE)
+    assert verdict.batched
+    assert verdict.reason == ""
+    assert verdict.batched_gap is not None
+    assert verdict.batched_gap < verdict.limit / 10
+    assert verdict.limit == LIMITS[mx.float32]
+
+
+@pytest.mark.parametrize("size", [0.005, 1.0])
+def test_a_model_that_is_wrong_in_a_batch_only_is_refused_and_the_reason_names_the_gap(
+    model: Any, size: float
+) -> None:
+    wrong = InBatch(model, noise(size))
+    verdict = check_batched(wrong, KvLayout(model), SIZE)
+    assert wrong.batches > 0
+    assert not verdict.batched
+    assert verdict.batched_gap is not None
+    assert verdict.batched_gap > verdict.limit
+    assert f"by {verdict.batched_gap:.2g} of their spread" in verdict.reason
+
+
+def test_rounding_in_a_batch_is_no_reason(model: Any) -> None:
+    assert check_batched(InBatch(model, noise(1e-5)), KvLayout(model), SIZE).batched
+
+
+def test_one_step_that_differs_is_no_verdict(model: Any) -> None:
+    """Two tokens that are all but equally likely may change places once; a wrong batch is wrong on most steps."""
+
+    def once(logits: mx.array) -> mx.array:
+        return noise(1.0)(logits) if spoilt.batches == 3 else logits
+
+    spoilt = InBatch(model, once)
+    assert check_batched(spoilt, KvLayout(model), SIZE).batched
+    assert spoilt.batches > 3
+
+
+def test_rows_are_compared_one_by_one(model: Any) -> None:
+    """One row that is wrong is enough, whichever it is."""
+    for row in range(len(parity.LENGTHS)):
+        only = mx.arange(len(parity.LENGTHS))[:, None, None] == row
+
+        def spoil(logits: mx.array, only: mx.array = only) -> mx.array:
+            return mx.where(only[: logits.shape[0]], noise(1.0)(logits), logits)
+
+        assert not check_batched(InBatch(model, spoil), KvLayout(model), SIZE).batched
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, AttributeError, IndexError, RuntimeError])
+def test_a_model_that_fails_in_a_batch_is_refused_with_what_it_said(
+    model: Any, kind: type[Exception]
+) -> None:
+    def fail(logits: mx.array) -> mx.array:
+        raise kind("shapes do not fit")
+
+    verdict = check_batched(InBatch(model, fail), KvLayout(model), SIZE)
+    assert not verdict.batched
+    assert verdict.reason == "a batch of it fails: shapes do not fit"
+    assert verdict.batched_gap is None
+
+
+def test_what_is_no_number_is_an_infinite_gap(model: Any) -> None:
+    def nothing(logits: mx.array) -> mx.array:
+        return logits * math.nan
+
+    verdict = check_batched(InBatch(model, nothing), KvLayout(model), SIZE)
+    assert not verdict.batched
+    assert verdict.batched_gap == math.inf
+    assert "differ from those of a row alone by inf" in verdict.reason
+    some = mx.array([1.0, 2.0, 3.0])
+    assert parity._gap(some, mx.array([1.0, math.nan, 3.0])) == math.inf
+    assert parity._gap(some, some) == 0
+
+
+def test_a_family_without_batched_caches_is_refused_unseen() -> None:
+    model = families.build("llama4")
+    verdict = check_batched(InBatch(model, noise(0)), KvLayout(model), SIZE)
+    assert (verdict.batched, verdict.batched_gap) == (False, None)
+    assert "no batched form" in verdict.reason
+
+
+# From what is at rest
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt_oss", "gemma3", "lfm2"])
+def kept(request: pytest.FixtureRequest) -> Any:
+    return families.build(request.param)
+
+
+class Layout(KvLayout):
+    """A layout that puts back something else than it took out."""
+
+    harm = ""
+
+    def cut(self, cache: Any, start: int, stop: int) -> Any:
+        raw = super().cut(cache, start, stop)
+        return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled" else raw
+
+    def cut_window(self, cache: Any, start: int, stop: int) -> Any:
+        raw = super().cut_window(cache, start, stop)
+        if self.harm == "rolled":
+            return {name: mx.roll(x, 1, 2) for name, x in raw.items()}
+        return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled windows" else raw
+
+    def snapshot(self, cache: Any) -> Any:
+        raw = super().snapshot(cache)
+        return {
+            name: x * 0 if self.harm == "emptied" and x.dtype == mx.float32 else x for name, x in raw.items()
+        }
+
+
+def test_a_layout_that_puts_back_what_it_took_leaves_no_gap(kept: Any) -> None:
+    gap, limit = check_resumed(kept, KvLayout(kept), SIZE, 16, 5)
+    assert gap <= limit / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [("llama", "scaled"), ("gpt_oss", "rolled"), ("gemma3", "scaled windows"), ("lfm2", "emptied")],
+)
+def test_a_layout_that_loses_or_moves_anything_shows_in_the_gap(name: str, harm: str) -> None:
+    model = families.build(name)
+    layout = Layout(model)
+    layout.harm = harm
+    gap, limit = check_resumed(model, layout, SIZE, 16, 5)
+    assert gap > limit
+
+
+def test_the_worst_boundary_counts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only fails at the third boundary is found, and looking at two of them does not find it."""
+    layout = Layout(model)
+    copied = parity._copied
+
+    def third(layout: Layout, live: Any, length: int, size: int) -> Any:
+        layout.harm = "scaled" if length == 3 * size else ""
+        return copied(layout, live, length, size)
+
+    monkeypatch.setattr(parity, "_copied", third)
+    for blocks, good in ((2, True), (3, False), (5, False)):
+        gap, limit = check_resumed(model, layout, SIZE, 16, blocks)
+        assert (gap <= limit) == good
+
+
+def test_what_cannot_be_stored_is_no_fault_of_its_batches(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strange(KVCache):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.mystery = object()
+
+    monkeypatch.setattr(model, "make_cache", lambda: [Strange(), KVCache()], raising=False)
+    gate = Gate(model, KvLayout(model), "strange", SIZE, None)
+    verdict = gate.verify(16, 2)
+    assert verdict.batched
+    assert not verdict.resumed
+
+
+# What is known of a model
+
+
+def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) -> None:
+    seen = InBatch(model, noise(0))
+    layout = KvLayout(model)
+    gate = Gate(seen, layout, "m", SIZE, catalog)
+    assert gate.verdict is None
+    assert seen.batches == 0
+    assert gate.may_batch()
+    looked = seen.batches
+    assert looked > 0
+    assert gate.may_batch()
+    assert seen.batches == looked
+    recorded = catalog.verdict(subject("m", layout))
+    assert recorded is not None
+    assert Verdict.from_json(recorded) == gate.verdict
+
+
+def test_what_is_recorded_is_believed_and_said(
+    model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout = KvLayout(model)
+    said = Verdict(False, 0.5, resumed=False, resumed_gap=0.25, boundaries=8, limit=0.1, reason="so it was")
+    Gate(model, layout, "m", SIZE, catalog).record(said)
+    parity._FOUND.clear()
+    seen = InBatch(model, noise(0))
+    gate = Gate(seen, layout, "m", SIZE, catalog)
+    assert gate.verdict == said
+    assert "by 0.25 of its logits' spread" in caplog.text
+    assert not gate.may_batch()
+    assert seen.batches == 0
+    assert "decodes one sequence at a time: so it was." in caplog.text
+    assert Gate(seen, layout, "another model", SIZE, catalog).verdict is None
+
+
+def test_a_verdict_is_of_one_model_layout_device_and_version(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = KvLayout(model)
+    known = {subject("m", layout), subject("n", layout), subject("m", KvLayout(families.build("qwen3")))}
+    monkeypatch.setattr(parity, "version", lambda name: "99")
+    known.add(subject("m", layout))
+    monkeypatch.setattr(mx, "default_device", lambda: "another device")
+    known.add(subject("m", layout))
+    assert len(known) == 5
+
+
+def test_what_one_engine_found_another_of_the_process_knows(model: Any, catalog: Catalog) -> None:
+    layout = KvLayout(model)
+    wrong = InBatch(model, noise(1.0))
+    assert not Gate(wrong, layout, "m", SIZE, None).may_batch()
+    looked = wrong.batches
+    assert not Gate(wrong, layout, "m", SIZE, catalog).may_batch()
+    assert wrong.batches == looked
+    assert catalog.verdict(subject("m", layout)) is not None
+
+
+def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -> None:
+    layout = KvLayout(model)
+    gate = Gate(model, layout, "m", SIZE, catalog)
+    gate.record(Verdict(False, reason="once"))
+    verdict = gate.verify(16, 3)
+    assert (verdict.batched, verdict.resumed, verdict.boundaries, verdict.reason) == (True, True, 3, "")
+    assert gate.may_batch()
+    parity._FOUND.clear()
+    assert Gate(model, layout, "m", SIZE, catalog).verdict == verdict
+
+
+def test_a_catalog_that_was_closed_meanwhile_costs_the_record_only(
+    model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(model, KvLayout(model), "m", SIZE, catalog)
+    catalog.close()
+    assert gate.may_batch()
+    assert gate.verdict is not None
+    assert "could not be recorded" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "no verdict", "[]", "{}", '{"batched": true, "of a later version": 1}'])
+def test_a_verdict_that_cannot_be_read_is_none(
+    model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    layout = KvLayout(model)
+    catalog.record_verdict(subject("m", layout), text)
+    gate = Gate(model, layout, "m", SIZE, catalog)
+    assert gate.verdict is None
+    assert "cannot be read" in caplog.text
+    assert gate.may_batch()
+    recorded = catalog.verdict(subject("m", layout))
+    assert recorded is not None
+    assert Verdict.from_json(recorded).batched
+
+
+gaps = st.none() | st.floats(0, allow_nan=False)
+verdicts = st.builds(
+    Verdict, st.booleans(), gaps, st.booleans(), gaps, st.integers(0), st.floats(0, 1), st.text()
+)
+
+
+@given(verdicts)
+@settings(max_examples=50)
+def test_a_verdict_is_read_as_it_was_written(verdict: Verdict) -> None:
+    assert Verdict.from_json(verdict.to_json()) == verdict
+    assert json.loads(verdict.to_json()).keys() == {field for field in Verdict.__dataclass_fields__}
