@@ -20,7 +20,7 @@ if __name__ == "__main__":
     _package.__path__ = [str(Path(__file__).parents[2] / "src" / "agent_memory_core")]
     sys.modules["agent_memory_core"] = _package
 
-from agent_memory_core.blocks.block import BlockHash, Kind, record_hash, root_hash
+from agent_memory_core.blocks.block import BlockHash, RecordKind, record_hash, root_hash
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.block_file import HostTensor, Record
 from agent_memory_core.storage.block_store import BlockStore
@@ -45,7 +45,7 @@ def content(key: BlockHash, nbytes: int = PAYLOAD) -> bytes:
 
 
 def record(
-    parent: BlockHash, tokens: Sequence[int], *, kind: Kind = "block", nbytes: int = PAYLOAD
+    parent: BlockHash, tokens: Sequence[int], *, kind: RecordKind = "block", nbytes: int = PAYLOAD
 ) -> Record:
     """A block or tail of that many payload bytes (a multiple of 8)."""
     key = record_hash(kind, parent, tokens)

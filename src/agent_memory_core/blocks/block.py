@@ -26,8 +26,8 @@ from typing import Any, Literal
 BlockHash = bytes
 """A full sha256 digest, 32 bytes, never truncated."""
 
-Kind = Literal["block", "tail", "window", "words"]
-KINDS: tuple[Kind, ...] = ("block", "tail", "window", "words")
+RecordKind = Literal["block", "tail", "window", "words"]
+RECORD_KINDS: tuple[RecordKind, ...] = ("block", "tail", "window", "words")
 
 
 def root_hash(identity: Mapping[str, str]) -> BlockHash:
@@ -52,7 +52,7 @@ def unpack_tokens(data: bytes) -> tuple[int, ...]:
     return tuple(array("I", data))
 
 
-def record_hash(kind: Kind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockHash:
+def record_hash(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockHash:
     """Name the record of ``tokens`` that follows ``parent``; a window names its block as parent and has no tokens."""
     return hashlib.sha256(f"agent-memory {kind} 1".encode() + parent + pack_tokens(tokens)).digest()
 
@@ -95,5 +95,5 @@ class Block:
     tokens: tuple[int, ...]
     nbytes: int
     kv: Any = field(repr=False)
-    kind: Kind = "block"
+    kind: RecordKind = "block"
     ref_count: int = 0

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent_memory_core.blocks.block import Block, BlockHash, Kind, common_prefix, record_hash
+from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, common_prefix, record_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.resume_policy import ResumeRule
 
@@ -44,7 +44,7 @@ class Stored(Protocol):
         ...
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RecordKind:
         """What it holds, see `block`."""
         ...
 
@@ -80,7 +80,7 @@ class Hit:
     take: int
     block: Block | None
     stored: bool
-    kind: Kind = "block"
+    kind: RecordKind = "block"
 
 
 @dataclass(slots=True)

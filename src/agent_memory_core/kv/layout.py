@@ -38,7 +38,7 @@ GROW = 256
 SCALARS = "scalars"
 """The tensor that holds what a whole leaf keeps beside arrays: JSON as bytes."""
 
-Kind = Literal["append", "window", "state", "snapshot"]
+LayerKind = Literal["append", "window", "state", "snapshot"]
 Shapes = dict[str, tuple[tuple[int, ...], mx.Dtype]]
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -56,7 +56,7 @@ class TokenGroup:
     all. ``value_dim`` 0 means that there are no values.
     """
 
-    kind: Kind
+    kind: LayerKind
     layers: tuple[int, ...]
     leaves: tuple[int, ...]
     heads: int
@@ -96,7 +96,7 @@ class WholeLeaf:
     ``fixed`` says that their shapes do not depend on the number of tokens.
     """
 
-    kind: Kind
+    kind: LayerKind
     layers: tuple[int, ...]
     leaf: int
     name: str
@@ -171,7 +171,7 @@ class KvLayout:
         """Bytes of a live cache that do not depend on the number of tokens."""
         return sum(leaf.nbytes for leaf in self.whole)
 
-    def dims(self, kind: Kind) -> dict[str, int]:
+    def dims(self, kind: LayerKind) -> dict[str, int]:
         """Width of each raw tensor by name, of all groups of a kind."""
         return {
             name: dim
@@ -267,7 +267,7 @@ class KvLayout:
         """The arrays behind a live cache, to evaluate."""
         return [x for _, leaf in _leaves(cache) for x in _arrays(leaf)]
 
-    def _of(self, kind: Kind) -> Iterator[tuple[int, TokenGroup]]:
+    def _of(self, kind: LayerKind) -> Iterator[tuple[int, TokenGroup]]:
         return ((number, group) for number, group in enumerate(self.tokens) if group.kind == kind)
 
 
@@ -320,7 +320,7 @@ def _group_key(leaf: Any) -> tuple[Any, ...]:
 
 def _whole_leaf(index: int, layer: int, leaf: Any, before: Shapes) -> WholeLeaf:
     shapes = _shapes(leaf)
-    kind: Kind = "state" if type(leaf) is ArraysCache else "snapshot"
+    kind: LayerKind = "state" if type(leaf) is ArraysCache else "snapshot"
     return WholeLeaf(kind, (layer,), index, type(leaf).__name__, shapes, kind == "state" and shapes == before)
 
 

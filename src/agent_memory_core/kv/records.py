@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from agent_memory_core.blocks.block import Block, Kind, record_hash
+from agent_memory_core.blocks.block import Block, RecordKind, record_hash
 from agent_memory_core.blocks.prefix_cache import Match
 from agent_memory_core.blocks.resume_policy import ResumeRule
 from agent_memory_core.config import KvBits
@@ -100,7 +100,7 @@ class KvBlocks:
         """The states of a match, which its tail holds."""
         return _block(match.end).kv if self.rule.whole and match.end is not None else {}
 
-    def _of(self, kv: Mapping[str, mx.array], kind: Kind | str) -> Raw:
+    def _of(self, kv: Mapping[str, mx.array], kind: RecordKind | str) -> Raw:
         return {name: kv[name] for name in self.layout.dims("append" if kind == "append" else "window")}
 
     # -- to rest ------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class KvBlocks:
 
     # -- checks -------------------------------------------------------------------------------------------
 
-    def fits(self, kv: Mapping[str, mx.array], tokens: int, kind: Kind) -> bool:
+    def fits(self, kv: Mapping[str, mx.array], tokens: int, kind: RecordKind) -> bool:
         """Whether loaded arrays have the names, shapes and dtypes of a record made here."""
         if kind == "block":
             return _shapes(kv) == self._block_shapes

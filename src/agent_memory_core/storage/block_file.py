@@ -22,7 +22,7 @@ from typing import Any
 
 import xxhash
 
-from agent_memory_core.blocks.block import BlockHash, Kind
+from agent_memory_core.blocks.block import BlockHash, RecordKind
 from agent_memory_core.storage.catalog import BlockRow
 
 SCHEMA = 1
@@ -59,7 +59,7 @@ class Record:
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
-    kind: Kind
+    kind: RecordKind
     tensors: tuple[HostTensor, ...]
 
 
@@ -73,7 +73,7 @@ class LoadedBlock:
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
-    kind: Kind
+    kind: RecordKind
     tensors: dict[str, Any]
     nbytes: int
 
@@ -264,7 +264,7 @@ def read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedB
     return LoadedBlock(row.key, row.parent, row.tokens, row.kind, arrays, header.payload)
 
 
-def row_of(fd: int, size: int, root: BlockHash, key: BlockHash, kind: Kind) -> BlockRow:
+def row_of(fd: int, size: int, root: BlockHash, key: BlockHash, kind: RecordKind) -> BlockRow:
     """The row of a file as its header has it, without token ids; its place must agree with its header."""
     header = read_header(fd, size)
     try:

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent_memory_core.blocks.block import KINDS, BlockHash, Kind, record_hash
+from agent_memory_core.blocks.block import RECORD_KINDS, BlockHash, RecordKind, record_hash
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.messages import SessionInfo
@@ -65,7 +65,7 @@ CATALOG_ROOM = 16 * 2**20
 MAX_QUARANTINED = 8
 """Most damaged files that are kept to be looked at."""
 
-_FOLDERS: dict[Kind, str] = dict(zip(KINDS, "btwx", strict=True))
+_FOLDERS: dict[RecordKind, str] = dict(zip(RECORD_KINDS, "btwx", strict=True))
 _KINDS = {folder: kind for kind, folder in _FOLDERS.items()}
 _FILE = re.compile(r"([0-9a-f]{64})/([btwx])/([0-9a-f]{2})/(\3[0-9a-f]{62})\.safetensors")
 _IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
@@ -217,7 +217,7 @@ class BlockStore:
 
     def _files(
         self, foreign: list[Path] | None = None
-    ) -> Iterator[tuple[Path, BlockHash, BlockHash | None, Kind]]:
+    ) -> Iterator[tuple[Path, BlockHash, BlockHash | None, RecordKind]]:
         """Every file of ours: path, root, key (None: an identity) and kind. Others are added up."""
         for folder, subfolders, names in os.walk(self._ns):
             subfolders.sort()
@@ -593,5 +593,5 @@ class BlockStore:
             self._counts[name] += by
 
 
-def _place(row: BlockRow) -> tuple[BlockHash, BlockHash, Kind, int]:
+def _place(row: BlockRow) -> tuple[BlockHash, BlockHash, RecordKind, int]:
     return row.root, row.parent, row.kind, row.ntok

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agent_memory_core.blocks.block import BlockHash, Kind, pack_tokens, record_hash, unpack_tokens
+from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, unpack_tokens
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreFull
 from agent_memory_core.messages import SessionInfo
 from agent_memory_core.storage.database import VERSION, Database, is_alive, process_name
@@ -84,7 +84,7 @@ class BlockRow:
     parent: BlockHash
     root: BlockHash
     tokens: tuple[int, ...]
-    kind: Kind
+    kind: RecordKind
     nbytes: int
     checksum: str
     ntok: int
@@ -672,7 +672,7 @@ def _block_row(row: Any) -> BlockRow:
     return BlockRow(key, parent, root, tokens, kind, nbytes, checksum, ntok)
 
 
-def _proven(key: BlockHash, parent: BlockHash, packed: bytes, kind: Kind) -> tuple[int, ...]:
+def _proven(key: BlockHash, parent: BlockHash, packed: bytes, kind: RecordKind) -> tuple[int, ...]:
     """The token ids of a row if its name says they are; else none."""
     tokens = unpack_tokens(packed)
     return tokens if key == record_hash(kind, parent, tokens) else ()

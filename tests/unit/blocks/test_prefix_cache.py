@@ -13,7 +13,7 @@ from agent_memory_core.blocks import prefix_cache
 from agent_memory_core.blocks.block import (
     Block,
     BlockHash,
-    Kind,
+    RecordKind,
     block_hash,
     chain,
     record_hash,
@@ -33,7 +33,7 @@ class Row:
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
-    kind: Kind = "block"
+    kind: RecordKind = "block"
 
 
 @dataclass
@@ -97,7 +97,7 @@ def test_a_tail_is_used_as_far_as_it_agrees() -> None:
 
 
 def test_a_short_tail_is_used_whole_but_neither_tail_nor_block_in_a_small_part() -> None:
-    def reused(tokens: tuple[int, ...], *, kind: Kind) -> int:
+    def reused(tokens: tuple[int, ...], *, kind: RecordKind) -> int:
         pool = BlockPool(100)
         pool.put(Block(record_hash(kind, ROOT, tokens), ROOT, tokens, 1, None, kind=kind))
         return match(pool, IDS).tokens
@@ -175,7 +175,7 @@ def stored_of(line: Line, tokens: list[int], *, empty_tails: bool) -> Iterator[R
         yield Row(key, names[index], tuple(tokens[index * SMALL : (index + 1) * SMALL]))
         if index not in line.without_window:
             yield Row(record_hash("window", key), key, (), "window")
-    kinds: tuple[tuple[Kind, set[int]], ...] = (("tail", line.cuts), ("words", line.words))
+    kinds: tuple[tuple[RecordKind, set[int]], ...] = (("tail", line.cuts), ("words", line.words))
     for kind, place in [(kind, place) for kind, found in kinds for place in sorted(found)]:
         rest = tuple(tokens[place // SMALL * SMALL : place])
         if place in ends and (rest or (kind == "tail" and empty_tails and place)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent_memory_core.blocks.block import Block, BlockHash, Kind, record_hash, root_hash
+from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import Match, PrefixCache
 from agent_memory_core.blocks.resume_policy import ResumeRule
@@ -63,7 +63,7 @@ class Row:
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
-    kind: Kind
+    kind: RecordKind
 
 
 class Books(RuleBasedStateMachine):

@@ -37,7 +37,7 @@ from support.stored_turns import (
 
 from agent_memory_core.blocks.block import (
     BlockHash,
-    Kind,
+    RecordKind,
     block_hash,
     chain as chain_of,
     pack_tokens,
@@ -56,7 +56,7 @@ from agent_memory_core.storage.catalog import BranchRow
 
 MANY = 1000 * FILE
 OTHER = root_hash({"model": "other"})
-FOLDERS: dict[Kind, str] = {"block": "b", "tail": "t", "window": "w", "words": "x"}
+FOLDERS: dict[RecordKind, str] = {"block": "b", "tail": "t", "window": "w", "words": "x"}
 
 
 def ids(count: int, start: int = 0) -> tuple[int, ...]:
@@ -314,7 +314,7 @@ def test_a_turn_is_not_committed_over_a_file_that_went_away_while_it_was_written
 # Records of other kinds
 
 
-def beside(store: BlockStore, kind: Kind) -> list[str]:
+def beside(store: BlockStore, kind: RecordKind) -> list[str]:
     """The names of the files in the folder of a kind."""
     return sorted(path.stem for path in store.path.glob(f"ns/{ROOT.hex()}/{FOLDERS[kind]}/*/*.safetensors"))
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support.stored_turns import BLOCK, FILE, IDENTITY, ROOT, records, wanted
 
-from agent_memory_core.blocks.block import BlockHash, Kind, pack_tokens, record_hash, root_hash
+from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, root_hash
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError, StoreFull, StoreUnreadable
 from agent_memory_core.storage.catalog import (
     MAX_CHILDREN,
@@ -53,7 +53,7 @@ def commit(
     return catalog.commit(rows(tokens, root), wish)[0]
 
 
-def further(kind: Kind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockRow:
+def further(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockRow:
     """The row of a record beside the chain of a branch: a window part, or the tail of an earlier place."""
     key = record_hash(kind, parent, tokens)
     return BlockRow(key, parent, ROOT, tuple(tokens), kind, FILE, "00", len(tokens))
