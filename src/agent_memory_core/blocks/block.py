@@ -11,7 +11,7 @@ block size and namespace. Beside blocks there are records of other kinds, each w
     tail     the unfinished last block of a branch, or of a prompt: fewer tokens, perhaps none, kept unencoded,
              with the whole state of the layers that have one
     window   what the window layers keep of the block that it names as its parent
-    words    the tokens of an unfinished block whose KV was not kept
+    token_tail  the tokens of an unfinished block whose KV was not kept
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, Literal
 BlockHash = bytes
 """A full sha256 digest, 32 bytes, never truncated."""
 
-RecordKind = Literal["block", "tail", "window", "words"]
-RECORD_KINDS: tuple[RecordKind, ...] = ("block", "tail", "window", "words")
+RecordKind = Literal["block", "tail", "window", "token_tail"]
+RECORD_KINDS: tuple[RecordKind, ...] = ("block", "tail", "window", "token_tail")
 
 
 def root_hash(identity: Mapping[str, str]) -> BlockHash:

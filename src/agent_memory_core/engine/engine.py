@@ -220,7 +220,7 @@ class Engine:
             return "unsupported"
         if nearest is not None:
             if shared == len(nearest.token_ids):
-                return "boundary" if self.keeper.ends_in_words(root, nearest) else ""
+                return "boundary" if self.keeper.ends_in_token_tail(root, nearest) else ""
             return "template" if shared >= nearest.prompt_tokens else "diverged"
         if self.store is None or key.session_id is None:
             return "new"

@@ -119,8 +119,8 @@ class Keeper:
         parts = [block for key, block in found.items() if key not in stored and key not in blocks]
         return [*blocks.values(), *parts, *([tail] if tail is not None else [])]
 
-    def ends_in_words(self, root: BlockHash, branch: Branch[TokenText]) -> bool:
+    def ends_in_token_tail(self, root: BlockHash, branch: Branch[TokenText]) -> bool:
         """Whether a branch's last answer was cut where its layers could not be, so that its end cannot be resumed."""
         full = len(branch.hashes)
         rest = branch.token_ids[full * self._block_tokens :]
-        return branch.tail == record_hash("words", branch.hashes[-1] if full else root, rest)
+        return branch.tail == record_hash("token_tail", branch.hashes[-1] if full else root, rest)

@@ -129,14 +129,14 @@ class KvBlocks:
     def tail(self, sequence: Sequence, cache: list[Any], length: int, fed: int) -> Block | None:
         """Keep what follows the last full block of the first ``length`` tokens of a cache that was fed ``fed``.
 
-        None where nothing follows. Where the cache has gone on too far to be cut back, only the words are kept.
+        None where nothing follows. Where the cache has gone on too far to be cut back, only its token ids are kept.
         """
         full = length // self._block_tokens
         start = full * self._block_tokens
         tokens, parent = tuple(sequence.token_ids[start:length]), sequence.parent_of(full)
         if not self._restorable(cache, length, fed):
             return (
-                Block(record_hash("words", parent, tokens), parent, tokens, 0, {}, "words")
+                Block(record_hash("token_tail", parent, tokens), parent, tokens, 0, {}, "token_tail")
                 if tokens
                 else None
             )

@@ -175,7 +175,7 @@ def stored_of(line: Line, tokens: list[int], *, empty_tails: bool) -> Iterator[R
         yield Row(key, names[index], tuple(tokens[index * SMALL : (index + 1) * SMALL]))
         if index not in line.without_window:
             yield Row(record_hash("window", key), key, (), "window")
-    kinds: tuple[tuple[RecordKind, set[int]], ...] = (("tail", line.cuts), ("words", line.words))
+    kinds: tuple[tuple[RecordKind, set[int]], ...] = (("tail", line.cuts), ("token_tail", line.words))
     for kind, place in [(kind, place) for kind, found in kinds for place in sorted(found)]:
         rest = tuple(tokens[place // SMALL * SMALL : place])
         if place in ends and (rest or (kind == "tail" and empty_tails and place)):

@@ -56,7 +56,7 @@ from agent_memory_core.storage.catalog import BranchRow
 
 MANY = 1000 * FILE
 OTHER = root_hash({"model": "other"})
-FOLDERS: dict[RecordKind, str] = {"block": "b", "tail": "t", "window": "w", "words": "x"}
+FOLDERS: dict[RecordKind, str] = {"block": "b", "tail": "t", "window": "w", "token_tail": "x"}
 
 
 def ids(count: int, start: int = 0) -> tuple[int, ...]:
@@ -339,7 +339,7 @@ def turn_with(
 
 def test_every_kind_has_a_folder_and_comes_back_as_it_was(store: BlockStore) -> None:
     (block,) = records(ids(BLOCK))
-    words = Record(record_hash("words", block.key, (7, 8)), block.key, (7, 8), "words", ())
+    words = Record(record_hash("token_tail", block.key, (7, 8)), block.key, (7, 8), "token_tail", ())
     made = [
         block,
         record(block.key, (), kind="window"),
