@@ -175,8 +175,8 @@ class Engine:
             processors=[] if prewarm else self.grammars.processors(request, prompt),
         )
         if not (self.rule.anywhere or self.rule.never):
-            turn.marks = self.template.marks(request, prompt)
-            turn.sequence.marks = () if self.rule.inside else turn.marks
+            turn.checkpoints = self.template.checkpoints(request, prompt)
+            turn.sequence.checkpoints = () if self.rule.inside else turn.checkpoints
         return turn
 
     def _detokenizer(self, request: ChatRequest, prompt: Prompt) -> Detokenizer:
@@ -210,7 +210,7 @@ class Engine:
 
     def _estimate(self, sequence: Sequence) -> int:
         new_blocks = sequence.num_prompt // self.config.block_tokens + 1 - len(sequence.match.blocks)
-        return new_blocks * self.blocks.block_bytes + (1 + len(sequence.marks)) * self.blocks.tail_bytes
+        return new_blocks * self.blocks.block_bytes + (1 + len(sequence.checkpoints)) * self.blocks.tail_bytes
 
     def _state(
         self, root: BlockHash, key: SessionKey, nearest: Branch[TokenText] | None, shared: int
@@ -347,8 +347,8 @@ class Engine:
             self._finish(turn, turn.row.cache, "stop")
             return
         self._seal(turn, turn.row.cache, chunk.stop)
-        if chunk.stop in sequence.marks:
-            self.keeper.mark(turn, turn.row.cache, chunk.stop)
+        if chunk.stop in sequence.checkpoints:
+            self.keeper.checkpoint(turn, turn.row.cache, chunk.stop)
 
     def _join(self, turn: Turn) -> None:
         assert turn.row is not None
@@ -387,7 +387,7 @@ class Engine:
             reason = "tool_calls"
         self._keep(turn)
         self._seal(turn, cache, sequence.num_computed)
-        tail = self.keeper.mark(turn, cache, sequence.num_computed)
+        tail = self.keeper.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, idle=sequence.idle)
         self._commit(turn, tail, last, report)
@@ -582,7 +582,7 @@ class Engine:
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
             if not self.rule.anywhere:
-                self.keeper.mark(turn, cache, turn.sequence.num_computed)
+                self.keeper.checkpoint(turn, cache, turn.sequence.num_computed)
         self._close(turn)
         return True
 

@@ -54,7 +54,7 @@ class Keeper:
     def _take_windows(self, turn: Turn, cache: list[Any], first: int, last: int) -> None:
         """Take the window parts of blocks ``first`` up to ``last``, and let go of those no longer wanted."""
         sequence = turn.sequence
-        wanted = self._near((*turn.marks, last * self._block_tokens))
+        wanted = self._near((*turn.checkpoints, last * self._block_tokens))
         new = [index for index in range(first, last) if index in wanted and index not in turn.windows]
         names = {index: record_hash("window", sequence.hashes[index]) for index in new}
         known = self._stored(list(names.values()))
@@ -63,12 +63,16 @@ class Keeper:
         turn.windows |= dict(zip(new, made, strict=True))
         turn.windows = {index: part for index, part in turn.windows.items() if index in wanted}
         # What waits for its first chunk may begin as this prompt does.
-        self._keep_windows(turn, [mark for mark in turn.marks if mark <= last * self._block_tokens])
+        self._keep_windows(
+            turn, [checkpoint for checkpoint in turn.checkpoints if checkpoint <= last * self._block_tokens]
+        )
 
-    def mark(self, turn: Turn, cache: list[Any], position: int) -> Block | None:
+    def checkpoint(self, turn: Turn, cache: list[Any], position: int) -> Block | None:
         """Keep what it takes to resume after ``position`` tokens beside full blocks; return the tail."""
         assert turn.row is not None
-        self._keep_windows(turn, [*(mark for mark in turn.marks if mark < position), position])
+        self._keep_windows(
+            turn, [*(checkpoint for checkpoint in turn.checkpoints if checkpoint < position), position]
+        )
         tail = self._blocks.tail(turn.sequence, cache, position, turn.row.fed)
         if tail is not None and tail.kind == "tail":
             turn.kept[tail.hash] = self._pool.put(tail) or tail
@@ -90,17 +94,17 @@ class Keeper:
     # -- into a branch ------------------------------------------------------------------------------------
 
     def parts(self, turn: Turn) -> frozenset[BlockHash]:
-        """What it takes to resume a branch at its end and at the turn's marks, beside blocks and tail."""
+        """What it takes to resume a branch at its end and at the turn's checkpoints, beside blocks and tail."""
         if self._rule.anywhere or self._rule.never:
             return frozenset()
         sequence, size = turn.sequence, self._block_tokens
-        marks = [mark for mark in turn.marks if mark <= sequence.num_computed]
-        near = self._near((*marks, sequence.num_computed))
+        checkpoints = [checkpoint for checkpoint in turn.checkpoints if checkpoint <= sequence.num_computed]
+        near = self._near((*checkpoints, sequence.num_computed))
         windows = {record_hash("window", sequence.hashes[i]) for i in near if i < len(sequence.hashes)}
-        spans = [(mark // size, mark) for mark in marks if not self._rule.inside]
+        spans = [(checkpoint // size, checkpoint) for checkpoint in checkpoints if not self._rule.inside]
         tails = {
-            record_hash("tail", sequence.parent_of(full), sequence.token_ids[full * size : mark])
-            for full, mark in spans
+            record_hash("tail", sequence.parent_of(full), sequence.token_ids[full * size : checkpoint])
+            for full, checkpoint in spans
         }
         return frozenset(windows | tails)
 

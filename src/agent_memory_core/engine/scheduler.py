@@ -290,14 +290,16 @@ class Scheduler:
     def _chunk_end(self, sequence: Sequence, size: int) -> int:
         """End on a block boundary, and leave the last chunk no longer than a block: its logits cover all of it.
 
-        A mark on the way ends it too.
+        A checkpoint on the way ends it too.
         """
         block = self._limits.block_tokens
         start = sequence.num_computed
         stop = sequence.num_prompt
         if sequence.remaining > block:
             stop = min(start + size, sequence.num_prompt - 1) // block * block
-        return min((mark for mark in sequence.marks if start < mark < stop), default=stop)
+        return min(
+            (checkpoint for checkpoint in sequence.checkpoints if start < checkpoint < stop), default=stop
+        )
 
 
 def _least_work(sequence: Sequence) -> tuple[int, int]:

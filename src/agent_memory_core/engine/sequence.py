@@ -42,7 +42,7 @@ class Sequence:
         hashes: names of the leading blocks that are known already; the rest are found here.
         reads_tier: whether blocks on disk may be matched, beside those in memory.
         idle: whether nobody waits for it.
-        marks: positions in the prompt at which its prefill stops, for something to be kept there; sorted.
+        checkpoints: positions in the prompt at which its prefill stops, for something to be kept there; sorted.
     """
 
     seq_id: int
@@ -53,7 +53,7 @@ class Sequence:
     hashes: list[BlockHash] = field(default_factory=list, repr=False)
     reads_tier: bool = False
     idle: bool = False
-    marks: tuple[int, ...] = ()
+    checkpoints: tuple[int, ...] = ()
     num_prompt: int = field(init=False)
     num_cached: int = 0
     num_computed: int = 0

@@ -59,7 +59,7 @@ class Turn:
     """One request on its way through the engine.
 
     ``session`` is None where the turn owns nothing; ``branch`` is the one it continues. ``known`` is how many
-    prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``marks`` are
+    prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``checkpoints`` are
     places of the prompt where others may part from it, ``windows`` the window parts of its latest blocks by index,
     ``kept`` the records that its branch shall need beside blocks and tail; ``lost`` names what could not be loaded.
     """
@@ -86,7 +86,7 @@ class Turn:
     restore_seconds: float = 0.0
     first_token: float = 0.0
     damaged: bool = False
-    marks: tuple[int, ...] = ()
+    checkpoints: tuple[int, ...] = ()
     windows: dict[int, Block] = field(default_factory=dict)
     kept: dict[BlockHash, Block] = field(default_factory=dict)
     lost: set[BlockHash] = field(default_factory=set)

@@ -148,7 +148,9 @@ class KvLayout:
                 ", ".join(self.unknown),
             )
         elif kept := sorted({leaf.name for leaf in self.whole if leaf.kind == "snapshot"}):
-            log.info("this model's %s is kept whole, at marks and at the ends of turns.", ", ".join(kept))
+            log.info(
+                "this model's %s is kept whole, at checkpoints and at the ends of turns.", ", ".join(kept)
+            )
         self.batches = all(hasattr(type(leaf), "merge") for _, leaf in leaves)
 
     @property

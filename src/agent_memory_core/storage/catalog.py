@@ -180,7 +180,9 @@ class Catalog(Database):
             part = hashes[start : start + _QUERY_KEYS]
             found = {
                 row[0]
-                for row in self.read(f"SELECT key FROM blocks WHERE stored AND key IN ({_marks(part)})", part)
+                for row in self.read(
+                    f"SELECT key FROM blocks WHERE stored AND key IN ({_placeholders(part)})", part
+                )
             }
             for index, key in enumerate(part, start):
                 if key not in found:
@@ -196,7 +198,7 @@ class Catalog(Database):
         found: dict[BlockHash, BlockRow] = {}
         for start in range(0, len(keys), _QUERY_KEYS):
             part = keys[start : start + _QUERY_KEYS]
-            for row in self.read(f"{_BLOCK} WHERE stored AND key IN ({_marks(part)})", part):
+            for row in self.read(f"{_BLOCK} WHERE stored AND key IN ({_placeholders(part)})", part):
                 found[row[0]] = _block_row(row)
         return found
 
@@ -209,7 +211,7 @@ class Catalog(Database):
         found: list[BlockRow] = []
         for start in range(0, len(parents), _QUERY_KEYS):
             part = parents[start : start + _QUERY_KEYS]
-            sql = f"{_BLOCK} WHERE parent IN ({_marks(part)}) AND stored AND kind = 'tail'"
+            sql = f"{_BLOCK} WHERE parent IN ({_placeholders(part)}) AND stored AND kind = 'tail'"
             found += [_block_row(row) for row in self.read(sql, part)]
         return found
 
@@ -662,7 +664,7 @@ def _no_session(namespace: str, session_id: str) -> SessionNotFound:
     return SessionNotFound(f"no session {session_id!r} in namespace {namespace!r}.")
 
 
-def _marks(values: Collection[Any]) -> str:
+def _placeholders(values: Collection[Any]) -> str:
     return ",".join("?" * len(values))
 
 

@@ -8,7 +8,7 @@ object that names its properties has no others unless its schema says so.
     answer       the schema's JSON, or calls instead where tools are offered too
     calls        one forced call, or several where tool_choice is "required" and parallel calls are allowed
     free         any text, and at most one call at its end: parallel_tool_calls off
-    plain        any text but the mark that begins a call: tool_choice "none"; the tools stay in the prompt, so
+    plain        any text but the delimiter that begins a call: tool_choice "none"; the tools stay in the prompt, so
                  that it begins as the session's other prompts do
 
 Calls whose arguments are written one by one and not as JSON have rules of their own, see `parameter_form`.
@@ -72,14 +72,14 @@ class CallForm:
     joint: str | None = "\n"
 
     def inside(self, name: str, arguments: str) -> str:
-        """What stands between the marks."""
+        """What stands between the delimiters."""
         return self.head + name + self.middle + arguments + self.tail
 
 
 def call_form(tokenizer: TokenizerWrapper, template: ChatTemplate) -> CallForm | ParameterForm | None:
     """How the model's template writes a call, else the <tool_call> JSON convention; None if neither is read back."""
-    marks, parse = _reader(tokenizer)
-    convention = CallForm(start=marks.tool_call_start, end=marks.tool_call_end)
+    delimiters, parse = _reader(tokenizer)
+    convention = CallForm(start=delimiters.tool_call_start, end=delimiters.tool_call_end)
     rendered = _rendered_form(template, convention)
     if rendered is not None and _is_read(parse, rendered):
         return rendered
@@ -90,13 +90,13 @@ def call_form(tokenizer: TokenizerWrapper, template: ChatTemplate) -> CallForm |
 
 
 def _reader(tokenizer: TokenizerWrapper) -> tuple[Any, Any]:
-    """What has the marks of the model's calls, and the parser of what stands between them."""
+    """What has the delimiters of the model's calls, and the parser of what stands between them."""
     if tokenizer.has_tool_calling:
         return tokenizer, tokenizer.tool_parser
     return json_tools, json_tools.parse_tool_call
 
 
-def _rendered_form(template: ChatTemplate, marks: CallForm) -> CallForm | None:
+def _rendered_form(template: ChatTemplate, delimiters: CallForm) -> CallForm | None:
     """The form found in two calls that the template renders."""
     names = ("probe_one", "probe_two")
     calls = tuple(ToolCall(name, {"x": 1}, f"call_{name}") for name in names)
@@ -105,14 +105,14 @@ def _rendered_form(template: ChatTemplate, marks: CallForm) -> CallForm | None:
         text = template.render(request, generation_prompt=False)
     except InvalidRequest:
         return None
-    head, start = text.find(names[0]), text.rfind(marks.start, 0, max(0, text.find(names[0])))
+    head, start = text.find(names[0]), text.rfind(delimiters.start, 0, max(0, text.find(names[0])))
     arguments = text.find(_PROBE, head)
-    end = text.find(marks.end, arguments + len(_PROBE))
+    end = text.find(delimiters.end, arguments + len(_PROBE))
     if min(head, start, arguments, end) < 0:
         return None
     form = replace(
-        marks,
-        head=text[start + len(marks.start) : head],
+        delimiters,
+        head=text[start + len(delimiters.start) : head],
         middle=text[head + len(names[0]) : arguments],
         tail=text[arguments + len(_PROBE) : end],
         joint=None,
@@ -191,9 +191,9 @@ class Grammars:
         self._template = template
         calls = tokenizer if tokenizer.has_tool_calling else json_tools
         self._start, self._end = calls.tool_call_start, calls.tool_call_end
-        marks = (self._start, self._end, tokenizer.think_start, tokenizer.think_end)
+        delimiters = (self._start, self._end, tokenizer.think_start, tokenizer.think_end)
         added = tokenizer.added_tokens_decoder.items()
-        self._marks: dict[str, int] = {str(t): i for i, t in added if str(t) in marks}
+        self._delimiters: dict[str, int] = {str(t): i for i, t in added if str(t) in delimiters}
         self._vocabulary: LLTokenizer | None = None
         self._special: dict[str, int] = {}
         self._specials = re.compile("(?!)")
@@ -210,8 +210,8 @@ class Grammars:
         if request.response_schema is None:
             if not request.tools or (choice == "auto" and request.parallel_tool_calls):
                 return []
-            if choice == "none" and self._start in self._marks:
-                return [Ban(self._marks[self._start])]
+            if choice == "none" and self._start in self._delimiters:
+                return [Ban(self._delimiters[self._start])]
         return [self.grammar(request, prompt.text).mask(len(prompt.token_ids))]
 
     def grammar(self, request: ChatRequest, prompt: str) -> Grammar:
@@ -231,7 +231,7 @@ class Grammars:
         return grammar
 
     def _read_vocabulary(self) -> LLTokenizer:
-        vocabulary = _vocabulary(self._tokenizer, self._marks)
+        vocabulary = _vocabulary(self._tokenizer, self._delimiters)
         added = self._tokenizer.added_tokens_decoder.items()
         self._special = {str(t): i for i, t in added if vocabulary.is_special_token(i)}
         longest_first = sorted(self._special, key=len, reverse=True)
@@ -254,7 +254,7 @@ class Grammars:
         return ["body: PLAIN? | opening call", plain, self._until("opening", self._start), *calls]
 
     def _calls(self, request: ChatRequest, choice: str) -> list[str]:
-        """Rules for ``calls`` and, behind its start mark, one ``call``."""
+        """Rules for ``calls`` and, behind its start delimiter, one ``call``."""
         self._form = self._form or call_form(self._tokenizer, self._template)
         try:
             call, joint = self._held_call(self._form, request, choice)
@@ -306,11 +306,11 @@ class Grammars:
         ]
         return " ".join(said) or '""'
 
-    def _until(self, rule: str, mark: str) -> str:
-        """A rule for any text up to the end of ``mark``."""
-        if self._specials.match(mark):
-            return f"{rule}: /(?s:.+)/? {self._literal(mark)}"
-        return f"{rule}[lazy]: /(?s:.*){_escaped(mark)}/"
+    def _until(self, rule: str, delimiter: str) -> str:
+        """A rule for any text up to the end of ``delimiter``."""
+        if self._specials.match(delimiter):
+            return f"{rule}: /(?s:.+)/? {self._literal(delimiter)}"
+        return f"{rule}[lazy]: /(?s:.*){_escaped(delimiter)}/"
 
 
 def tool_name(tool: Mapping[str, Any]) -> str:
@@ -379,8 +379,8 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _vocabulary(tokenizer: TokenizerWrapper, marks: Mapping[str, int]) -> LLTokenizer:
-    """The tokenizer as llguidance knows it, with the marks as tokens that no text spells."""
+def _vocabulary(tokenizer: TokenizerWrapper, delimiters: Mapping[str, int]) -> LLTokenizer:
+    """The tokenizer as llguidance knows it, with the delimiters as tokens that no text spells."""
     llguidance = _llguidance()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -389,7 +389,7 @@ def _vocabulary(tokenizer: TokenizerWrapper, marks: Mapping[str, int]) -> LLToke
         )
     description = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     for token in description["added_tokens"]:
-        token["special"] = token["special"] or token["id"] in marks.values()
+        token["special"] = token["special"] or token["id"] in delimiters.values()
     try:
         made: LLTokenizer = llguidance.LLTokenizer(
             json.dumps(description), eos_token=sorted(tokenizer.eos_token_ids)

@@ -27,7 +27,7 @@ from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.detokenizer import UNREADABLE
 
 Parser = Callable[[str, Any], Any]
-"""mlx-lm's reader of what stands between the marks of a call."""
+"""mlx-lm's reader of what stands between the delimiters of a call."""
 
 _NAMES = ("probe_one", "probe_two")
 _KEYS = ("probe_key", "probe_other")
@@ -92,7 +92,7 @@ class ParameterForm:
         return sorted(set(re.findall(r"<[^<>\s]+>?", letters) or letters.split()))
 
     def inside(self, name: str, written: Sequence[tuple[str, str]]) -> str:
-        """What stands between the marks of a call with these arguments."""
+        """What stands between the delimiters of a call with these arguments."""
         if not written:
             return self.head + name + self.none
         arguments = self.between.join(key + self.middle + value for key, value in written)
@@ -157,8 +157,8 @@ def _joint(template: ChatTemplate, start: str, end: str) -> str | None:
     text = _rendered(template, {}, {})
     before = text.index(_NAMES[0])
     behind = text.index(end, before + len(_NAMES[0])) + len(end)
-    joint, mark, rest = text[behind:].partition(start)
-    return joint if mark and _NAMES[1] in rest else None
+    joint, delimiter, rest = text[behind:].partition(start)
+    return joint if delimiter and _NAMES[1] in rest else None
 
 
 def _rendered(template: ChatTemplate, *arguments: Mapping[str, Any]) -> str:
@@ -170,7 +170,7 @@ def _rendered(template: ChatTemplate, *arguments: Mapping[str, Any]) -> str:
 
 
 def _cut(text: str, start: str, end: str) -> str:
-    """What stands between the marks of the first call; an end mark may be empty, and then the message's end is it."""
+    """What stands between the delimiters of the first call; an end delimiter may be empty, and then the message's end is it."""
     name = text.index(_NAMES[0])
     begin = text.rindex(start, 0, name) + len(start)
     return text[begin : text.index(end, name + len(_NAMES[0]))] if end else text[begin:]
@@ -229,7 +229,7 @@ class ParameterRules:
         self._tool = plainly_typed(_tool(self._name, self._schema))
 
     def rules(self) -> list[str]:
-        """Rules for ``prefix``: the call behind its start mark, with its end mark.
+        """Rules for ``prefix``: the call behind its start delimiter, with its end mark.
 
         Raises:
             InvalidRequest: a parameter cannot be written so that it is read back.

@@ -309,7 +309,7 @@ class ChatTemplate:
             return Prompt(tuple(self.tokenize(text)), text, 0, None)
         return self._continue(known[source], source, agreed[source], text) or self._align(known, text)
 
-    def marks(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
+    def checkpoints(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
         """Places in a prompt where other prompts are likely to part from it, in order.
 
         These are the end of what comes before the first user message (the system message and the tools), unless

@@ -87,12 +87,12 @@ class Detokenizer:
     ) -> None:
         self.stopped, self.text = False, ""
         self._tools = [plainly_typed(tool) for tool in tools] or None
-        marks = _marks(tokenizer, tools=bool(tools), reads_calls=reads_calls)
-        self._parse = marks.tool_parser
-        self._holds_space: bool = marks.has_tool_calling
+        delimiters = _delimiters(tokenizer, tools=bool(tools), reads_calls=reads_calls)
+        self._parse = delimiters.tool_parser
+        self._holds_space: bool = delimiters.has_tool_calling
         reasons = in_reasoning and tokenizer.has_thinking
         initial = tokenizer.response_initial_state or ("reasoning" if reasons else "normal")
-        self._spans = make_text_state_machine(marks).make_state(initial)
+        self._spans = make_text_state_machine(delimiters).make_state(initial)
         # Each stop string leads to a state of its own, which tells afterwards which it was.
         self._stop_of = {f"stop {i}": s for i, s in enumerate(stop) if s}
         edges = {
@@ -269,7 +269,7 @@ class _JsonTools(_NoTools):
     tool_parser = staticmethod(json_tools.parse_tool_call)
 
 
-def _marks(tokenizer: TokenizerWrapper, *, tools: bool, reads_calls: bool) -> Any:
+def _delimiters(tokenizer: TokenizerWrapper, *, tools: bool, reads_calls: bool) -> Any:
     """The tokenizer as the spans of this answer are told apart."""
     if not reads_calls:
         return _NoTools(tokenizer)

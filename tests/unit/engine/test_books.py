@@ -35,7 +35,7 @@ LIMITS = Limits(
 )
 ROOTS = [root_hash({"namespace": name}) for name in "ab"]
 
-marks = st.sets(st.integers(1, 40), max_size=3)
+checkpoints = st.sets(st.integers(1, 40), max_size=3)
 
 
 @dataclass
@@ -89,25 +89,25 @@ class Books(RuleBasedStateMachine):
         heads=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6),
         root=st.sampled_from(ROOTS),
         new=st.integers(0, 9),
-        marks=marks,
+        checkpoints=checkpoints,
     )
-    def add(self, heads: list[list[int]], root: BlockHash, new: int, marks: set[int]) -> None:
+    def add(self, heads: list[list[int]], root: BlockHash, new: int, checkpoints: set[int]) -> None:
         for head in heads:
-            self._add(head, root, new, marks)
+            self._add(head, root, new, checkpoints)
 
     @precondition(lambda self: self.ended)
     @rule(
         data=st.data(),
         more=st.lists(st.integers(0, 1), min_size=1, max_size=9),
         root=st.sampled_from(ROOTS),
-        marks=marks,
+        checkpoints=checkpoints,
     )
-    def go_on(self, data: st.DataObject, more: list[int], root: BlockHash, marks: set[int]) -> None:
-        self._add(data.draw(st.sampled_from(self.ended)) + more, root, 3, marks)
+    def go_on(self, data: st.DataObject, more: list[int], root: BlockHash, checkpoints: set[int]) -> None:
+        self._add(data.draw(st.sampled_from(self.ended)) + more, root, 3, checkpoints)
 
-    def _add(self, ids: list[int], root: BlockHash, new: int, marks: set[int]) -> None:
-        inside = tuple(sorted(mark for mark in marks if mark < len(ids)))
-        sequence = Sequence(self.ids, root, list(ids), new, BLOCK, marks=inside)
+    def _add(self, ids: list[int], root: BlockHash, new: int, checkpoints: set[int]) -> None:
+        inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < len(ids)))
+        sequence = Sequence(self.ids, root, list(ids), new, BLOCK, checkpoints=inside)
         self.ids += 1
         sequence.match = self.match(sequence)
         try:
@@ -135,7 +135,9 @@ class Books(RuleBasedStateMachine):
             return
         chunk, sequence = batch.chunk, batch.chunk.sequence
         assert chunk.stop > chunk.start
-        assert not any(chunk.start < mark < chunk.stop for mark in sequence.marks), "a chunk ends at a mark"
+        assert not any(chunk.start < checkpoint < chunk.stop for checkpoint in sequence.checkpoints), (
+            "a chunk ends at a checkpoint"
+        )
         self.live[sequence.seq_id] += sequence.token_ids[chunk.start : chunk.stop]
         self.scheduler.computed(chunk)
         if chunk.is_last and sequence.max_tokens:
@@ -144,7 +146,7 @@ class Books(RuleBasedStateMachine):
             self._finish(sequence)
         else:
             self._seal(sequence)
-            if chunk.stop in sequence.marks:
+            if chunk.stop in sequence.checkpoints:
                 self._put_tail(sequence, chunk.stop)
 
     def _load(self, sequence: Sequence, chance: random.Random) -> None:
@@ -215,8 +217,10 @@ class Books(RuleBasedStateMachine):
         self._retire(sequence)
 
     def _commit(self, sequence: Sequence, length: int) -> None:
-        """Bring to the tier what it takes to resume at the end and at the marks."""
-        tails = [self._put_tail(sequence, place) for place in (*sequence.marks, length) if place <= length]
+        """Bring to the tier what it takes to resume at the end and at the checkpoints."""
+        tails = [
+            self._put_tail(sequence, place) for place in (*sequence.checkpoints, length) if place <= length
+        ]
         windows = [self.pool.get(record_hash("window", key)) for key in sequence.hashes]
         for record in (*tails, *windows):
             above = record is not None and record.parent in {*self.tier.blocks, *ROOTS}

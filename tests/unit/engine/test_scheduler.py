@@ -32,7 +32,7 @@ limits = st.builds(
 )
 
 
-def chunks_of(limits: Limits, length: int, cached: int, marks: set[int]) -> list[Chunk]:
+def chunks_of(limits: Limits, length: int, cached: int, checkpoints: set[int]) -> list[Chunk]:
     """All chunks of a prompt of which so many tokens are known at its beginning."""
     pool = BlockPool(10**9)
     known = tuple(range(cached))
@@ -40,8 +40,8 @@ def chunks_of(limits: Limits, length: int, cached: int, marks: set[int]) -> list
     pool.put(block)
     match = Match(end=Hit(block.hash, cached, block, stored=True, kind="tail"))
     scheduler = Scheduler(pool, limits, lambda sequence: match)
-    inside = tuple(sorted(mark for mark in marks if mark < length))
-    sequence = Sequence(0, ROOT, list(range(length)), 0, limits.block_tokens, marks=inside)
+    inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < length))
+    sequence = Sequence(0, ROOT, list(range(length)), 0, limits.block_tokens, checkpoints=inside)
     scheduler.add(sequence)
     chunks: list[Chunk] = []
     while not chunks or not chunks[-1].is_last:
@@ -64,20 +64,20 @@ def test_chunks_tile_the_rest_of_a_prompt_and_end_at_every_mark(
     limits: Limits, length: int, data: st.DataObject
 ) -> None:
     cached = data.draw(st.integers(0, length - 1))
-    marks = data.draw(st.sets(st.integers(1, 150), max_size=5))
-    chunks = chunks_of(limits, length, cached, marks)
+    checkpoints = data.draw(st.sets(st.integers(1, 150), max_size=5))
+    chunks = chunks_of(limits, length, cached, checkpoints)
     ends = [chunk.stop for chunk in chunks]
     assert [chunk.start for chunk in chunks] == [cached, *ends[:-1]]
     assert ends[-1] == length
-    assert {mark for mark in marks if cached < mark < length} <= set(ends)
-    assert all(end % limits.block_tokens == 0 or end in marks for end in ends[:-1])
+    assert {checkpoint for checkpoint in checkpoints if cached < checkpoint < length} <= set(ends)
+    assert all(end % limits.block_tokens == 0 or end in checkpoints for end in ends[:-1])
 
 
 @given(limits, st.integers(1, 150), st.sets(st.integers(1, 150), max_size=5))
 def test_no_chunk_is_longer_than_it_may_be_and_the_last_no_longer_than_a_block(
-    limits: Limits, length: int, marks: set[int]
+    limits: Limits, length: int, checkpoints: set[int]
 ) -> None:
-    chunks = chunks_of(limits, length, 0, marks)
+    chunks = chunks_of(limits, length, 0, checkpoints)
     most = max(limits.prefill_chunk, limits.block_tokens)
     assert all(chunk.stop - chunk.start <= most for chunk in chunks)
     assert chunks[-1].stop - chunks[-1].start <= limits.block_tokens

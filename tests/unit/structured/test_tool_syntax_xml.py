@@ -54,7 +54,9 @@ def tokenizers() -> dict[str, TokenizerWrapper]:
     return {
         "qwen3_coder": with_tools(qwen3_coder, QWEN3_CODER),
         "qwen3_coder, Python's words": with_tools(qwen3_coder, QWEN3_CODER_PYTHON),
-        "qwen3_coder, marks are tokens": with_tools(qwen3_coder, QWEN3_CODER, "<tool_call>", "</tool_call>"),
+        "qwen3_coder, delimiters are tokens": with_tools(
+            qwen3_coder, QWEN3_CODER, "<tool_call>", "</tool_call>"
+        ),
         "glm47": with_tools(glm47, GLM),
         "glm47, tags are tokens": with_tools(
             glm47,

@@ -299,7 +299,7 @@ def conversation(system: str, contents: list[str], **more: Any) -> ChatRequest:
 
 def marks_of(template: ChatTemplate, request: ChatRequest) -> tuple[tuple[int, ...], Prompt]:
     prompt = template.encode(request)
-    return template.marks(request, prompt), prompt
+    return template.checkpoints(request, prompt), prompt
 
 
 @given(makes_all, systems, tool_lists, st.lists(said, min_size=1, max_size=3), st.booleans())
@@ -309,10 +309,10 @@ def test_marks_are_inside_their_prompt_and_in_order(
 ) -> None:
     template, request = template_of(make), conversation(system, contents, tools=tools)
     prompt = template.encode(request, generation_prompt=asks)
-    marks = template.marks(request, prompt)
-    assert list(marks) == sorted(set(marks))
-    assert all(0 < mark < len(prompt.token_ids) for mark in marks)
-    assert len(marks) in (1, 2)
+    checkpoints = template.checkpoints(request, prompt)
+    assert list(checkpoints) == sorted(set(checkpoints))
+    assert all(0 < checkpoint < len(prompt.token_ids) for checkpoint in checkpoints)
+    assert len(checkpoints) in (1, 2)
 
 
 @example(made.metaspace, "", (WEATHER,), ["1", "\n"], [])  # a line feed merges with those of the template
@@ -329,10 +329,10 @@ def test_two_conversations_share_what_comes_before_their_opening_mark(
 ) -> None:
     template = template_of(make)
     ones = [[first, *(part for answer in answers for part in (answer, "go on"))] for first in firsts]
-    (marks, prompt), (others, other) = (
+    (checkpoints, prompt), (others, other) = (
         marks_of(template, conversation(system, contents, tools=tools)) for contents in ones
     )
-    opens = [found[0] for found in (marks, others) if len(found) == 2]
+    opens = [found[0] for found in (checkpoints, others) if len(found) == 2]
     if opens:
         shared = min(opens)
         assert shared >= MIN_OPENING
@@ -366,13 +366,16 @@ def test_the_last_mark_is_where_the_generation_prompt_begins(
     make: Make, system: str, contents: list[str]
 ) -> None:
     template, request = template_of(make), conversation(system, contents)
-    marks, prompt = marks_of(template, request)
+    checkpoints, prompt = marks_of(template, request)
     closed = template.encode(request, generation_prompt=False).token_ids
     whole = prompt.token_ids
     asks_in_tokens = len(closed) < len(whole) and whole[: len(closed)] == closed
-    assert marks[-1] == (len(closed) if asks_in_tokens else len(whole) - 1)
+    assert checkpoints[-1] == (len(closed) if asks_in_tokens else len(whole) - 1)
     assert asks_in_tokens or make in (made.llama2, made.bare, made.untemplated)
-    assert template.marks(request, template.encode(request, generation_prompt=False))[-1] == len(closed) - 1
+    assert (
+        template.checkpoints(request, template.encode(request, generation_prompt=False))[-1]
+        == len(closed) - 1
+    )
 
 
 def test_a_generation_prompt_that_depends_on_an_argument_is_found_for_each() -> None:
@@ -383,10 +386,10 @@ def test_a_generation_prompt_that_depends_on_an_argument_is_found_for_each() -> 
     asked = set()
     for think in (True, False, True):
         request = chat("Hi", template_kwargs={"think": think})
-        marks, prompt = marks_of(template, request)
+        checkpoints, prompt = marks_of(template, request)
         closed = template.encode(request, generation_prompt=False).token_ids
-        assert marks == (len(closed),)
-        asked.add(prompt.token_ids[marks[-1] :])
+        assert checkpoints == (len(closed),)
+        asked.add(prompt.token_ids[checkpoints[-1] :])
     assert len(asked) == 2
 
 
@@ -403,14 +406,14 @@ def test_a_probe_that_is_refused_gives_no_opening_mark(how: str) -> None:
     if how == "a renderer":
         tokenizer = TokenizerWrapper(tokenizer._tokenizer, chat_template=refuses)
     template = ChatTemplate(tokenizer)
-    marks, prompt = marks_of(template, conversation(LONG, ["Hi", "Hello.", "And now?"]))
-    assert marks == (len(prompt.token_ids) - 1,)
+    checkpoints, prompt = marks_of(template, conversation(LONG, ["Hi", "Hello.", "And now?"]))
+    assert checkpoints == (len(prompt.token_ids) - 1,)
 
 
 def test_a_prompt_that_is_only_an_opening_has_no_mark_at_its_end() -> None:
     template, request = template_of(made.tiny_chat), ChatRequest((Message("system", LONG),))
     prompt = template.encode(request, generation_prompt=False)
-    assert template.marks(request, prompt) == (len(prompt.token_ids) - 1,)
+    assert template.checkpoints(request, prompt) == (len(prompt.token_ids) - 1,)
 
 
 def test_openings_are_probed_once_and_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,12 +428,12 @@ def test_openings_are_probed_once_and_only_so_many_are_remembered(monkeypatch: p
     requests = [conversation(f"{n} {LONG}", ["Hi"]) for n in range(9)]
     prompts = [template.encode(request) for request in requests]
     monkeypatch.setattr(template, "tokenize", watched)
-    found = [template.marks(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+    found = [template.checkpoints(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
     assert len(template._probes) <= 4
     tokenised.clear()
-    assert template.marks(conversation(f"8 {LONG}", ["Bye"]), prompts[8]) == found[8]
+    assert template.checkpoints(conversation(f"8 {LONG}", ["Bye"]), prompts[8]) == found[8]
     assert len(tokenised) == 0
-    assert [template.marks(*one) for one in zip(requests, prompts, strict=True)] == found
+    assert [template.checkpoints(*one) for one in zip(requests, prompts, strict=True)] == found
     assert len(template._probes) <= 4
 
 
