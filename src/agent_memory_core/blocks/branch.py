@@ -26,7 +26,7 @@ class Branch(Generic[Text]):
     name its full blocks.
 
     ``branch_id`` and ``generation`` are what the catalog says; the writer alone sets them. ``prompt_tokens``
-    is where the last answer begins. A ``busy`` branch has a turn in flight. ``parts`` are the records that it needs
+    is where the last answer begins. A ``busy`` branch has a turn in flight. ``dependencies`` are the records that it needs
     beside its blocks and its tail in order to be resumed.
     """
 
@@ -40,7 +40,7 @@ class Branch(Generic[Text]):
     generation: int = 0
     busy: bool = False
     used: int = 0
-    parts: frozenset[BlockHash] = frozenset()
+    dependencies: frozenset[BlockHash] = frozenset()
 
     def goes_on_with(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt extends or rewinds this branch, and may have it."""

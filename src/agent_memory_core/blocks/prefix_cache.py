@@ -87,7 +87,7 @@ class Hit:
 class Match:
     """The known prefix of one prompt: whole blocks in token order, then perhaps a part of one more.
 
-    ``windows`` are the window parts of the last blocks, in token order. ``in_blocks`` False says that the blocks
+    ``windows`` are the window records of the last blocks, in token order. ``in_blocks`` False says that the blocks
     hold nothing and need not be loaded.
     """
 
@@ -247,7 +247,7 @@ class PrefixCache:
                 yield index, Hit(key, length, self._pool.get(key), key in stored, "tail")
 
     def _windows(self, query: _Query, names: Sequence[BlockHash]) -> dict[BlockHash, Hit]:
-        """The window parts at hand, by the names of their blocks."""
+        """The window records at hand, by the names of their blocks."""
         if not self._rule.window:
             return {}
         keys = {name: record_hash("window", name) for name in names}

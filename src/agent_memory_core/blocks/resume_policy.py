@@ -1,7 +1,7 @@
 """Where a sequence can be resumed, by what the layers of its model keep.
 
     append alone   at any token of a block or tail
-    window too     where the window parts of the last ``window`` tokens are stored as well; inside a block or tail
+    window too     where the window records of the last ``window`` tokens are stored as well; inside a block or tail
                    only if windows are no shorter than blocks, since a part holds the end of its block
     whole state    exactly at the end of a tail, which then holds the state
     neither        nowhere: some layer keeps what cannot be stored

@@ -456,7 +456,7 @@ class Engine:
         else:
             branch.text = self._text(branch.text, ids)
         before = self.keeper.own(branch)
-        branch.parts = self.keeper.parts(turn)
+        branch.dependencies = self.keeper.dependencies(turn)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))
         branch.hashes = list(sequence.hashes)
@@ -548,7 +548,7 @@ class Engine:
         profile.check(cache_spec(self.blocks.layout.groups, self.loaded.config))
 
     def _keys(self, branch: Branch[TokenText]) -> list[BlockHash]:
-        return [*branch.hashes, *([branch.tail] if branch.tail is not None else []), *branch.parts]
+        return [*branch.hashes, *([branch.tail] if branch.tail is not None else []), *branch.dependencies]
 
     def _info(self, owner: Owner, session: LiveSession) -> SessionInfo:
         keys = {key for branch in session.branches for key in self._keys(branch)}

@@ -1,4 +1,4 @@
-"""What outlasts a turn: full blocks, the window parts near the places where it can be resumed, tails, its branch.
+"""What outlasts a turn: full blocks, the window records near the places where it can be resumed, tails, its branch.
 
 Everything is taken out of the live cache while it is there and put into the pool; nothing here writes to disk.
 """
@@ -38,7 +38,7 @@ class Keeper:
         return [block for block in blocks if block.hash not in stored]
 
     def passes_block(self, turn: Turn) -> bool:
-        """Whether a decoded token completed a block whose window part has to be taken before it is gone.
+        """Whether a decoded token completed a block whose window record has to be taken before it is gone.
 
         A first step feeds two tokens, so the block may have been complete one token ago.
         """
@@ -47,12 +47,12 @@ class Keeper:
         return bool(self._rule.window) and is_new and len(sequence.token_ids) % self._block_tokens <= 1
 
     def take_window(self, turn: Turn, cache: list[Any]) -> None:
-        """Take the window part of the block that was completed last."""
+        """Take the window record of the block that was completed last."""
         last = len(turn.sequence.hashes)
         self._take_windows(turn, cache, last - 1, last)
 
     def _take_windows(self, turn: Turn, cache: list[Any], first: int, last: int) -> None:
-        """Take the window parts of blocks ``first`` up to ``last``, and let go of those no longer wanted."""
+        """Take the window records of blocks ``first`` up to ``last``, and let go of those no longer wanted."""
         sequence = turn.sequence
         wanted = self._near((*turn.checkpoints, last * self._block_tokens))
         new = [index for index in range(first, last) if index in wanted and index not in turn.windows]
@@ -61,7 +61,7 @@ class Keeper:
         new = [index for index in new if names[index] not in known and names[index] not in self._pool]
         made = self._blocks.windows(sequence, cache, new)
         turn.windows |= dict(zip(new, made, strict=True))
-        turn.windows = {index: part for index, part in turn.windows.items() if index in wanted}
+        turn.windows = {index: record for index, record in turn.windows.items() if index in wanted}
         # What waits for its first chunk may begin as this prompt does.
         self._keep_windows(
             turn, [checkpoint for checkpoint in turn.checkpoints if checkpoint <= last * self._block_tokens]
@@ -80,8 +80,8 @@ class Keeper:
 
     def _keep_windows(self, turn: Turn, places: Collection[int]) -> None:
         near = self._near(places)
-        for part in [part for index, part in turn.windows.items() if index in near]:
-            turn.kept[part.hash] = self._pool.put(part) or part
+        for record in [record for index, record in turn.windows.items() if index in near]:
+            turn.kept[record.hash] = self._pool.put(record) or record
 
     def _near(self, places: Collection[int]) -> set[int]:
         """The blocks that hold the windows before these places."""
@@ -93,7 +93,7 @@ class Keeper:
 
     # -- into a branch ------------------------------------------------------------------------------------
 
-    def parts(self, turn: Turn) -> frozenset[BlockHash]:
+    def dependencies(self, turn: Turn) -> frozenset[BlockHash]:
         """What it takes to resume a branch at its end and at the turn's checkpoints, beside blocks and tail."""
         if self._rule.anywhere or self._rule.never:
             return frozenset()
@@ -112,16 +112,16 @@ class Keeper:
         """Records that only a branch's own places need. A tail of layers that keep every token is of use to all."""
         if self._rule.anywhere:
             return set()
-        return set(branch.parts) | ({branch.tail} if branch.tail is not None else set())
+        return set(branch.dependencies) | ({branch.tail} if branch.tail is not None else set())
 
     def unsaved(self, turn: Turn, branch: Branch[TokenText], tail: Block | None) -> list[Block]:
-        """What the disk lacks of a turn: its blocks, its branch's parts that memory holds, its tail."""
-        held = [turn.kept.get(key) or self._pool.get(key) for key in sorted(branch.parts)]
+        """What the disk lacks of a turn: its blocks, its branch's dependencies that memory holds, its tail."""
+        held = [turn.kept.get(key) or self._pool.get(key) for key in sorted(branch.dependencies)]
         found = {block.hash: block for block in held if block is not None and block is not tail}
         stored = self._stored(list(found))
         blocks = {block.hash: block for block in turn.sequence.unsaved}
-        parts = [block for key, block in found.items() if key not in stored and key not in blocks]
-        return [*blocks.values(), *parts, *([tail] if tail is not None else [])]
+        missing = [block for key, block in found.items() if key not in stored and key not in blocks]
+        return [*blocks.values(), *missing, *([tail] if tail is not None else [])]
 
     def ends_in_token_tail(self, root: BlockHash, branch: Branch[TokenText]) -> bool:
         """Whether a branch's last answer was cut where its layers could not be, so that its end cannot be resumed."""

@@ -72,7 +72,7 @@ class Limits:
     fixed_bytes: int = 0
 
     def live_bytes(self, tokens: int) -> int:
-        """Bytes of a live cache that may come to hold ``tokens``, and of the window parts taken from it."""
+        """Bytes of a live cache that may come to hold ``tokens``, and of the window records taken from it."""
         in_window = min(tokens, 2 * self.window + self.prefill_chunk)
         growing = -(-tokens // self.grow) * self.grow * self.bytes_per_token
         return growing + in_window * self.window_bytes + self.fixed_bytes

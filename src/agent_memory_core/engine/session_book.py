@@ -105,14 +105,14 @@ class SessionBook:
             lane=row.lane,
             branch_id=row.branch_id,
             generation=row.generation,
-            parts=frozenset(self._catalog.parts(row.branch_id)),
+            dependencies=frozenset(self._catalog.dependencies(row.branch_id)),
         )
 
     def needed(self) -> set[BlockHash]:
-        """The parts and tails that some branch in use needs."""
+        """The dependencies and tails that some branch in use needs."""
         branches = [branch for session in self._live.values() for branch in session.branches]
         tails = {branch.tail for branch in branches if branch.tail is not None}
-        return tails.union(*(branch.parts for branch in branches))
+        return tails.union(*(branch.dependencies for branch in branches))
 
     def _let_go(self) -> None:
         for owner, session in list(self._live.items())[: max(0, len(self._live) - self._max_live)]:
@@ -139,6 +139,6 @@ def snapshot(session: LiveSession, owner: Owner, branch: Branch[TokenText]) -> B
         lane=branch.lane,
         max_branches=session.max_branches,
         token_ids=branch.token_ids,
-        parts=tuple(branch.parts),
+        dependencies=tuple(branch.dependencies),
         is_thread=session.is_thread,
     )

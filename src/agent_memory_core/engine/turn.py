@@ -60,7 +60,7 @@ class Turn:
 
     ``session`` is None where the turn owns nothing; ``branch`` is the one it continues. ``known`` is how many
     prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``checkpoints`` are
-    places of the prompt where others may part from it, ``windows`` the window parts of its latest blocks by index,
+    places of the prompt where others may part from it, ``windows`` the window records of its latest blocks by index,
     ``kept`` the records that its branch shall need beside blocks and tail; ``lost`` names what could not be loaded.
     """
 

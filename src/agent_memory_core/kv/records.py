@@ -54,7 +54,7 @@ class KvBlocks:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one full block at rest, its window part included."""
+        """Bytes of one full block at rest, its window record included."""
         return sum(_size(*array) for array in (*self._block_shapes.values(), *self._window_shapes.values()))
 
     @property

@@ -304,7 +304,7 @@ class BlockStore:
     def _plan(self, records: Sequence[Record], commit: BranchCommit) -> _Plan:
         """Make room for what is not stored yet, and hold what is."""
         hold = {key for record in records for key in (record.key, record.parent)}
-        hold |= {commit.head, *commit.parts}
+        hold |= {commit.head, *commit.dependencies}
         rows: list[BlockRow] = []
         new: list[_NewFile] = []
         with self.catalog.transaction():

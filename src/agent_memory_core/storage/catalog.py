@@ -38,7 +38,7 @@ _COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.head = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)
   + (SELECT count(*) FROM holds h WHERE h.key = blocks.key)
-  + (SELECT count(*) FROM parts p WHERE p.key = blocks.key)"""
+  + (SELECT count(*) FROM dependencies p WHERE p.key = blocks.key)"""
 _BLOCK = "SELECT key, parent, root, tokens, kind, nbytes, checksum, ntok FROM blocks"
 _BRANCH = """SELECT b.branch_id, b.generation, s.root, s.session_id, s.namespace, b.head, b.tail, b.tokens,
   b.prompt_tokens, b.lane, b.created, b.last_use FROM sessions s JOIN branches b ON b.session = s.id"""
@@ -47,20 +47,20 @@ _CHAIN = """WITH RECURSIVE chain (key, parent, tokens, kind, ntok, depth) AS (
   UNION ALL SELECT b.key, b.parent, b.tokens, b.kind, b.ntok, depth + 1 FROM chain
   JOIN blocks b ON b.key = chain.parent WHERE depth < 1000000)
   SELECT key, parent, tokens, kind, ntok FROM chain ORDER BY depth DESC"""
-_PARTS = """SELECT b.key, b.parent, b.tokens, b.kind, b.ntok FROM parts p JOIN blocks b ON b.key = p.key
+_DEPENDENCIES = """SELECT b.key, b.parent, b.tokens, b.kind, b.ntok FROM dependencies p JOIN blocks b ON b.key = p.key
   WHERE p.branch = ?"""
 
 _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
   SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
   UNION SELECT b.tail FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
-  UNION SELECT t.key FROM parts t JOIN branches b ON b.branch_id = t.branch JOIN sessions s ON s.id = b.session
+  UNION SELECT t.key FROM dependencies t JOIN branches b ON b.branch_id = t.branch JOIN sessions s ON s.id = b.session
     WHERE s.pinned
   UNION SELECT p.parent FROM reach r JOIN blocks p ON p.key = r.key)
   SELECT coalesce(sum(nbytes), 0) FROM blocks WHERE key IN reach"""
 _SESSION_BYTES = """WITH RECURSIVE reach (namespace, session_id, key) AS (
   SELECT s.namespace, s.session_id, b.head FROM branches b JOIN sessions s ON s.id = b.session
   UNION SELECT s.namespace, s.session_id, b.tail FROM branches b JOIN sessions s ON s.id = b.session
-  UNION SELECT s.namespace, s.session_id, t.key FROM parts t JOIN branches b ON b.branch_id = t.branch
+  UNION SELECT s.namespace, s.session_id, t.key FROM dependencies t JOIN branches b ON b.branch_id = t.branch
     JOIN sessions s ON s.id = b.session
   UNION SELECT r.namespace, r.session_id, p.parent FROM reach r JOIN blocks p ON p.key = r.key)
   SELECT r.namespace, r.session_id, sum(p.nbytes) FROM reach r JOIN blocks p ON p.key = r.key GROUP BY 1, 2"""
@@ -117,7 +117,7 @@ class BranchCommit:
     """What a finished turn wants to be true: a branch, and the generation it is believed to have.
 
     ``branch_id`` None asks for a new branch. ``token_ids``, where given, are all tokens of the branch: they
-    name blocks again whose tokens a rebuild lost, and are not looked at otherwise. ``parts`` are further records
+    name blocks again whose tokens a rebuild lost, and are not looked at otherwise. ``dependencies`` are further records
     that the branch needs in order to be resumed; those that are not stored are passed over.
     """
 
@@ -133,7 +133,7 @@ class BranchCommit:
     lane: str
     max_branches: int = 16
     token_ids: tuple[int, ...] = ()
-    parts: tuple[BlockHash, ...] = ()
+    dependencies: tuple[BlockHash, ...] = ()
     is_thread: bool = False
 
 
@@ -215,9 +215,9 @@ class Catalog(Database):
             found += [_block_row(row) for row in self.read(sql, part)]
         return found
 
-    def parts(self, branch_id: int) -> set[BlockHash]:
+    def dependencies(self, branch_id: int) -> set[BlockHash]:
         """What a branch needs beside its blocks and its tail."""
-        return {row[0] for row in self.read("SELECT key FROM parts WHERE branch = ?", (branch_id,))}
+        return {row[0] for row in self.read("SELECT key FROM dependencies WHERE branch = ?", (branch_id,))}
 
     def children(self, parent: BlockHash) -> list[BlockRow]:
         """Stored blocks and tails that directly follow ``parent``, by key; at most the newest `MAX_CHILDREN`."""
@@ -325,7 +325,7 @@ class Catalog(Database):
             for row in rows:
                 self._put(db, row, session, now)
             branch_id, left = self._move(db, session, commit, now)
-            left += self._set_parts(db, branch_id, commit.parts)
+            left += self._set_dependencies(db, branch_id, commit.dependencies)
             superseded = [row for key in left for row in self._remove(db, key)]
             if commit.token_ids:
                 self._name_tokens(db, branch_id, commit)
@@ -373,17 +373,17 @@ class Catalog(Database):
         )
         return commit.branch_id, [old[0]] if old[0] is not None else []
 
-    def _set_parts(
-        self, db: sqlite3.Connection, branch_id: int, parts: Sequence[BlockHash]
+    def _set_dependencies(
+        self, db: sqlite3.Connection, branch_id: int, dependencies: Sequence[BlockHash]
     ) -> list[BlockHash]:
         """Say what a branch needs, and return what it needed until now and does not any more."""
-        old = {key for (key,) in db.execute("SELECT key FROM parts WHERE branch = ?", (branch_id,))}
-        new = set(parts)
+        old = {key for (key,) in db.execute("SELECT key FROM dependencies WHERE branch = ?", (branch_id,))}
+        new = set(dependencies)
         db.executemany(
-            "DELETE FROM parts WHERE branch = ? AND key = ?", [(branch_id, key) for key in old - new]
+            "DELETE FROM dependencies WHERE branch = ? AND key = ?", [(branch_id, key) for key in old - new]
         )
         db.executemany(
-            "INSERT INTO parts SELECT ?, key FROM blocks WHERE key = ? AND stored",
+            "INSERT INTO dependencies SELECT ?, key FROM blocks WHERE key = ? AND stored",
             [(branch_id, key) for key in new - old],
         )
         return list(old - new)
@@ -402,7 +402,7 @@ class Catalog(Database):
         end = commit.tail or commit.head
         ends = {commit.root: 0}
         chain = db.execute(_CHAIN, (end,)).fetchall()
-        for key, parent, packed, kind, ntok in (*chain, *db.execute(_PARTS, (branch_id,)).fetchall()):
+        for key, parent, packed, kind, ntok in (*chain, *db.execute(_DEPENDENCIES, (branch_id,)).fetchall()):
             start = ends.get(parent, len(commit.token_ids))
             given = pack_tokens(commit.token_ids[start : start + ntok])
             ends[key] = start + ntok
@@ -452,7 +452,9 @@ class Catalog(Database):
                   WHERE branch_id = ?""",
                 (to, now, now, branch),
             ).lastrowid
-            db.execute("INSERT INTO parts SELECT ?, key FROM parts WHERE branch = ?", (copy, branch))
+            db.execute(
+                "INSERT INTO dependencies SELECT ?, key FROM dependencies WHERE branch = ?", (copy, branch)
+            )
         return len(branches)
 
     def forget(self, namespace: str, session_id: str) -> list[BlockRow]:
@@ -467,10 +469,8 @@ class Catalog(Database):
             doomed: list[BlockHash] = []
             for session in self._known_ids(db, namespace, session_id):
                 doomed += [key for (key,) in db.execute("SELECT key FROM blocks WHERE owner = ?", (session,))]
-                parts = (
-                    "SELECT key FROM parts WHERE branch IN (SELECT branch_id FROM branches WHERE session = ?)"
-                )
-                doomed += [key for (key,) in db.execute(parts, (session,))]
+                needed = "SELECT key FROM dependencies WHERE branch IN (SELECT branch_id FROM branches WHERE session = ?)"
+                doomed += [key for (key,) in db.execute(needed, (session,))]
                 for ends in db.execute("SELECT head, tail FROM branches WHERE session = ?", (session,)):
                     doomed += [key for key in ends if key is not None]
                 db.execute("DELETE FROM branches WHERE session = ?", (session,))

@@ -48,8 +48,8 @@ CREATE INDEX branches_session ON branches (session);
 CREATE INDEX branches_head ON branches (head);
 CREATE INDEX branches_tail ON branches (tail);
 CREATE INDEX branches_age ON branches (last_use);
-CREATE TABLE parts (branch INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (branch, key)) WITHOUT ROWID;
-CREATE INDEX parts_key ON parts (key);
+CREATE TABLE dependencies (branch INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (branch, key)) WITHOUT ROWID;
+CREATE INDEX dependencies_key ON dependencies (key);
 CREATE TABLE blocks (
   id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, parent BLOB NOT NULL, root BLOB NOT NULL,
   tokens BLOB NOT NULL, ntok INTEGER NOT NULL, kind TEXT NOT NULL, nbytes INTEGER NOT NULL,
@@ -72,7 +72,7 @@ CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.parent;
   UPDATE blocks SET refs = (SELECT count(*) FROM blocks WHERE parent = NEW.key)
     + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
-    + (SELECT count(*) FROM holds WHERE key = NEW.key) + (SELECT count(*) FROM parts WHERE key = NEW.key)
+    + (SELECT count(*) FROM holds WHERE key = NEW.key) + (SELECT count(*) FROM dependencies WHERE key = NEW.key)
     WHERE id = NEW.id;
 END;
 CREATE TRIGGER block_changed AFTER UPDATE OF stored, nbytes ON blocks BEGIN
@@ -88,10 +88,10 @@ END;
 CREATE TRIGGER hold_removed AFTER DELETE ON holds BEGIN
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
 END;
-CREATE TRIGGER part_added AFTER INSERT ON parts BEGIN
+CREATE TRIGGER dependency_added AFTER INSERT ON dependencies BEGIN
   UPDATE blocks SET refs = refs + 1 WHERE key = NEW.key;
 END;
-CREATE TRIGGER part_removed AFTER DELETE ON parts BEGIN
+CREATE TRIGGER dependency_removed AFTER DELETE ON dependencies BEGIN
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
 END;
 CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
@@ -107,7 +107,7 @@ END;
 CREATE TRIGGER branch_removed AFTER DELETE ON branches BEGIN
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
   UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
-  DELETE FROM parts WHERE branch = OLD.branch_id;
+  DELETE FROM dependencies WHERE branch = OLD.branch_id;
 END;
 """
 
@@ -187,7 +187,7 @@ class Database:
             if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # A database of something else fails here.
-            tables = "roots, sessions, branches, parts, blocks, totals, reservations, holds, verdicts"
+            tables = "roots, sessions, branches, dependencies, blocks, totals, reservations, holds, verdicts"
             db.execute(f"SELECT 1 FROM {tables} LIMIT 0")
             return version == 0
 

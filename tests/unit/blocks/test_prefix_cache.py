@@ -132,7 +132,7 @@ PART_OF_BLOCK, PART_OF_TAIL = 3, 2
 class Line:
     """One conversation, and what was stored of it: so many blocks, tails and words that end at these places.
 
-    Of its blocks, those ``without_window`` have no window part. ``forks`` is how much it shares with the first line.
+    Of its blocks, those ``without_window`` have no window record. ``forks`` is how much it shares with the first line.
     """
 
     tokens: list[int]
@@ -269,7 +269,7 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
     st.integers(0, 2**16),
 )
 @example(
-    # The block that shares most with the prompt has no window part; the tail that shares less needs none.
+    # The block that shares most with the prompt has no window record; the tail that shares less needs none.
     ResumeRule(SMALL, window=5),
     [Line([0] * 7 + [1], 2, set(), {1}, set()), Line([1], 0, {7}, set(), set(), forks=6)],
     7,

@@ -32,7 +32,7 @@ def test_blocks_and_tails_alone_decide_only_where_every_layer_keeps_every_token(
 def test_a_part_of_a_block_can_be_taken_exactly_where_its_window_part_reaches_back_to_its_start(
     rule: ResumeRule,
 ) -> None:
-    """A window part holds the end of its block; whoever resumes inside needs every token before that place."""
+    """A window record holds the end of its block; whoever resumes inside needs every token before that place."""
     size = rule.block_tokens
     kept = range(max(0, size - rule.window), size) if rule.window else range(size)
     suffices = all(token in kept for inside in range(1, size + 1) for token in range(inside)[-rule.window :])

@@ -333,7 +333,7 @@ def turn_with(
     branch: BranchRow | None = None,
 ) -> BranchRow:
     """Commit a branch of ``tokens`` that needs ``parts`` beside its chain."""
-    wish = wanted(tokens, session, branch, parts=tuple(part.key for part in parts))
+    wish = wanted(tokens, session, branch, dependencies=tuple(part.key for part in parts))
     return store.commit([*records(tokens), *parts], wish)
 
 
@@ -347,7 +347,7 @@ def test_every_kind_has_a_folder_and_comes_back_as_it_was(store: BlockStore) -> 
         record(block.key, (7,), kind="tail"),
         words,
     ]
-    store.commit(made, wanted(ids(BLOCK), parts=tuple(one.key for one in made[1:])))
+    store.commit(made, wanted(ids(BLOCK), dependencies=tuple(one.key for one in made[1:])))
     for one in made:
         assert one.key.hex() in beside(store, one.kind)
         loaded = store.load(ROOT, one.key, allocate)
@@ -382,8 +382,8 @@ def test_what_a_turn_needs_is_not_evicted_to_make_room_for_it(folder: Path) -> N
     turn_with(store, ids(BLOCK), [window], "old")
     turn(store, ids(2 * BLOCK, 100), "young")
     tokens = ids(4 * BLOCK)
-    branch = store.commit(records(tokens), wanted(tokens, "new", parts=(window.key,)))
-    assert store.catalog.parts(branch.branch_id) == {window.key}
+    branch = store.commit(records(tokens), wanted(tokens, "new", dependencies=(window.key,)))
+    assert store.catalog.dependencies(branch.branch_id) == {window.key}
     assert store.load(ROOT, window.key, allocate) is not None
     assert store.check().clean
     store.close()
@@ -777,7 +777,7 @@ def test_windows_and_tails_come_back_from_their_files_and_a_tails_words_from_its
 
     assert resumed([*tokens, 90]) == [chain[0].key, chain[1].key, empty.key, window.key]
     assert resumed([*ids(BLOCK + 2), 90, 91]) == [], "a tail whose words are lost is not one without words"
-    store.commit([], wanted(tokens, token_ids=tokens, parts=(mark.key,)))
+    store.commit([], wanted(tokens, token_ids=tokens, dependencies=(mark.key,)))
     store.commit([*windows(ids(BLOCK), 0)], wanted(ids(BLOCK), "other"))
     assert resumed([*ids(BLOCK + 2), 90, 91]) == [chain[0].key, mark.key, windows(ids(BLOCK), 0)[0].key]
     assert store.check().clean

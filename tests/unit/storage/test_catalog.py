@@ -54,7 +54,7 @@ def commit(
 
 
 def further(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockRow:
-    """The row of a record beside the chain of a branch: a window part, or the tail of an earlier place."""
+    """The row of a record beside the chain of a branch: a window record, or the tail of an earlier place."""
     key = record_hash(kind, parent, tokens)
     return BlockRow(key, parent, ROOT, tuple(tokens), kind, FILE, "00", len(tokens))
 
@@ -76,7 +76,7 @@ def commit_with(
     branch: BranchRow | None = None,
 ) -> tuple[BranchRow, list[BlockRow]]:
     """Commit a branch that needs ``parts`` beside its chain."""
-    wish = wanted(tokens, session, branch, parts=named(parts))
+    wish = wanted(tokens, session, branch, dependencies=named(parts))
     return catalog.commit([*rows(tokens), *parts], wish)
 
 
@@ -502,14 +502,14 @@ def test_wrong_tokens_are_not_given_to_a_rebuilt_row(catalog: Catalog) -> None:
 
 def test_a_branch_needs_those_of_its_parts_that_are_stored(catalog: Catalog) -> None:
     first, second, unknown = windows(ids(12), [0, 1, 2])
-    wish = wanted(ids(12), parts=named([first, second, unknown]))
+    wish = wanted(ids(12), dependencies=named([first, second, unknown]))
     branch, superseded = catalog.commit([*rows(ids(12)), first, second], wish)
     assert superseded == []
-    assert catalog.parts(branch.branch_id) == {first.key, second.key}
+    assert catalog.dependencies(branch.branch_id) == {first.key, second.key}
     assert catalog.stored(named([first, unknown])) == {first.key}
-    later, _ = catalog.commit([unknown], wanted(ids(12), "s", branch, parts=wish.parts))
-    assert catalog.parts(later.branch_id) == set(wish.parts)
-    assert catalog.parts(later.branch_id + 1) == set()
+    later, _ = catalog.commit([unknown], wanted(ids(12), "s", branch, dependencies=wish.parts))
+    assert catalog.dependencies(later.branch_id) == set(wish.parts)
+    assert catalog.dependencies(later.branch_id + 1) == set()
 
 
 def test_what_a_branch_needs_no_more_goes_as_it_moves_on(catalog: Catalog) -> None:
@@ -517,7 +517,7 @@ def test_what_a_branch_needs_no_more_goes_as_it_moves_on(catalog: Catalog) -> No
     branch, _ = commit_with(catalog, ids(9), [old, kept])
     moved, superseded = commit_with(catalog, ids(13), [kept, new], "s", branch)
     assert {row.key for row in superseded} == {old.key, branch.tail}
-    assert catalog.parts(moved.branch_id) == {kept.key, new.key}
+    assert catalog.dependencies(moved.branch_id) == {kept.key, new.key}
     assert catalog.row(old.key) is None
     assert catalog.known_prefix(keys(ids(12))) == 3, "the block of a window that went stays"
 
@@ -527,10 +527,10 @@ def test_what_another_branch_needs_stays_and_goes_with_the_last_that_does(catalo
     branch, _ = commit_with(catalog, ids(8), shared)
     catalog.fork("default", "s", "copy")
     (copy,) = catalog.branches(ROOT, "default", "copy")
-    assert catalog.parts(copy.branch_id) == set(named(shared))
+    assert catalog.dependencies(copy.branch_id) == set(named(shared))
     _, superseded = commit_with(catalog, ids(9), [], "s", branch)
     assert superseded == []
-    assert catalog.parts(copy.branch_id) == catalog.stored(named(shared)) == set(named(shared))
+    assert catalog.dependencies(copy.branch_id) == catalog.stored(named(shared)) == set(named(shared))
     _, superseded = commit_with(catalog, ids(10), [], "copy", copy)
     assert set(named(superseded)) == set(named(shared))
 
@@ -558,7 +558,7 @@ def test_parts_change_with_their_branch_or_not_at_all(catalog: Catalog) -> None:
 
     with pytest.raises(Stop):
         fail_inside()
-    assert catalog.parts(branch.branch_id) == {before.key}
+    assert catalog.dependencies(branch.branch_id) == {before.key}
     assert catalog.row(before.key) is not None
     assert catalog.row(after.key) is None
 
@@ -626,7 +626,7 @@ def test_a_part_that_a_rebuild_left_without_words_gets_them_back_from_its_branch
     alien = further("tail", keys(ids(4))[0], (70, 71))
     lost = [replace(row, tokens=()) for row in (*rows(ids(9)), early, empty, first, alien)]
     catalog.rebuild([(row, 1.0) for row in lost])
-    wish = wanted(ids(9), token_ids=ids(9), parts=named([early, empty, first, alien]))
+    wish = wanted(ids(9), token_ids=ids(9), dependencies=named([early, empty, first, alien]))
     catalog.commit([], replace(wish, session_id="wrong", token_ids=ids(9, 50)))
     assert {row.tokens for row in catalog.tails([ROOT, *keys(ids(8))])} == {()}
     catalog.commit([], wish)
@@ -782,7 +782,7 @@ class Books(RuleBasedStateMachine):
         rows_now = {row.branch_id: row for row in self.catalog.branches(ROOT, "default", session)}
         full = range(len(tokens) // BLOCK)
         parts, made_parts = (windows(tokens, [i for i in full if i in some]) for some in (needed, given))
-        wish = wanted(tokens, session, rows_now.get(chosen) if chosen else None, parts=named(parts))
+        wish = wanted(tokens, session, rows_now.get(chosen) if chosen else None, dependencies=named(parts))
         if stale:
             wish = replace(wish, generation=wish.generation - 1)
         moves = chosen is not None and not stale
@@ -881,7 +881,7 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def every_branch_has_its_parts(self) -> None:
         with self.catalog.transaction():
-            assert {i: self.catalog.parts(i) for i in self.branches} == self.parts
+            assert {i: self.catalog.dependencies(i) for i in self.branches} == self.parts
 
     @invariant()
     def what_a_branch_reaches_is_stored_unless_it_was_lost(self) -> None:
