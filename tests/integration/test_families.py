@@ -227,8 +227,8 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
             engine.evict()
         second = engine.turn([brief, user(40, "23"[evict])], "bc"[evict])
         got = second.report.usage.cache_read
-        rule = engine.engine.rule
-        if rule.anywhere or rule.inside:
+        rule = engine.engine.resume
+        if rule.at_any_token or rule.inside_block:
             assert got >= opening // BLOCK * BLOCK
         else:
             assert got == opening
@@ -422,7 +422,7 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
     first = other.turn([user(150)])
     assert other.turn([user(150), said(first), user(5)]).report.miss_reason == "unsupported"
     assert other.engine.gate.verify(BLOCK).resumed
-    assert opened("llama", tmp_path / "store").engine.rule.anywhere
+    assert opened("llama", tmp_path / "store").engine.resume.at_any_token
 
 
 # Windows
@@ -436,7 +436,7 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
     """20,000 tokens of conversation; what the window layers keep stays what it was after the first turns."""
     engine = opened(name, tmp_path / "store", prefill_chunk=2048)
     assert engine.store is not None
-    rule, memory = engine.engine.rule, engine.engine
+    rule, memory = engine.engine.resume, engine.engine
     most = len(rule.window_blocks(10 * BLOCK + 1)) + 1
     talk: Talk = []
     length = windows = 0

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBe
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random llama with a tokenizer that knows think checkpoints, and a template that opens a thought for each answer."""
+    """A random llama with a tokenizer that knows think delimiters, and a template that opens a thought for each answer."""
     path = tmp_path_factory.mktemp("models") / "thinking"
     tokenizer = made.thinks()
     (eos,) = tokenizer.eos_token_ids
@@ -50,12 +50,12 @@ def thoughtful(llm: ChatMLXPersistent) -> ChatMLXPersistent:
     for seed in range(200):
         model = llm.model_copy(update={"seed": seed})
         message = model.invoke(ASK)
-        checkpoints = [
-            checkpoint
-            for checkpoint in ("think>", "tool_call>", "<|im")
-            if checkpoint in message.text + thought(message)
+        delimiters = [
+            delimiter
+            for delimiter in ("think>", "tool_call>", "<|im")
+            if delimiter in message.text + thought(message)
         ]
-        if len(message.text.strip()) > 100 and thought(message) and not checkpoints:
+        if len(message.text.strip()) > 100 and thought(message) and not delimiters:
             return model
     raise AssertionError("one of 200 random answers ends its thought once")
 

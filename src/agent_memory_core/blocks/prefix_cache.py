@@ -14,7 +14,7 @@ from typing import Protocol
 
 from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, common_prefix, record_hash
 from agent_memory_core.blocks.block_pool import BlockPool
-from agent_memory_core.blocks.resume_policy import ResumeRule
+from agent_memory_core.blocks.resume_policy import ResumePolicy
 
 MIN_BLOCK_PART = 32
 MIN_TAIL_PART = 8
@@ -126,10 +126,10 @@ class _Query:
 class PrefixCache:
     """Finds known prefixes in one pool and, where a request may read it, in one tier."""
 
-    def __init__(self, pool: BlockPool, rule: ResumeRule) -> None:
+    def __init__(self, pool: BlockPool, resume: ResumePolicy) -> None:
         self._pool = pool
-        self._rule = rule
-        self._block_tokens = rule.block_tokens
+        self._resume = resume
+        self._block_tokens = resume.block_tokens
 
     def match(
         self,
@@ -148,11 +148,11 @@ class PrefixCache:
             tier: where to look beside memory; None looks in memory only.
             without: names of records that turned out not to be there.
         """
-        if self._rule.never:
+        if self._resume.unsupported:
             return Match()
         query = _Query(root, token_ids, hashes[: (len(token_ids) - 1) // self._block_tokens], tier, without)
         blocks = self._chain(query)
-        if self._rule.anywhere:
+        if self._resume.at_any_token:
             return Match(
                 blocks, max(self._partials(query, len(blocks)), key=lambda hit: hit.take, default=None)
             )
@@ -205,13 +205,13 @@ class PrefixCache:
         names = [*query.hashes[: len(blocks)], *(end.key for _, end in ends if end and end.kind == "block")]
         windows = self._windows(query, names)
         for count, end in sorted(ends, key=self._position, reverse=True):
-            reached = self._rule.window_blocks(self._position((count, end)))
+            reached = self._resume.window_blocks(self._position((count, end)))
             needed = [query.hashes[index] for index in reached if index < count]
             if end is not None and end.kind == "block":
                 needed.append(end.key)
             if all(name in windows for name in needed):
                 parts = [windows[name] for name in needed]
-                return Match(blocks[:count], end, parts, in_blocks=self._rule.in_blocks)
+                return Match(blocks[:count], end, parts, in_blocks=self._resume.in_blocks)
         return Match()
 
     def _position(self, place: tuple[int, Hit | None]) -> int:
@@ -221,9 +221,9 @@ class PrefixCache:
     def _ends(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
         """Places to resume at as far as tokens tell: how many blocks, and what of the record behind them."""
         yield from self._tails(query, count)
-        if self._rule.inside:
+        if self._resume.inside_block:
             yield from ((count, partial) for partial in self._partials(query, count))
-        if not self._rule.whole:
+        if not self._resume.whole:
             yield from ((known, None) for known in range(1, count + 1))
 
     def _tails(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
@@ -248,7 +248,7 @@ class PrefixCache:
 
     def _windows(self, query: _Query, names: Sequence[BlockHash]) -> dict[BlockHash, Hit]:
         """The window records at hand, by the names of their blocks."""
-        if not self._rule.window:
+        if not self._resume.window:
             return {}
         keys = {name: record_hash("window", name) for name in names}
         stored = query.tier.stored(list(keys.values())) if query.tier is not None else ()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class ResumeRule:
+class ResumePolicy:
     """What decides where a model can be resumed.
 
     Args:
@@ -24,24 +24,26 @@ class ResumeRule:
         window: tokens that the longest window reaches back; 0 where every layer keeps all tokens or a whole state.
         whole: whether some layer can only be resumed where its whole state was kept.
         in_blocks: whether some layer keeps all tokens, so that blocks hold anything.
-        never: whether some layer cannot be stored at all.
+        unsupported: whether some layer cannot be stored at all.
     """
 
     block_tokens: int
     window: int = 0
     whole: bool = False
     in_blocks: bool = True
-    never: bool = False
+    unsupported: bool = False
 
     @property
-    def anywhere(self) -> bool:
+    def at_any_token(self) -> bool:
         """Whether blocks and tails alone decide, down to the token."""
-        return not (self.window or self.whole or self.never)
+        return not (self.window or self.whole or self.unsupported)
 
     @property
-    def inside(self) -> bool:
+    def inside_block(self) -> bool:
         """Whether a part of a block or tail can be taken."""
-        return not self.whole and not self.never and (not self.window or self.window >= self.block_tokens)
+        return (
+            not self.whole and not self.unsupported and (not self.window or self.window >= self.block_tokens)
+        )
 
     def window_blocks(self, position: int) -> range:
         """The blocks, full or not, that hold the window before ``position``."""

@@ -67,9 +67,9 @@ class Engine:
         catalog = store.catalog if store is not None else None
         self.gate = Gate(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
         self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=self.gate.resumes)
-        self.rule = self.blocks.rule
+        self.resume = self.blocks.resume
         self.pool = BlockPool(memory_bytes)
-        self.prefixes = PrefixCache(self.pool, self.rule)
+        self.prefixes = PrefixCache(self.pool, self.resume)
         self.keeper = Keeper(self.blocks, self.pool, catalog, config.block_tokens)
         self.limits = _limits(loaded, config, layout)
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
@@ -80,7 +80,7 @@ class Engine:
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, catalog, config.block_tokens)
         self.idle = IdleWork(
-            config.prewarm == "idle" and not self.rule.never,
+            config.prewarm == "idle" and not self.resume.unsupported,
             self.template,
             self._branches,
             self._start_idle,
@@ -174,9 +174,9 @@ class Engine:
             arrived=time.perf_counter(),
             processors=[] if prewarm else self.grammars.processors(request, prompt),
         )
-        if not (self.rule.anywhere or self.rule.never):
+        if not (self.resume.at_any_token or self.resume.unsupported):
             turn.checkpoints = self.template.checkpoints(request, prompt)
-            turn.sequence.checkpoints = () if self.rule.inside else turn.checkpoints
+            turn.sequence.checkpoints = () if self.resume.inside_block else turn.checkpoints
         return turn
 
     def _detokenizer(self, request: ChatRequest, prompt: Prompt) -> Detokenizer:
@@ -216,7 +216,7 @@ class Engine:
         self, root: BlockHash, key: SessionKey, nearest: Branch[TokenText] | None, shared: int
     ) -> MissReason:
         """Why this prompt may know less than it could."""
-        if self.rule.never:
+        if self.resume.unsupported:
             return "unsupported"
         if nearest is not None:
             if shared == len(nearest.token_ids):
@@ -228,7 +228,7 @@ class Engine:
 
     def _promised(self, known: int, state: MissReason) -> int:
         """How many of the tokens that a branch knows can be expected to be reused."""
-        return 0 if state and not self.rule.anywhere else known
+        return 0 if state and not self.resume.at_any_token else known
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -404,7 +404,7 @@ class Engine:
     def _seal(self, turn: Turn, cache: list[Any], length: int) -> None:
         sequence = turn.sequence
         first, last = sequence.num_sealed, length // self.config.block_tokens
-        if first >= last or self.rule.never:
+        if first >= last or self.resume.unsupported:
             return
         fresh = self.keeper.seal(turn, cache, first, last)
         self.counters.blocks_sealed += len(fresh)
@@ -581,7 +581,7 @@ class Engine:
             cache = self.runner.stop(turn.row)
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
-            if not self.rule.anywhere:
+            if not self.resume.at_any_token:
                 self.keeper.checkpoint(turn, cache, turn.sequence.num_computed)
         self._close(turn)
         return True

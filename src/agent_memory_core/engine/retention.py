@@ -22,7 +22,7 @@ class Keeper:
 
     def __init__(self, blocks: KvBlocks, pool: BlockPool, catalog: Catalog | None, block_tokens: int) -> None:
         self._blocks = blocks
-        self._rule = blocks.rule
+        self._resume = blocks.resume
         self._pool = pool
         self._catalog = catalog
         self._block_tokens = block_tokens
@@ -32,7 +32,7 @@ class Keeper:
     def seal(self, turn: Turn, cache: list[Any], first: int, last: int) -> list[Block]:
         """Encode full blocks ``first`` up to ``last``, and return those that nobody has stored."""
         blocks = self._blocks.seal(turn.sequence, cache, first, last)
-        if self._rule.window:
+        if self._resume.window:
             self._take_windows(turn, cache, first, last)
         stored = self._stored([block.hash for block in blocks])
         return [block for block in blocks if block.hash not in stored]
@@ -44,7 +44,7 @@ class Keeper:
         """
         sequence = turn.sequence
         is_new = bool(sequence.hashes) and len(sequence.hashes) - 1 not in turn.windows
-        return bool(self._rule.window) and is_new and len(sequence.token_ids) % self._block_tokens <= 1
+        return bool(self._resume.window) and is_new and len(sequence.token_ids) % self._block_tokens <= 1
 
     def take_window(self, turn: Turn, cache: list[Any]) -> None:
         """Take the window record of the block that was completed last."""
@@ -85,7 +85,7 @@ class Keeper:
 
     def _near(self, places: Collection[int]) -> set[int]:
         """The blocks that hold the windows before these places."""
-        return {index for place in places for index in self._rule.window_blocks(place)}
+        return {index for place in places for index in self._resume.window_blocks(place)}
 
     def _stored(self, names: ReadOnly[BlockHash]) -> set[BlockHash]:
         """Records that somebody stored while a turn computed them: theirs are the ones that count."""
@@ -95,13 +95,15 @@ class Keeper:
 
     def dependencies(self, turn: Turn) -> frozenset[BlockHash]:
         """What it takes to resume a branch at its end and at the turn's checkpoints, beside blocks and tail."""
-        if self._rule.anywhere or self._rule.never:
+        if self._resume.at_any_token or self._resume.unsupported:
             return frozenset()
         sequence, size = turn.sequence, self._block_tokens
         checkpoints = [checkpoint for checkpoint in turn.checkpoints if checkpoint <= sequence.num_computed]
         near = self._near((*checkpoints, sequence.num_computed))
         windows = {record_hash("window", sequence.hashes[i]) for i in near if i < len(sequence.hashes)}
-        spans = [(checkpoint // size, checkpoint) for checkpoint in checkpoints if not self._rule.inside]
+        spans = [
+            (checkpoint // size, checkpoint) for checkpoint in checkpoints if not self._resume.inside_block
+        ]
         tails = {
             record_hash("tail", sequence.parent_of(full), sequence.token_ids[full * size : checkpoint])
             for full, checkpoint in spans
@@ -110,7 +112,7 @@ class Keeper:
 
     def own(self, branch: Branch[TokenText]) -> set[BlockHash]:
         """Records that only a branch's own places need. A tail of layers that keep every token is of use to all."""
-        if self._rule.anywhere:
+        if self._resume.at_any_token:
             return set()
         return set(branch.dependencies) | ({branch.tail} if branch.tail is not None else set())
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from agent_memory_core.blocks.block import Block, RecordKind, record_hash
 from agent_memory_core.blocks.prefix_cache import Match
-from agent_memory_core.blocks.resume_policy import ResumeRule
+from agent_memory_core.blocks.resume_policy import ResumePolicy
 from agent_memory_core.config import KvBits
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.kv.codec import Encoded, KvCodec, Raw
@@ -24,7 +24,7 @@ _Shapes = dict[str, tuple[tuple[int, ...], mx.Dtype]]
 
 
 class KvBlocks:
-    """Cuts and joins the KV of one model under one codec and block size. ``rule`` says where it can be resumed."""
+    """Cuts and joins the KV of one model under one codec and block size. ``resume`` says where it can be resumed."""
 
     def __init__(self, layout: KvLayout, kv_bits: KvBits, block_tokens: int, *, resumes: bool = True) -> None:
         """``resumes`` False says that nothing of this model shall be kept."""
@@ -33,12 +33,12 @@ class KvBlocks:
         append, window = layout.dims("append"), layout.dims("window")
         self.codec = KvCodec(kv_bits, append)
         self._window_codec = KvCodec(kv_bits, window)
-        self.rule = ResumeRule(
+        self.resume = ResumePolicy(
             block_tokens,
             window=layout.reach,
             whole=bool(layout.whole),
             in_blocks=bool(append),
-            never=bool(layout.unknown) or not resumes,
+            unsupported=bool(layout.unknown) or not resumes,
         )
         self._block_shapes = _shapes(self.codec.encode(self._empty("append", block_tokens)))
         self._window_shapes = _shapes(self._window_codec.encode(self._empty("window", block_tokens)))
@@ -77,9 +77,9 @@ class KvBlocks:
     def _parts(self, match: Match) -> list[Raw]:
         """The append layers of a match, in token order."""
         parts: list[Raw] = []
-        if match.blocks and self.rule.in_blocks:
+        if match.blocks and self.resume.in_blocks:
             parts.append(self.codec.decode([hit.block.kv for hit in match.blocks if hit.block is not None]))
-        if match.end is not None and match.end.take and self.rule.in_blocks:
+        if match.end is not None and match.end.take and self.resume.in_blocks:
             end = _block(match.end)
             raw = self._of(end.kv, "append") if end.kind == "tail" else self.codec.decode([end.kv])
             parts.append(slice_tokens(raw, 0, match.end.take))
@@ -88,7 +88,7 @@ class KvBlocks:
     def _windows(self, match: Match) -> list[Raw]:
         """The window layers of a match, in token order, the last token of the match at their end."""
         parts = [self._window_codec.decode([_block(hit).kv]) for hit in match.windows]
-        if match.end is None or not self.rule.window or not match.end.take:
+        if match.end is None or not self.resume.window or not match.end.take:
             return parts
         end = _block(match.end)
         if end.kind == "tail":
@@ -98,7 +98,7 @@ class KvBlocks:
 
     def _whole(self, match: Match) -> Raw:
         """The states of a match, which its tail holds."""
-        return _block(match.end).kv if self.rule.whole and match.end is not None else {}
+        return _block(match.end).kv if self.resume.whole and match.end is not None else {}
 
     def _of(self, kv: Mapping[str, mx.array], kind: RecordKind | str) -> Raw:
         return {name: kv[name] for name in self.layout.dims("append" if kind == "append" else "window")}
@@ -140,7 +140,7 @@ class KvBlocks:
                 if tokens
                 else None
             )
-        if not tokens and not self.rule.whole:
+        if not tokens and not self.resume.whole:
             return None
         kv = self.layout.snapshot(cache)
         if tokens:
@@ -150,9 +150,9 @@ class KvBlocks:
         return Block(record_hash("tail", parent, tokens), parent, tokens, nbytes(kv), kv, "tail")
 
     def _restorable(self, cache: list[Any], length: int, fed: int) -> bool:
-        if self.rule.never or (self.rule.whole and fed != length):
+        if self.resume.unsupported or (self.resume.whole and fed != length):
             return False
-        return not self.rule.window or self.layout.reaches(cache, length)
+        return not self.resume.window or self.layout.reaches(cache, length)
 
     # -- checks -------------------------------------------------------------------------------------------
 

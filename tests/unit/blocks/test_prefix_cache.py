@@ -21,7 +21,7 @@ from agent_memory_core.blocks.block import (
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART, Match, PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumeRule
+from agent_memory_core.blocks.resume_policy import ResumePolicy
 
 ROOT = root_hash({"a": "b"})
 SIZE = 64
@@ -65,7 +65,7 @@ def pool_with(count: int, ids: list[int] = IDS) -> BlockPool:
 def match(
     pool: BlockPool, ids: list[int], tier: Tier | None = None, without: Collection[BlockHash] = ()
 ) -> Match:
-    return PrefixCache(pool, ResumeRule(SIZE)).match(ROOT, ids, chain(ROOT, ids, SIZE), tier, without)
+    return PrefixCache(pool, ResumePolicy(SIZE)).match(ROOT, ids, chain(ROOT, ids, SIZE), tier, without)
 
 
 def test_one_token_is_left_even_of_a_prompt_that_is_known_whole() -> None:
@@ -158,7 +158,7 @@ lines = st.lists(
     max_size=4,
 )
 rules = st.builds(
-    ResumeRule,
+    ResumePolicy,
     st.just(SMALL),
     window=st.sampled_from([0, 2, 3, 4, 5, 9]),
     whole=st.booleans(),
@@ -187,7 +187,7 @@ def stored_of(line: Line, tokens: list[int], *, empty_tails: bool) -> Iterator[R
 class Oracle:
     """Says of any position what it takes to resume there, from the records that can be had."""
 
-    rule: ResumeRule
+    resume: ResumePolicy
     prompt: list[int]
     rows: dict[BlockHash, Row]
 
@@ -208,11 +208,11 @@ class Oracle:
         if full > self.known:
             return
         blocks = [(key, SMALL) for key in self.hashes[:full]]
-        first = max(0, position - self.rule.window) // SMALL if self.rule.window else full
+        first = max(0, position - self.resume.window) // SMALL if self.resume.window else full
         windows = [record_hash("window", key) for key in self.hashes[first:full]]
         for end in self.ends(full, more):
             of_end = (
-                [record_hash("window", end.key)] if end and end.kind == "block" and self.rule.window else []
+                [record_hash("window", end.key)] if end and end.kind == "block" and self.resume.window else []
             )
             if all(name in self.rows for name in (*windows, *of_end)):
                 yield [
@@ -223,23 +223,23 @@ class Oracle:
 
     def ends(self, full: int, more: int) -> Iterator[Row | None]:
         """What may hold the last ``more`` tokens; parts are looked for behind the last known block only."""
-        if more == 0 and not self.rule.whole:
+        if more == 0 and not self.resume.whole:
             yield None
         parent = self.hashes[full - 1] if full else ROOT
         wanted = tuple(self.prompt[full * SMALL : full * SMALL + more])
         for row in self.rows.values():
             if row.parent != parent or row.kind not in ("block", "tail"):
                 continue
-            if row.kind == "tail" and row.tokens == wanted and (more or self.rule.whole):
+            if row.kind == "tail" and row.tokens == wanted and (more or self.resume.whole):
                 yield row
-            elif self.rule.inside and full == self.known and more and row.tokens[:more] == wanted:
+            elif self.resume.inside_block and full == self.known and more and row.tokens[:more] == wanted:
                 least = PART_OF_BLOCK if row.kind == "block" else PART_OF_TAIL
                 if more >= least or more == len(row.tokens):
                     yield row
 
 
 def found_in(
-    rule: ResumeRule, prompt: list[int], rows: list[Row], places: list[str], without: set[BlockHash]
+    resume: ResumePolicy, prompt: list[int], rows: list[Row], places: list[str], without: set[BlockHash]
 ) -> tuple[Match, Tier | None, BlockPool]:
     """Match a prompt with each record in memory, on the tier, or both; what it follows is on the tier too."""
     pool, tier = BlockPool(10_000), Tier()
@@ -270,7 +270,7 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
 )
 @example(
     # The block that shares most with the prompt has no window record; the tail that shares less needs none.
-    ResumeRule(SMALL, window=5),
+    ResumePolicy(SMALL, window=5),
     [Line([0] * 7 + [1], 2, set(), {1}, set()), Line([1], 0, {7}, set(), set(), forks=6)],
     7,
     [0, 0],
@@ -278,11 +278,11 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
     0,
 )
 @example(  # The tail of the whole prompt leaves nothing to evaluate; the one before it does.
-    ResumeRule(SMALL, whole=True), [Line([0] * 6, 1, {5, 6}, set(), set())], 6, [], set(), 0
+    ResumePolicy(SMALL, whole=True), [Line([0] * 6, 1, {5, 6}, set(), set())], 6, [], set(), 0
 )
 @settings(max_examples=400, deadline=None)
 def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_what_it_takes(
-    rule: ResumeRule, lines: list[Line], cut: int, more: list[int], missing: set[int], seed: int
+    resume: ResumePolicy, lines: list[Line], cut: int, more: list[int], missing: set[int], seed: int
 ) -> None:
     unique: dict[BlockHash, Row] = {}
     for line in lines:
@@ -306,14 +306,16 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
                 assert hit.kind == unique[hit.key].kind
                 assert hit.block is pool.get(hit.key)
                 assert hit.stored == (tier is not None and hit.key in tier.rows)
-            assert match.in_blocks == (rule.in_blocks or rule.anywhere or not match.tokens)
+            assert match.in_blocks == (rule.in_blocks or rule.at_any_token or not match.tokens)
             seen.append(listed(match))
     assert seen[0] == seen[1] == seen[2], "memory and tier settle alike"
 
 
 def test_what_can_never_be_stored_is_never_matched() -> None:
     pool = pool_with(4)
-    found = PrefixCache(pool, ResumeRule(SIZE, never=True)).match(ROOT, IDS, chain(ROOT, IDS, SIZE), None)
+    found = PrefixCache(pool, ResumePolicy(SIZE, unsupported=True)).match(
+        ROOT, IDS, chain(ROOT, IDS, SIZE), None
+    )
     assert found == Match()
 
 
@@ -322,7 +324,7 @@ def test_blocks_that_hold_nothing_need_not_be_loaded() -> None:
     (first, *_) = chain(ROOT, IDS, SIZE)
     tail = record_hash("tail", first, tokens)
     tier.rows = {first: Row(first, ROOT, tuple(IDS[:SIZE])), tail: Row(tail, first, tokens, "tail")}
-    cache = PrefixCache(BlockPool(100), ResumeRule(SIZE, whole=True, in_blocks=False))
+    cache = PrefixCache(BlockPool(100), ResumePolicy(SIZE, whole=True, in_blocks=False))
     found = cache.match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
     assert found.tokens == SIZE + 5
     assert [hit.key for hit in found.missing] == [tail]
@@ -332,7 +334,7 @@ def test_a_tail_whose_words_the_tier_lost_is_no_tail_without_words() -> None:
     (first, *_) = chain(ROOT, IDS, SIZE)
     lost = record_hash("tail", first, IDS[SIZE : SIZE + 5])
     tier = Tier({first: Row(first, ROOT, tuple(IDS[:SIZE])), lost: Row(lost, first, (), "tail")})
-    for rule in (ResumeRule(SIZE, whole=True), ResumeRule(SIZE, window=SIZE), ResumeRule(SIZE)):
+    for rule in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
         found = PrefixCache(BlockPool(100), rule).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
         assert lost not in {hit.key for hit in found.hits}
 
@@ -342,5 +344,5 @@ def test_what_memory_holds_is_found_even_where_the_tier_lost_its_words() -> None
     key = record_hash("tail", ROOT, tokens)
     pool, tier = BlockPool(100), Tier({key: Row(key, ROOT, (), "tail")})
     pool.put(Block(key, ROOT, tokens, 1, None, kind="tail"))
-    for rule in (ResumeRule(SIZE, whole=True), ResumeRule(SIZE, window=SIZE), ResumeRule(SIZE)):
+    for rule in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
         assert PrefixCache(pool, rule).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier).tokens == 20

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import Match, PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumeRule
+from agent_memory_core.blocks.resume_policy import ResumePolicy
 from agent_memory_core.engine.scheduler import Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence, Status
 from agent_memory_core.errors import PromptTooLong
@@ -69,7 +69,7 @@ class Row:
 class Books(RuleBasedStateMachine):
     """One engine's books with a pretended model: the KV of a token is the token."""
 
-    resumes = ResumeRule(BLOCK)
+    resumes = ResumePolicy(BLOCK)
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,19 +276,19 @@ class Books(RuleBasedStateMachine):
 class BooksOfWindows(Books):
     """The same where some layer keeps a window only."""
 
-    resumes = ResumeRule(BLOCK, window=6)
+    resumes = ResumePolicy(BLOCK, window=6)
 
 
 class BooksOfStates(Books):
     """The same where some layer can be resumed only where its state was kept."""
 
-    resumes = ResumeRule(BLOCK, whole=True)
+    resumes = ResumePolicy(BLOCK, whole=True)
 
 
 class BooksOfBoth(Books):
     """The same where some layers keep a short window and others a state."""
 
-    resumes = ResumeRule(BLOCK, window=3, whole=True)
+    resumes = ResumePolicy(BLOCK, window=3, whole=True)
 
 
 TestBooks = Books.TestCase

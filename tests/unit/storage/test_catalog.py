@@ -507,8 +507,8 @@ def test_a_branch_needs_those_of_its_parts_that_are_stored(catalog: Catalog) -> 
     assert superseded == []
     assert catalog.dependencies(branch.branch_id) == {first.key, second.key}
     assert catalog.stored(named([first, unknown])) == {first.key}
-    later, _ = catalog.commit([unknown], wanted(ids(12), "s", branch, dependencies=wish.parts))
-    assert catalog.dependencies(later.branch_id) == set(wish.parts)
+    later, _ = catalog.commit([unknown], wanted(ids(12), "s", branch, dependencies=wish.dependencies))
+    assert catalog.dependencies(later.branch_id) == set(wish.dependencies)
     assert catalog.dependencies(later.branch_id + 1) == set()
 
 
@@ -791,7 +791,7 @@ class Books(RuleBasedStateMachine):
         made, superseded = self.catalog.commit([*rows(tokens), *made_parts], wish)
         assert (made.branch_id == chosen) == moves
         self.branches[made.branch_id] = (session, tokens)
-        self.parts[made.branch_id] = set(wish.parts) & can
+        self.dependencies[made.branch_id] = set(wish.parts) & can
         self.lost -= {*keys(tokens), *named(made_parts)}
         live = {row.branch_id for row in self.catalog.branches(ROOT, "default", session)}
         assert not set(named(superseded)) & self.reached()
