@@ -24,7 +24,7 @@ from agent_memory_core.config import (
     known_settings,
 )
 from agent_memory_core.engine.engine import Engine
-from agent_memory_core.engine.thread import AsyncTicket, EngineThread, Handle, SyncTicket
+from agent_memory_core.engine.thread import AsyncQueueSink, EngineThread, QueueSink, TurnHandle
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.messages import (
     ChatRequest,
@@ -102,9 +102,9 @@ class AgentMemory:
             StoreError: the cache directory cannot be used, or cannot take the turn.
             EngineStopped: the engine was closed.
         """
-        ticket = SyncTicket()
-        handle = self._thread.submit(self._request(request, sampling), _key(session), ticket)
-        answer = ChatStream(ticket, handle)
+        sink = QueueSink()
+        handle = self._thread.submit(self._request(request, sampling), _key(session), sink)
+        answer = ChatStream(sink, handle)
         return answer if stream else _whole(list(answer))
 
     @overload
@@ -120,16 +120,16 @@ class AgentMemory:
         self, request: Conversation, session: Owner = None, *, stream: bool = False, **sampling: Any
     ) -> ChatResult | AsyncChatStream:
         """`chat` for coroutines: nothing blocks the event loop and no thread waits."""
-        ticket = AsyncTicket()
-        handle = self._thread.submit(self._request(request, sampling), _key(session), ticket)
-        answer = AsyncChatStream(ticket, handle)
+        sink = AsyncQueueSink()
+        handle = self._thread.submit(self._request(request, sampling), _key(session), sink)
+        answer = AsyncChatStream(sink, handle)
         return answer if stream else _whole([delta async for delta in answer])
 
     def prewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """Evaluate a prompt's messages and tools without answering, so that a turn that begins with them is warm."""
-        ticket = SyncTicket()
-        handle = self._thread.submit(self._request(request, {}), _key(session), ticket, prewarm=True)
-        return _whole(list(ChatStream(ticket, handle))).report
+        sink = QueueSink()
+        handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
+        return _whole(list(ChatStream(sink, handle))).report
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -289,8 +289,8 @@ class AgentMemory:
 class ChatStream(Iterator[Delta]):
     """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn."""
 
-    def __init__(self, ticket: SyncTicket, handle: Handle) -> None:
-        self._ticket = ticket
+    def __init__(self, sink: QueueSink, handle: TurnHandle) -> None:
+        self._sink = sink
         self._handle = handle
         self._done = False
         self.report: TurnReport | None = None
@@ -299,7 +299,7 @@ class ChatStream(Iterator[Delta]):
         if self._done:
             raise StopIteration
         try:
-            delta = self._ticket.get()
+            delta = self._sink.get()
         except BaseException:
             self.close()
             raise
@@ -328,8 +328,8 @@ class ChatStream(Iterator[Delta]):
 class AsyncChatStream(AsyncIterator[Delta]):
     """`ChatStream` for coroutines."""
 
-    def __init__(self, ticket: AsyncTicket, handle: Handle) -> None:
-        self._ticket = ticket
+    def __init__(self, sink: AsyncQueueSink, handle: TurnHandle) -> None:
+        self._sink = sink
         self._handle = handle
         self._done = False
         self.report: TurnReport | None = None
@@ -338,7 +338,7 @@ class AsyncChatStream(AsyncIterator[Delta]):
         if self._done:
             raise StopAsyncIteration
         try:
-            delta = await self._ticket.get()
+            delta = await self._sink.get()
         except BaseException:
             await self.aclose()
             raise

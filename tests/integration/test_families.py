@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from support import families
-from support.engine_driver import Heard
+from support.engine_driver import RecordingSink
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
 from agent_memory_core.engine.engine import Engine
@@ -74,11 +74,11 @@ class Watched:
         self.engine._finish = finished  # type: ignore[method-assign]
         self.engine.scheduler.add = added  # type: ignore[method-assign]
 
-    def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Heard:
-        ticket = Heard()
+    def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> RecordingSink:
+        sink = RecordingSink()
         params = SamplingParams(max_tokens=new, **sampling)
-        self.engine.submit(ChatRequest(tuple(talk), sampling=params), SessionKey(session), ticket)
-        return ticket
+        self.engine.submit(ChatRequest(tuple(talk), sampling=params), SessionKey(session), sink)
+        return sink
 
     def run(self) -> None:
         for _ in range(5000):
@@ -90,14 +90,14 @@ class Watched:
             self.engine.scheduler.check()
         raise AssertionError("the engine does not come to an end")
 
-    def turn(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> Heard:
+    def turn(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> RecordingSink:
         self.chunks.clear()
-        ticket = self.start(talk, session, new, **sampling)
+        sink = self.start(talk, session, new, **sampling)
         self.run()
-        usage = ticket.report.usage
+        usage = sink.report.usage
         computed = sum(map(len, self.chunks))
         assert computed == usage.prompt_tokens - usage.cache_read, "what is reported is what was skipped"
-        return ticket
+        return sink
 
     def evict(self) -> None:
         self.engine.pool.discard(list(self.engine.pool._idle))
@@ -138,8 +138,8 @@ def plain(name: str, prompt: list[int], new: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def said(ticket: Heard) -> Message:
-    return Message("assistant", ticket.text)
+def said(sink: RecordingSink) -> Message:
+    return Message("assistant", sink.text)
 
 
 def user(count: int, digit: str = "1") -> Message:
@@ -166,8 +166,8 @@ def test_hot_evicted_and_restarted_turns_are_the_same_bits(
             evicted.evict()
             restarted = opened(name, store / "restarted", kv_bits=bits)
             seen = [engine.turn(talk) for engine in (hot, evicted, restarted)]
-            assert len({tuple(ticket.token_ids) for ticket in seen}) == 1
-            assert len({ticket.report.usage.cache_read for ticket in seen}) == 1, bits
+            assert len({tuple(sink.token_ids) for sink in seen}) == 1
+            assert len({sink.report.usage.cache_read for sink in seen}) == 1, bits
             assert all(mx.array_equal(hot.logits[-1], other.logits[-1]) for other in (evicted, restarted))
             if index and hot.prompts[-1][: len(known)] == known:
                 assert seen[0].report.usage.cache_read == len(known), "a turn pays for its new tokens only"
@@ -189,16 +189,16 @@ def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
     for index, question in enumerate(conversation()):
         engine = opened(name, tmp_path / "store")
         talk = [*talk, question]
-        ticket = engine.turn(talk)
+        sink = engine.turn(talk)
         if index:
             model = families.loaded(name).model
             for chunk in engine.chunks:
                 logits = model(mx.array([chunk]), cache=live)[:, -1]
                 mx.eval(logits)
             assert mx.array_equal(logits, engine.logits[-1])
-            assert ticket.token_ids == plain(name, engine.prompts[-1], 8)
+            assert sink.token_ids == plain(name, engine.prompts[-1], 8)
         live = engine.live
-        talk = [*talk, said(ticket)]
+        talk = [*talk, said(sink)]
         engine.close()
 
 
@@ -237,12 +237,12 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
 def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., Watched]) -> None:
     engine = opened(name, None)
     brief = Message("system", "You are terse and kind. " * 20)
-    tickets = [engine.start([brief, user(20, digit)], None) for digit in "123"]
+    sinks = [engine.start([brief, user(20, digit)], None) for digit in "123"]
     engine.run()
-    read = [ticket.report.usage.cache_read for ticket in tickets]
+    read = [sink.report.usage.cache_read for sink in sinks]
     assert sorted(read)[1] >= 2 * BLOCK, "all but the first of them begin where it has been"
-    for ticket, prompt in zip(tickets, engine.prompts, strict=True):
-        assert ticket.token_ids == plain(name, prompt, 8)[: len(ticket.token_ids)]
+    for sink, prompt in zip(sinks, engine.prompts, strict=True):
+        assert sink.token_ids == plain(name, prompt, 8)[: len(sink.token_ids)]
 
 
 def test_a_question_asked_again_goes_on_behind_the_messages(
@@ -283,9 +283,9 @@ def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., W
     questions = [[user(90, "1")], [user(20, "2")], [user(55, "3")]]
     alone = [opened(name, None).turn(question, None, 12).token_ids for question in questions]
     engine = opened(name, None)
-    tickets = [engine.start(question, None, 12) for question in questions]
+    sinks = [engine.start(question, None, 12) for question in questions]
     engine.run()
-    assert [ticket.token_ids for ticket in tickets] == alone
+    assert [sink.token_ids for sink in sinks] == alone
 
 
 def test_an_answer_longer_than_the_window_is_resumed_too(
@@ -303,13 +303,13 @@ def test_an_answer_longer_than_the_window_is_resumed_too(
 
 def test_a_cancelled_prompt_keeps_what_was_computed(name: str, opened: Callable[..., Watched]) -> None:
     engine = opened(name, None)
-    ticket = engine.start([user(400)], None)
+    sink = engine.start([user(400)], None)
     for _ in range(3):
         engine.engine.step()
     computed = sum(map(len, engine.chunks))
     (seq_id,) = engine.engine._turns
     engine.engine.cancel(seq_id)
-    assert not ticket.deltas
+    assert not sink.deltas
     assert computed >= 2 * BLOCK
     assert engine.turn([user(400)], None).report.usage.cache_read == computed
 
@@ -442,9 +442,9 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
     length = windows = 0
     while length < 20_000:
         talk = [*talk, user(1900, str(len(talk) % 10))]
-        ticket = engine.turn(talk)
-        talk = [*talk, said(ticket)]
-        length = ticket.report.usage.prompt_tokens
+        sink = engine.turn(talk)
+        talk = [*talk, said(sink)]
+        length = sink.report.usage.prompt_tokens
         windows = len(list((tmp_path / "store").glob("ns/*/w/*/*.safetensors")))
         assert windows <= 2 * most, "a window behind the messages, and one behind the answer"
         kinds = [block.kind for block in (*memory.pool._idle.values(), *memory.pool._held.values())]

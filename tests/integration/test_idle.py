@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support import engine_driver, families, made_tokenizers as made, tiny_models
-from support.engine_driver import Heard, chunks, run
+from support.engine_driver import RecordingSink, chunks, run
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, EngineConfig, Message, SessionKey, ToolCall
 from agent_memory_core.blocks.block import common_prefix
@@ -216,15 +216,15 @@ def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., Engine
             engine.close()
 
 
-def turn(engine: Engine, asked: ChatRequest, session: str) -> Heard:
+def turn(engine: Engine, asked: ChatRequest, session: str) -> RecordingSink:
     """A whole turn, up to the step in which idle work may begin."""
-    heard = Heard()
+    heard = RecordingSink()
     seq_id = engine.submit(asked, SessionKey(session), heard)
     run(engine, lambda: seq_id not in engine._turns)
     return heard
 
 
-def interrupted(engine: Engine) -> tuple[Heard, list[tuple[int, int]]]:
+def interrupted(engine: Engine) -> tuple[RecordingSink, list[tuple[int, int]]]:
     """A turn, and its idle work after the first two of its chunks."""
     heard = turn(engine, request(ASK["content"], new=NEW), "s")
     seen = chunks(engine)
@@ -255,7 +255,7 @@ def test_a_turn_that_arrives_waits_for_no_chunk_of_it(
     engine = open_engine()
     heard, seen = interrupted(engine)
     asked = request(ASK["content"], heard.text, "And of 2?") if same_session else request("What is 7?")
-    began, arrived = len(seen), Heard()
+    began, arrived = len(seen), RecordingSink()
     seq_id = engine.submit(asked, SessionKey("s" if same_session else "other"), arrived)
     run(engine, lambda: bool(engine._turns[seq_id].first_token))
     assert {owner for owner, _ in seen[began:]} == {seq_id}, "no chunk of idle work before its first token"
@@ -315,7 +315,9 @@ def test_a_forgotten_session_does_not_come_back(open_engine: Callable[..., Engin
     while engine.step():
         pass
     assert engine.list_sessions(None) == []
-    other = engine.submit(request("What is 7?", new=NEW), SessionKey(), Heard())  # nothing is idle meanwhile
+    other = engine.submit(
+        request("What is 7?", new=NEW), SessionKey(), RecordingSink()
+    )  # nothing is idle meanwhile
     turn(engine, request(ASK["content"], new=8), "s")
     assert engine.store is not None
     engine.flush()
@@ -351,7 +353,7 @@ def test_a_turn_committed_while_its_session_is_looked_up_is_not_lost(
 def test_calls_without_a_session_leave_nothing_to_do(open_engine: Callable[..., Engine]) -> None:
     engine = open_engine()
     for key in (SessionKey(), SessionKey("s", ephemeral=True)):
-        seq_id = engine.submit(request(ASK["content"], new=NEW), key, Heard())
+        seq_id = engine.submit(request(ASK["content"], new=NEW), key, RecordingSink())
         run(engine, lambda: seq_id not in engine._turns)  # noqa: B023
         assert not engine.step()
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.engine_driver import Heard, chunks, run
+from support.engine_driver import RecordingSink, chunks, run
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
 from agent_memory_core.engine.engine import Engine
@@ -38,8 +38,8 @@ def under_way(engine: Engine, seq_id: int) -> bool:
     return seq_id not in engine._turns or len(engine._turns[seq_id].sequence.generated) > 2
 
 
-def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> Heard:
-    heard = Heard()
+def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> RecordingSink:
+    heard = RecordingSink()
     engine.submit(request, key, heard)
     run(engine, lambda: not engine.busy)
     engine.flush()
@@ -52,7 +52,7 @@ def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted:
     if evicted:
         engine.pool.discard(list(engine.pool._idle))
     seen = chunks(engine)
-    stranger, warm = Heard(), Heard()
+    stranger, warm = RecordingSink(), RecordingSink()
     engine.submit(ask("7" * 4096), SessionKey("stranger"), stranger)
     run(engine, lambda: len(seen) == 2)
     history = (
@@ -75,7 +75,7 @@ def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted:
 
 def test_decoding_goes_on_while_a_stranger_prefills_in_smaller_chunks(engine: Engine) -> None:
     seen = chunks(engine)
-    talking, stranger = Heard(), Heard()
+    talking, stranger = RecordingSink(), RecordingSink()
     engine.submit(ask("Talk.", new=40), SessionKey("talking"), talking)
     run(engine, lambda: len(engine.runner._groups) == 1)
     engine.submit(ask("7" * 2048), SessionKey("stranger"), stranger)
@@ -100,7 +100,7 @@ def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: Engine) -> No
     ]
     together = []
     for i, text in enumerate(texts):
-        heard = Heard()
+        heard = RecordingSink()
         engine.submit(ask(text, 5 + 7 * i), SessionKey(None, namespace=f"together{i}"), heard)
         together.append(heard)
         run(engine, partial(under_way, engine, i + len(texts)))
@@ -114,7 +114,7 @@ def test_a_cancelled_turn_frees_its_place_and_leaves_its_blocks(engine: Engine, 
     session = SessionKey("s")
     before = finish(engine, ask("First."), session)
     request = ask("8" * 2000, new=200)
-    heard = Heard()
+    heard = RecordingSink()
     seq_id = engine.submit(request, session, heard)
     if when == "prefill":
         run(engine, lambda: engine._turns[seq_id].sequence.num_computed >= 1024)
@@ -141,7 +141,7 @@ def test_a_busy_branch_is_forked_and_not_waited_for(engine: Engine) -> None:
         Message("user", "A beginning of some length for both. " * 12),
         Message("assistant", "".join(d.text for d in first.deltas)),
     )
-    both = [Heard(), Heard()]
+    both = [RecordingSink(), RecordingSink()]
     for word, heard in zip(("left", "right"), both, strict=True):
         request = ChatRequest((*history, Message("user", word)), sampling=SamplingParams(max_tokens=4))
         engine.submit(request, key, heard)
@@ -153,7 +153,7 @@ def test_a_busy_branch_is_forked_and_not_waited_for(engine: Engine) -> None:
 
 
 def test_a_fault_in_one_step_reaches_its_callers_and_the_engine_goes_on(engine: Engine) -> None:
-    heard = Heard()
+    heard = RecordingSink()
     engine.submit(ask("Hello."), SessionKey("s"), heard)
     engine.fail_all(RuntimeError("a fault"))
     assert str(heard.error) == "a fault"

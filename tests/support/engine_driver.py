@@ -37,8 +37,8 @@ class Seen:
     tier: str
 
 
-class Heard:
-    """A ticket that keeps what it is given, for engines that are driven by hand."""
+class RecordingSink:
+    """A sink that keeps what it is given, for engines that are driven by hand."""
 
     def __init__(self) -> None:
         self.deltas: list[Delta] = []

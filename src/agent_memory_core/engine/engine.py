@@ -26,7 +26,7 @@ from agent_memory_core.engine.retention import Keeper
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner, SessionBook, snapshot
-from agent_memory_core.engine.turn import NOBODY, Counters, Ticket, Turn
+from agent_memory_core.engine.turn import DISCARD, Counters, OutputSink, Turn
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
@@ -100,7 +100,7 @@ class Engine:
         self,
         request: ChatRequest,
         key: SessionKey,
-        ticket: Ticket,
+        sink: OutputSink,
         *,
         prewarm: bool = False,
         arrived: float | None = None,
@@ -122,7 +122,7 @@ class Engine:
         prompt = idle or self.template.encode(
             request, [b.text for b in branches], generation_prompt=not prewarm
         )
-        turn = self._turn(request, key, ticket, session, prompt, prewarm=prewarm, is_idle=idle is not None)
+        turn = self._turn(request, key, sink, session, prompt, prewarm=prewarm, is_idle=idle is not None)
         turn.arrived = arrived if arrived is not None else turn.arrived
         sequence = turn.sequence
         sequence.match = self._match(sequence)
@@ -139,7 +139,7 @@ class Engine:
         self,
         request: ChatRequest,
         key: SessionKey,
-        ticket: Ticket,
+        sink: OutputSink,
         session: LiveSession | None,
         prompt: Prompt,
         *,
@@ -163,7 +163,7 @@ class Engine:
                 reads_tier=self.store is not None and session is not None,
                 idle=is_idle,
             ),
-            ticket=ticket,
+            sink=sink,
             key=key,
             detokenizer=self._detokenizer(request, prompt),
             request=request,
@@ -253,7 +253,7 @@ class Engine:
         return self.sessions.open(self.root(owner[0]), owner).branches
 
     def _start_idle(self, request: ChatRequest, key: SessionKey, prompt: Prompt) -> int:
-        return self.submit(request, key, NOBODY, prewarm=True, idle=prompt)
+        return self.submit(request, key, DISCARD, prewarm=True, idle=prompt)
 
     @property
     def busy(self) -> bool:
@@ -373,7 +373,7 @@ class Engine:
         turn.reasoning_tokens += bool(delta.reasoning)
         turn.sampled(token, logprobs)
         if delta != _NOTHING:
-            turn.ticket.deliver(turn.with_tokens(delta))
+            turn.sink.deliver(turn.with_tokens(delta))
         return turn.detokenizer.stopped
 
     # -- a turn's end -------------------------------------------------------------------------------------
@@ -415,22 +415,22 @@ class Engine:
     def _commit(self, turn: Turn, tail: Block | None, last: Delta, report: TurnReport) -> None:
         session = turn.session
         if session is None or session.forgotten:
-            turn.ticket.deliver(dataclasses.replace(last, report=report))
+            turn.sink.deliver(dataclasses.replace(last, report=report))
             return
         branch = self._settle(turn, session, tail)
         self.idle.ended(turn, branch)
         if self.writer is None:
-            turn.ticket.deliver(dataclasses.replace(last, report=report))
+            turn.sink.deliver(dataclasses.replace(last, report=report))
             return
         wanted = snapshot(session, turn.owner, branch)
         session.writing.append(branch)
-        ticket = turn.ticket
+        sink = turn.sink
 
         def done(row: BranchRow | None) -> None:
             if row is not None:
                 branch.branch_id, branch.generation = row.branch_id, row.generation
             session.writing.remove(branch)
-            ticket.deliver(
+            sink.deliver(
                 dataclasses.replace(
                     last,
                     report=dataclasses.replace(report, branch_id=branch.branch_id, persisted=row is not None),
@@ -592,7 +592,7 @@ class Engine:
         for turn in list(self._turns.values()):
             self.counters.failed += 1
             self._close(turn)
-            turn.ticket.fail(error)
+            turn.sink.fail(error)
 
     def close(self) -> None:
         """Write what is queued and let go of everything."""

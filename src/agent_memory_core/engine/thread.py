@@ -1,4 +1,4 @@
-"""One thread owns MLX: callers put jobs in, deltas come out through their tickets.
+"""One thread owns MLX: callers put jobs in, deltas come out through their sinks.
 
 MLX's streams and lazy arrays belong to the thread that made them, so the engine is built, stepped and closed on
 one thread of its own. The thread sleeps while nothing can be done; a job, or blocks that finished loading,
@@ -22,7 +22,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from agent_memory_core.engine.engine import Engine
-from agent_memory_core.engine.turn import Ticket
+from agent_memory_core.engine.turn import OutputSink
 from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
 from agent_memory_core.messages import ChatRequest, Delta, SessionKey
 
@@ -31,7 +31,7 @@ log = logging.getLogger("agent_memory")
 T = TypeVar("T")
 
 
-class Handle:
+class TurnHandle:
     """A turn under way, as its caller holds it."""
 
     def __init__(self, thread: EngineThread) -> None:
@@ -70,22 +70,22 @@ class EngineThread:
         return self._closed
 
     def submit(
-        self, request: ChatRequest, key: SessionKey, ticket: Ticket, *, prewarm: bool = False
-    ) -> Handle:
-        """Queue a turn. What is wrong with it reaches the ticket.
+        self, request: ChatRequest, key: SessionKey, sink: OutputSink, *, prewarm: bool = False
+    ) -> TurnHandle:
+        """Queue a turn. What is wrong with it reaches the sink.
 
         Raises:
             EngineStopped: the engine was closed.
         """
-        handle, arrived = Handle(self), time.perf_counter()
+        handle, arrived = TurnHandle(self), time.perf_counter()
 
         def job(engine: Engine) -> None:
             try:
-                handle.seq_id = engine.submit(request, key, ticket, prewarm=prewarm, arrived=arrived)
+                handle.seq_id = engine.submit(request, key, sink, prewarm=prewarm, arrived=arrived)
             except AgentMemoryError as error:
-                ticket.fail(error)
+                sink.fail(error)
 
-        self._put(_Job(job, ticket.fail))
+        self._put(_Job(job, sink.fail))
         return handle
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
@@ -204,7 +204,7 @@ class _Job:
     refuse: Callable[[AgentMemoryError], None]
 
 
-class SyncTicket:
+class QueueSink:
     """Deltas for a caller that blocks."""
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class SyncTicket:
         return item
 
 
-class AsyncTicket:
+class AsyncQueueSink:
     """Deltas for a coroutine: no thread waits, the engine wakes the event loop."""
 
     def __init__(self) -> None:
@@ -263,4 +263,4 @@ def _close_all() -> None:
         thread.close()
 
 
-__all__ = ["AsyncTicket", "Cancelled", "EngineThread", "Handle", "SyncTicket"]
+__all__ = ["AsyncQueueSink", "Cancelled", "EngineThread", "TurnHandle", "QueueSink"]

@@ -29,7 +29,7 @@ from agent_memory_core.text.chat_template import TokenText
 from agent_memory_core.text.detokenizer import Detokenizer
 
 
-class Ticket(Protocol):
+class OutputSink(Protocol):
     """The caller's end of a turn. Both calls may come from any thread."""
 
     def deliver(self, delta: Delta) -> None:
@@ -41,7 +41,7 @@ class Ticket(Protocol):
         ...
 
 
-class _Nobody:
+class _Discard:
     """The end of a turn that no caller waits for."""
 
     def deliver(self, delta: Delta) -> None:
@@ -51,7 +51,7 @@ class _Nobody:
         pass
 
 
-NOBODY: Ticket = _Nobody()
+DISCARD: OutputSink = _Discard()
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +65,7 @@ class Turn:
     """
 
     sequence: Sequence
-    ticket: Ticket
+    sink: OutputSink
     key: SessionKey
     detokenizer: Detokenizer
     request: ChatRequest
