@@ -244,7 +244,7 @@ class Engine:
         for sequence in batch.joining:
             self._join(self._turns[sequence.seq_id])
         for step in self.runner.decode():
-            self._decoded(self._turns[step.row.seq_id], step)
+            self._decoded(self._turns[step.slot.seq_id], step)
         if batch.chunk is not None:
             self._prefill(self._turns[batch.chunk.sequence.seq_id], batch.chunk)
         return self.scheduler.has_work() or (not self._turns and self.idle.begin())
@@ -319,50 +319,50 @@ class Engine:
         room = min(sequence.remaining + 1, self.config.prefill_chunk)
         cache = self.blocks.restore(sequence.match, room)
         self.scheduler.restored(sequence)
-        turn.row = self.runner.row(
+        turn.slot = self.runner.slot(
             sequence.seq_id, turn.request.sampling, cache, sequence.num_cached, turn.processors
         )
         turn.restore_seconds = time.perf_counter() - turn.restore_started if sequence.num_cached else 0.0
 
     def _prefill(self, turn: Turn, chunk: Chunk) -> None:
-        assert turn.row is not None
+        assert turn.slot is not None
         sequence = turn.sequence
         wants_token = chunk.is_last and sequence.max_tokens > 0
         logits = self.runner.prefill(
-            turn.row, sequence.token_ids[chunk.start : chunk.stop], logits=wants_token
+            turn.slot, sequence.token_ids[chunk.start : chunk.stop], logits=wants_token
         )
         self.scheduler.computed(chunk)
         if logits is not None:
-            token = self.runner.sample(turn.row, logits, sequence.token_ids)
+            token = self.runner.sample(turn.slot, logits, sequence.token_ids)
             turn.first_token = time.perf_counter()
             self.scheduler.update(sequence, token)
-            if self._emit(turn, token, turn.row.logprobs) or sequence.max_tokens == 1:
+            if self._emit(turn, token, turn.slot.logprobs) or sequence.max_tokens == 1:
                 self._finish(
                     turn,
-                    turn.row.cache,
+                    turn.slot.cache,
                     "stop" if turn.detokenizer.stopped or token in self._eos else "length",
                 )
                 return
         elif chunk.is_last:
-            self._finish(turn, turn.row.cache, "stop")
+            self._finish(turn, turn.slot.cache, "stop")
             return
-        self._seal(turn, turn.row.cache, chunk.stop)
+        self._seal(turn, turn.slot.cache, chunk.stop)
         if chunk.stop in sequence.checkpoints:
-            self.keeper.checkpoint(turn, turn.row.cache, chunk.stop)
+            self.keeper.checkpoint(turn, turn.slot.cache, chunk.stop)
 
     def _join(self, turn: Turn) -> None:
-        assert turn.row is not None
-        self.runner.join(turn.row, turn.sequence.token_ids, turn.sequence.max_tokens - 1)
+        assert turn.slot is not None
+        self.runner.join(turn.slot, turn.sequence.token_ids, turn.sequence.max_tokens - 1)
 
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = self._emit(turn, step.token, step.logprobs)
         if self.keeper.passes_block(turn):
-            self.keeper.take_window(turn, self.runner.peek(step.row))
+            self.keeper.take_window(turn, self.runner.peek(step.slot))
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")
         elif ended:
-            self._finish(turn, self.runner.stop(step.row), "stop")
+            self._finish(turn, self.runner.stop(step.slot), "stop")
 
     def _emit(self, turn: Turn, token: int, logprobs: ReadOnly[tuple[int, float]]) -> bool:
         """Hand a token's text out; return whether it ends the answer."""
@@ -395,8 +395,8 @@ class Engine:
 
     def _keep(self, turn: Turn) -> None:
         """Cut the sequence to the tokens that have KV and stand for text that was handed out."""
-        assert turn.row is not None
-        sequence, length = turn.sequence, turn.row.fed
+        assert turn.slot is not None
+        sequence, length = turn.sequence, turn.slot.fed
         if turn.detokenizer.stopped:
             length = min(length, sequence.num_prompt + turn.detokenizer.kept)
         self.scheduler.keep(sequence, length)
@@ -577,9 +577,9 @@ class Engine:
         if turn is None:
             return False
         self.counters.cancelled += not turn.sequence.idle
-        if turn.row is not None:
-            cache = self.runner.stop(turn.row)
-            self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
+        if turn.slot is not None:
+            cache = self.runner.stop(turn.slot)
+            self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
             if not self.resume.at_any_token:
                 self.keeper.checkpoint(turn, cache, turn.sequence.num_computed)

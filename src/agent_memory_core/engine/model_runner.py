@@ -33,7 +33,7 @@ PADDING_FLOOR = 512
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class DecodeSlot:
     """One sequence on the model: its live cache while it prefills or waits, then its place in a group.
 
     ``fed`` counts the tokens that the cache covers; in a group it is brought up to date when the row leaves.
@@ -61,7 +61,7 @@ class Row:
 class Step:
     """What one decode step gave one row: ``token`` now has KV. ``cache`` is set when the row has ended."""
 
-    row: Row
+    slot: DecodeSlot
     token: int
     finish_reason: str | None
     cache: list[Any] | None
@@ -82,7 +82,7 @@ class _Group:
     """Rows that share one BatchGenerator, and about the same length."""
 
     generator: BatchGenerator
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, DecodeSlot] = field(default_factory=dict)
     shortest: int = 0
     longest: int = 0
 
@@ -110,7 +110,7 @@ class ModelRunner:
         self._eos_ids = frozenset(eos_token_ids)
         self._max_batch_size = max_batch_size
         self._groups: list[_Group] = []
-        self._alone: list[Row] = []
+        self._alone: list[DecodeSlot] = []
         self._may_batch = may_batch
         self._asked = False
         self.batches = layout.batches
@@ -121,19 +121,19 @@ class ModelRunner:
         """Rows in all groups."""
         return sum(len(group.rows) for group in self._groups) + len(self._alone)
 
-    def row(
+    def slot(
         self,
         seq_id: int,
         sampling: SamplingParams,
         cache: list[Any],
         fed: int = 0,
         processors: ReadOnly[LogitsProcessor] = (),
-    ) -> Row:
+    ) -> DecodeSlot:
         """A new sequence whose live cache holds ``fed`` tokens; ``processors`` have the last word on its logits."""
         sampler = make_sampler(sampling, self.vocab_size or 2**31)
-        return Row(seq_id, sampling, sampler, [*make_processors(sampling), *processors], cache, fed)
+        return DecodeSlot(seq_id, sampling, sampler, [*make_processors(sampling), *processors], cache, fed)
 
-    def prefill(self, row: Row, token_ids: ReadOnly[int], *, logits: bool) -> mx.array | None:
+    def prefill(self, row: DecodeSlot, token_ids: ReadOnly[int], *, logits: bool) -> mx.array | None:
         """Evaluate prompt tokens on the row's cache; return the logits [1, vocab] after the last one if asked.
 
         Without ``logits`` the output head is never computed.
@@ -147,7 +147,7 @@ class ModelRunner:
             self.vocab_size = last.shape[-1]
         return last
 
-    def sample(self, row: Row, logits: mx.array, token_ids: ReadOnly[int]) -> int:
+    def sample(self, row: DecodeSlot, logits: mx.array, token_ids: ReadOnly[int]) -> int:
         """Sample the first token of a row from the logits of its prompt ``token_ids``."""
         with mx.stream(generation_stream):
             for processor in row.processors:
@@ -157,7 +157,7 @@ class ModelRunner:
             row.sampled(token, logprobs[0])
             return token
 
-    def join(self, row: Row, token_ids: ReadOnly[int], max_tokens: int) -> None:
+    def join(self, row: DecodeSlot, token_ids: ReadOnly[int], max_tokens: int) -> None:
         """Let a row decode: ``token_ids`` are its prompt and its first token."""
         length = len(token_ids)
         group = next((g for g in self._groups if g.admits(length)), None)
@@ -199,7 +199,7 @@ class ModelRunner:
         self._groups = [group for group in self._groups if group.rows]
         return steps + [self._step_alone(row) for row in list(self._alone)]
 
-    def _step_alone(self, row: Row) -> Step:
+    def _step_alone(self, row: DecodeSlot) -> Step:
         """What a group does for its rows: give out the next token, fed."""
         alone = row.alone
         assert alone is not None
@@ -215,21 +215,21 @@ class ModelRunner:
         self._alone.remove(row)
         return Step(row, token, reason, row.cache, logprobs)
 
-    def _feed(self, row: Row) -> int:
+    def _feed(self, row: DecodeSlot) -> int:
         """Evaluate the last token of a row that decodes by itself, and sample what follows."""
         assert row.alone is not None
         logits = self.prefill(row, row.alone.tokens[-1:], logits=True)
         assert logits is not None
         return self.sample(row, logits, row.alone.tokens)
 
-    def peek(self, row: Row) -> list[Any]:
+    def peek(self, row: DecodeSlot) -> list[Any]:
         """The live cache of a row as it is now. What a group gives out is lazy: only what is used of it is copied."""
         if row.group is None:
             return row.cache
         cache: list[Any] = row.group.generator.extract_cache([row.uid])[row.uid][0]
         return cache
 
-    def stop(self, row: Row) -> list[Any]:
+    def stop(self, row: DecodeSlot) -> list[Any]:
         """Take a row out of its batch and return its live cache, which covers every token it was fed."""
         if row in self._alone:
             self._alone.remove(row)

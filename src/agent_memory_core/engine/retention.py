@@ -69,11 +69,11 @@ class Keeper:
 
     def checkpoint(self, turn: Turn, cache: list[Any], position: int) -> Block | None:
         """Keep what it takes to resume after ``position`` tokens beside full blocks; return the tail."""
-        assert turn.row is not None
+        assert turn.slot is not None
         self._keep_windows(
             turn, [*(checkpoint for checkpoint in turn.checkpoints if checkpoint < position), position]
         )
-        tail = self._blocks.tail(turn.sequence, cache, position, turn.row.fed)
+        tail = self._blocks.tail(turn.sequence, cache, position, turn.slot.fed)
         if tail is not None and tail.kind == "tail":
             turn.kept[tail.hash] = self._pool.put(tail) or tail
         return tail

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.branch import Branch
-from agent_memory_core.engine.model_runner import Row
+from agent_memory_core.engine.model_runner import DecodeSlot
 from agent_memory_core.engine.sampling import LogitsProcessor
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
@@ -80,7 +80,7 @@ class Turn:
     said: list[Delta] = field(default_factory=list)
     tool_calls: int = 0
     reasoning_tokens: int = 0
-    row: Row | None = None
+    slot: DecodeSlot | None = None
     tier: HitTier = "none"
     restore_started: float = 0.0
     restore_seconds: float = 0.0

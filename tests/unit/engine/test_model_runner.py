@@ -14,7 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from support import tiny_models
 
 from agent_memory_core import SamplingParams
-from agent_memory_core.engine.model_runner import PADDING_FLOOR, ModelRunner, Row
+from agent_memory_core.engine.model_runner import PADDING_FLOOR, DecodeSlot, ModelRunner
 from agent_memory_core.engine.sampling import make_processors, make_sampler
 from agent_memory_core.kv.layout import KvLayout
 
@@ -38,8 +38,8 @@ def plain(model: Any, ids: list[int], new: int) -> list[int]:
     return [int(token) for token, _ in steps]
 
 
-def started(runner: ModelRunner, seq_id: int, ids: list[int], new: int) -> tuple[Row, list[int]]:
-    row = runner.row(seq_id, SamplingParams(max_tokens=new), make_prompt_cache(runner._model))
+def started(runner: ModelRunner, seq_id: int, ids: list[int], new: int) -> tuple[DecodeSlot, list[int]]:
+    row = runner.slot(seq_id, SamplingParams(max_tokens=new), make_prompt_cache(runner._model))
     logits = runner.prefill(row, ids, logits=True)
     assert logits is not None
     first = runner.sample(row, logits, ids)
@@ -53,10 +53,10 @@ def test_rows_decode_as_alone_and_their_caches_cover_every_token_fed(model: Any,
     caches: dict[int, Any] = {}
     while runner.decoding:
         for step in runner.decode():
-            rows[step.row.seq_id][1].append(step.token)
+            rows[step.slot.seq_id][1].append(step.token)
             if step.cache is not None:
                 assert step.finish_reason == "length"
-                caches[step.row.seq_id] = step.cache
+                caches[step.slot.seq_id] = step.cache
     for i, n in enumerate(lengths):
         assert rows[i][1] == plain(model, prompt(n), new)
         assert caches[i][0].offset == n + new
@@ -67,7 +67,7 @@ def test_a_row_taken_out_mid_batch_hands_back_what_it_was_fed(model: Any, runner
     other, others = started(runner, 1, prompt(12), 8)
     for _ in range(4):
         for step in runner.decode():
-            (tokens if step.row is row else others).append(step.token)
+            (tokens if step.slot is row else others).append(step.token)
     cache = runner.stop(row)
     assert cache[0].offset == row.fed == 30 + len(tokens)
     fresh = make_prompt_cache(model)
@@ -91,7 +91,7 @@ def test_rows_of_very_different_length_decode_apart(runner: ModelRunner) -> None
 
 
 def test_without_logits_the_output_head_is_not_computed(runner: ModelRunner) -> None:
-    row = runner.row(0, SamplingParams(), make_prompt_cache(runner._model))
+    row = runner.slot(0, SamplingParams(), make_prompt_cache(runner._model))
     assert runner.prefill(row, prompt(20), logits=False) is None
     assert row.cache[0].offset == row.fed == 20
 
@@ -139,7 +139,7 @@ class Outcome:
 
     tokens: list[int]
     logprobs: list[list[tuple[int, float]]]
-    row: Row
+    row: DecodeSlot
     reason: str | None = None
     cache: Any = None
 
@@ -163,7 +163,7 @@ def begin(
     runner: ModelRunner, seq_id: int, ids: list[int], params: SamplingParams, *processors: Any
 ) -> Outcome:
     """Prefill a row, sample its first token and let it decode."""
-    row = runner.row(seq_id, params, make_prompt_cache(runner._model), 0, processors)
+    row = runner.slot(seq_id, params, make_prompt_cache(runner._model), 0, processors)
     logits = runner.prefill(row, ids, logits=True)
     assert logits is not None
     first = runner.sample(row, logits, ids)
@@ -177,7 +177,7 @@ def run(runner: ModelRunner, outcomes: list[Outcome], steps: int = 1000) -> list
         if not runner.decoding:
             break
         for step in runner.decode():
-            outcome = outcomes[step.row.seq_id]
+            outcome = outcomes[step.slot.seq_id]
             outcome.tokens.append(step.token)
             outcome.logprobs.append(list(step.logprobs))
             outcome.reason, outcome.cache = step.finish_reason, step.cache
