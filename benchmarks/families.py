@@ -20,7 +20,7 @@ from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams
 from agent_memory_core.engine.engine import Engine
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.messages import Delta
-from agent_memory_core.models.parity import Verdict
+from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.storage.block_store import BlockStore
 
 BLOCK, BOUNDARIES, TOKENS = 64, 8, 4096
@@ -55,7 +55,7 @@ def measured(name: str) -> dict[str, Any]:
         config = EngineConfig(model=name, block_tokens=BLOCK, kv_bits=None)
         engine = Engine(loaded, config, 256 * 2**20, store)
         layout = engine.blocks.layout
-        verdict: Verdict = engine.gate.verify(BLOCK, BOUNDARIES)
+        verdict: ParityResult = engine.parity.verify(BLOCK, BOUNDARIES)
         tokens = converse(engine)
         stored = store.catalog.total_bytes()
         engine.close()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support import families, tiny_models
 
-from agent_memory_core.models.parity import Verdict
+from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import read_profile, shipped_directory
 from agent_memory_core.storage.catalog import Catalog
 
@@ -219,11 +219,11 @@ def chatted(tmp_path: Path, folder: Path, store: Path) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def recorded(store: Path) -> list[tuple[str, Verdict]]:
+def recorded(store: Path) -> list[tuple[str, ParityResult]]:
     """What a store's catalog holds of models, as one who opens it later reads it."""
     with closing(sqlite3.connect(store / "catalog.db")) as db:
         found = db.execute("SELECT subject, verdict FROM verdicts").fetchall()
-    return [(subject, Verdict.from_json(text)) for subject, text in found]
+    return [(subject, ParityResult.from_json(text)) for subject, text in found]
 
 
 def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(

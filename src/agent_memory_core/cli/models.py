@@ -27,7 +27,7 @@ from agent_memory_core.models.cache_spec import (
     cache_spec,
 )
 from agent_memory_core.models.loader import LoadedModel, find_model, load_model
-from agent_memory_core.models.parity import Gate, Verdict
+from agent_memory_core.models.parity import ParityCheck, ParityResult
 from agent_memory_core.models.profile import (
     CONFIGS_VARIABLE,
     Profile,
@@ -141,7 +141,7 @@ def verify(
         loaded = _loaded(model)
         layout = KvLayout(loaded.model)
         catalog = store.catalog if store is not None else None
-        gate = Gate(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
+        gate = ParityCheck(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
         verdict = gate.verify(config.block_tokens, blocks)
     finally:
         if store is not None:
@@ -160,7 +160,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _verdict_table(verdict: Verdict) -> Table:
+def _verdict_table(result: ParityResult) -> Table:
     table = Table("compared", "largest gap", "limit", "verdict")
     gap = _said(verdict.batched_gap) if verdict.batched_gap is not None else ""
     table.add_row(

@@ -40,7 +40,7 @@ from agent_memory_core.messages import (
     TurnReport,
 )
 from agent_memory_core.models.loader import LoadedModel
-from agent_memory_core.models.parity import Gate
+from agent_memory_core.models.parity import ParityCheck
 from agent_memory_core.models.profile import Profile, cache_spec
 from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
@@ -65,8 +65,10 @@ class Engine:
         self.counters = Counters()
         layout = KvLayout(loaded.model)
         catalog = store.catalog if store is not None else None
-        self.gate = Gate(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
-        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=self.gate.resumes)
+        self.parity = ParityCheck(
+            loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog
+        )
+        self.blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=self.parity.resumes)
         self.resume = self.blocks.resume
         self.pool = BlockPool(memory_bytes)
         self.prefixes = PrefixCache(self.pool, self.resume)
@@ -75,7 +77,7 @@ class Engine:
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
         eos = sorted(loaded.tokenizer.eos_token_ids)
         self._eos = frozenset(eos)
-        self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size, self.gate.may_batch)
+        self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size, self.parity.may_batch)
         self.template = ChatTemplate(loaded.tokenizer)
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, catalog, config.block_tokens)

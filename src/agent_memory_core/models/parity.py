@@ -42,7 +42,7 @@ _NO_BATCH = "mlx-lm has no batched form of its caches"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ParityResult:
     """What was found. A gap is None where it was not looked for; ``reason`` says why a batch was refused."""
 
     batched: bool
@@ -58,12 +58,12 @@ class Verdict:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Verdict:
+    def from_json(cls, text: str) -> ParityResult:
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
 
 
-class Gate:
+class ParityCheck:
     """What is known of one model, found out when it is first asked for, and recorded where there is a catalog."""
 
     def __init__(
@@ -71,33 +71,31 @@ class Gate:
     ) -> None:
         self._model, self._layout, self._vocab_size = model, layout, vocab_size
         self._catalog = catalog
-        self._subject = subject(fingerprint, layout)
-        recorded = catalog.verdict(self._subject) if catalog is not None else None
-        self.verdict = _read(recorded) if recorded is not None else None
-        if self.verdict is not None and not self.resumes:
+        self._key = parity_key(fingerprint, layout)
+        recorded = catalog.verdict(self._key) if catalog is not None else None
+        self.result = _read(recorded) if recorded is not None else None
+        if self.result is not None and not self.resumes:
             log.warning(
                 "this model goes on otherwise from what is at rest than uninterrupted (by %.2g of its logits' spread): "
                 "nothing of it is stored.",
-                self.verdict.resumed_gap,
+                self.result.resumed_gap,
             )
 
     @property
     def resumes(self) -> bool:
         """Whether the model may be stored, as far as is known."""
-        return self.verdict is None or self.verdict.resumed
+        return self.result is None or self.result.resumed
 
     def may_batch(self) -> bool:
         """Whether rows may decode together."""
-        if self.verdict is None:
-            self.record(
-                _FOUND.get(self._subject) or check_batched(self._model, self._layout, self._vocab_size)
-            )
-        assert self.verdict is not None
-        if not self.verdict.batched:
-            log.warning("this model decodes one sequence at a time: %s.", self.verdict.reason)
-        return self.verdict.batched
+        if self.result is None:
+            self.record(_FOUND.get(self._key) or check_batched(self._model, self._layout, self._vocab_size))
+        assert self.result is not None
+        if not self.result.batched:
+            log.warning("this model decodes one sequence at a time: %s.", self.result.reason)
+        return self.result.batched
 
-    def verify(self, block_tokens: int, blocks: int = 8) -> Verdict:
+    def verify(self, block_tokens: int, blocks: int = 8) -> ParityResult:
         """Look anew, also at resuming at every block boundary, and record what is found."""
         batched = check_batched(self._model, self._layout, self._vocab_size)
         gap, limit = check_resumed(self._model, self._layout, self._vocab_size, block_tokens, blocks)
@@ -105,49 +103,49 @@ class Gate:
         self.record(found)
         return found
 
-    def record(self, verdict: Verdict) -> None:
+    def record(self, result: ParityResult) -> None:
         """Take note of a verdict."""
-        self.verdict = _FOUND[self._subject] = verdict
+        self.result = _FOUND[self._key] = verdict
         if self._catalog is not None:
             try:
-                self._catalog.record_verdict(self._subject, verdict.to_json())
+                self._catalog.record_verdict(self._key, verdict.to_json())
             except StoreError as error:
                 log.warning("a verdict could not be recorded: %s", error)
 
 
-_FOUND: dict[str, Verdict] = {}
+_FOUND: dict[str, ParityResult] = {}
 
 
-def _read(recorded: str) -> Verdict | None:
+def _read(recorded: str) -> ParityResult | None:
     """A recorded verdict; one of another form was never made."""
     try:
-        return Verdict.from_json(recorded)
+        return ParityResult.from_json(recorded)
     except (ValueError, TypeError) as error:
         log.warning("what was recorded of this model cannot be read, so it is looked at anew: %s", error)
         return None
 
 
-def subject(fingerprint: str, layout: KvLayout) -> str:
+def parity_key(fingerprint: str, layout: KvLayout) -> str:
     """What a verdict is about: it holds for this model, on this device, with these versions."""
     versions = [f"{name} {version(name)}" for name in ("mlx", "mlx-lm")]
     return json.dumps([fingerprint, layout.describe(), str(mx.default_device()), *versions])
 
 
-def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> Verdict:
+def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> ParityResult:
     """Compare a batch with its rows alone."""
     if not layout.batches:
-        return Verdict(False, reason=_NO_BATCH)
+        return ParityResult(False, reason=_NO_BATCH)
     rows = [_prompt(length, vocab_size) for length in LENGTHS]
     with mx.stream(generation_stream):
         try:
             gap, limit = _batched_gap(model, rows)
         except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             # A family that cannot run in a batch at all says so in whatever way its code happens to fail.
-            return Verdict(False, reason=f"a batch of it fails: {error}")
+            return ParityResult(False, reason=f"a batch of it fails: {error}")
     if gap > limit:
         why = f"its logits in a batch differ from those of a row alone by {gap:.2g} of their spread"
-        return Verdict(False, gap, limit=limit, reason=why)
-    return Verdict(True, gap, limit=limit)
+        return ParityResult(False, gap, limit=limit, reason=why)
+    return ParityResult(True, gap, limit=limit)
 
 
 def check_resumed(

@@ -16,7 +16,14 @@ from support import families, tiny_models
 
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models import parity
-from agent_memory_core.models.parity import LIMITS, Gate, Verdict, check_batched, check_resumed, subject
+from agent_memory_core.models.parity import (
+    LIMITS,
+    ParityCheck,
+    ParityResult,
+    check_batched,
+    check_resumed,
+    parity_key,
+)
 from agent_memory_core.storage.catalog import Catalog
 
 SIZE = 500
@@ -223,7 +230,7 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
             self.mystery = object()
 
     monkeypatch.setattr(model, "make_cache", lambda: [Strange(), KVCache()], raising=False)
-    gate = Gate(model, KvLayout(model), "strange", SIZE, None)
+    gate = ParityCheck(model, KvLayout(model), "strange", SIZE, None)
     verdict = gate.verify(16, 2)
     assert verdict.batched
     assert not verdict.resumed
@@ -235,7 +242,7 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
 def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) -> None:
     seen = InBatch(model, noise(0))
     layout = KvLayout(model)
-    gate = Gate(seen, layout, "m", SIZE, catalog)
+    gate = ParityCheck(seen, layout, "m", SIZE, catalog)
     assert gate.verdict is None
     assert seen.batches == 0
     assert gate.may_batch()
@@ -243,65 +250,71 @@ def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) 
     assert looked > 0
     assert gate.may_batch()
     assert seen.batches == looked
-    recorded = catalog.verdict(subject("m", layout))
+    recorded = catalog.verdict(parity_key("m", layout))
     assert recorded is not None
-    assert Verdict.from_json(recorded) == gate.verdict
+    assert ParityResult.from_json(recorded) == gate.verdict
 
 
 def test_what_is_recorded_is_believed_and_said(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = KvLayout(model)
-    said = Verdict(False, 0.5, resumed=False, resumed_gap=0.25, boundaries=8, limit=0.1, reason="so it was")
-    Gate(model, layout, "m", SIZE, catalog).record(said)
+    said = ParityResult(
+        False, 0.5, resumed=False, resumed_gap=0.25, boundaries=8, limit=0.1, reason="so it was"
+    )
+    ParityCheck(model, layout, "m", SIZE, catalog).record(said)
     parity._FOUND.clear()
     seen = InBatch(model, noise(0))
-    gate = Gate(seen, layout, "m", SIZE, catalog)
+    gate = ParityCheck(seen, layout, "m", SIZE, catalog)
     assert gate.verdict == said
     assert "by 0.25 of its logits' spread" in caplog.text
     assert not gate.may_batch()
     assert seen.batches == 0
     assert "decodes one sequence at a time: so it was." in caplog.text
-    assert Gate(seen, layout, "another model", SIZE, catalog).verdict is None
+    assert ParityCheck(seen, layout, "another model", SIZE, catalog).verdict is None
 
 
 def test_a_verdict_is_of_one_model_layout_device_and_version(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = KvLayout(model)
-    known = {subject("m", layout), subject("n", layout), subject("m", KvLayout(families.build("qwen3")))}
+    known = {
+        parity_key("m", layout),
+        parity_key("n", layout),
+        parity_key("m", KvLayout(families.build("qwen3"))),
+    }
     monkeypatch.setattr(parity, "version", lambda name: "99")
-    known.add(subject("m", layout))
+    known.add(parity_key("m", layout))
     monkeypatch.setattr(mx, "default_device", lambda: "another device")
-    known.add(subject("m", layout))
+    known.add(parity_key("m", layout))
     assert len(known) == 5
 
 
 def test_what_one_engine_found_another_of_the_process_knows(model: Any, catalog: Catalog) -> None:
     layout = KvLayout(model)
     wrong = InBatch(model, noise(1.0))
-    assert not Gate(wrong, layout, "m", SIZE, None).may_batch()
+    assert not ParityCheck(wrong, layout, "m", SIZE, None).may_batch()
     looked = wrong.batches
-    assert not Gate(wrong, layout, "m", SIZE, catalog).may_batch()
+    assert not ParityCheck(wrong, layout, "m", SIZE, catalog).may_batch()
     assert wrong.batches == looked
-    assert catalog.verdict(subject("m", layout)) is not None
+    assert catalog.verdict(parity_key("m", layout)) is not None
 
 
 def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -> None:
     layout = KvLayout(model)
-    gate = Gate(model, layout, "m", SIZE, catalog)
-    gate.record(Verdict(False, reason="once"))
+    gate = ParityCheck(model, layout, "m", SIZE, catalog)
+    gate.record(ParityResult(False, reason="once"))
     verdict = gate.verify(16, 3)
     assert (verdict.batched, verdict.resumed, verdict.boundaries, verdict.reason) == (True, True, 3, "")
     assert gate.may_batch()
     parity._FOUND.clear()
-    assert Gate(model, layout, "m", SIZE, catalog).verdict == verdict
+    assert ParityCheck(model, layout, "m", SIZE, catalog).verdict == verdict
 
 
 def test_a_catalog_that_was_closed_meanwhile_costs_the_record_only(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = Gate(model, KvLayout(model), "m", SIZE, catalog)
+    gate = ParityCheck(model, KvLayout(model), "m", SIZE, catalog)
     catalog.close()
     assert gate.may_batch()
     assert gate.verdict is not None
@@ -313,24 +326,24 @@ def test_a_verdict_that_cannot_be_read_is_none(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     layout = KvLayout(model)
-    catalog.record_verdict(subject("m", layout), text)
-    gate = Gate(model, layout, "m", SIZE, catalog)
+    catalog.record_verdict(parity_key("m", layout), text)
+    gate = ParityCheck(model, layout, "m", SIZE, catalog)
     assert gate.verdict is None
     assert "cannot be read" in caplog.text
     assert gate.may_batch()
-    recorded = catalog.verdict(subject("m", layout))
+    recorded = catalog.verdict(parity_key("m", layout))
     assert recorded is not None
-    assert Verdict.from_json(recorded).batched
+    assert ParityResult.from_json(recorded).batched
 
 
 gaps = st.none() | st.floats(0, allow_nan=False)
 verdicts = st.builds(
-    Verdict, st.booleans(), gaps, st.booleans(), gaps, st.integers(0), st.floats(0, 1), st.text()
+    ParityResult, st.booleans(), gaps, st.booleans(), gaps, st.integers(0), st.floats(0, 1), st.text()
 )
 
 
 @given(verdicts)
 @settings(max_examples=50)
-def test_a_verdict_is_read_as_it_was_written(verdict: Verdict) -> None:
-    assert Verdict.from_json(verdict.to_json()) == verdict
-    assert json.loads(verdict.to_json()).keys() == {field for field in Verdict.__dataclass_fields__}
+def test_a_verdict_is_read_as_it_was_written(result: ParityResult) -> None:
+    assert ParityResult.from_json(verdict.to_json()) == verdict
+    assert json.loads(verdict.to_json()).keys() == {field for field in ParityResult.__dataclass_fields__}
