@@ -100,7 +100,7 @@ class Watched:
         return sink
 
     def evict(self) -> None:
-        self.engine.pool.discard(list(self.engine.pool._idle))
+        self.engine.pool.discard(list(self.engine.pool._evictable))
 
     def close(self) -> None:
         self.engine.close()
@@ -447,7 +447,7 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
         length = sink.report.usage.prompt_tokens
         windows = len(list((tmp_path / "store").glob("ns/*/w/*/*.safetensors")))
         assert windows <= 2 * most, "a window behind the messages, and one behind the answer"
-        kinds = [block.kind for block in (*memory.pool._idle.values(), *memory.pool._held.values())]
+        kinds = [block.kind for block in (*memory.pool._evictable.values(), *memory.pool._held.values())]
         assert kinds.count("window") <= 2 * most
     files = engine.store.check()
     assert files.clean

@@ -1,4 +1,4 @@
-"""Idle work: where the template rewrites an answer, the next turn is warm all the same, and nobody waits for it."""
+"""Background work: where the template rewrites an answer, the next turn is warm all the same, and nobody waits for it."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def history(answer: str) -> list[dict[str, str]]:
     return [ASK, {"role": "assistant", "content": answer}, {"role": "user", "content": "And of 2?"}]
 
 
-def wait_for_idle_work(memory: AgentMemory, prefills: int) -> None:
+def wait_for_background_work(memory: AgentMemory, prefills: int) -> None:
     deadline = time.monotonic() + 30
-    while memory.stats()["idle_prefills"] < prefills:
+    while memory.stats()["background_prefills"] < prefills:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     memory.sessions()  # waits for what is being written
@@ -79,7 +79,7 @@ def wait_for_idle_work(memory: AgentMemory, prefills: int) -> None:
 
 def two_turns(driver: engine_driver.Driver, prefills: int, **more: Any) -> tuple[Any, Any]:
     first = driver.memory.chat([ASK], session="s", max_tokens=NEW)
-    wait_for_idle_work(driver.memory, prefills)
+    wait_for_background_work(driver.memory, prefills)
     second = driver.memory.chat(history(first.text), session="s", max_tokens=8)
     return first, second
 
@@ -118,7 +118,7 @@ def test_layers_that_cannot_be_cut_are_as_warm(family: str, open_driver: Open, t
     first = warm.memory.chat([ASK], session="s", max_tokens=80, logprobs=True)
     assert len(first.logprobs) == len(first.token_ids)
     assert first.token_ids == cold.memory.chat([ASK], session="s", max_tokens=80).token_ids
-    wait_for_idle_work(warm.memory, 1)
+    wait_for_background_work(warm.memory, 1)
     second = [
         driver.memory.chat(history(first.text), session="s", max_tokens=1).report for driver in (warm, cold)
     ]
@@ -135,7 +135,7 @@ def test_it_is_no_turn_and_is_counted_apart(rewriting: str, open_driver: Open) -
     assert stats["turns"] == 2
     assert stats["cancelled"] == 0
     answer, prompt = first.report.usage.completion_tokens, second.report.usage.prompt_tokens
-    assert answer <= stats["idle_tokens"] <= prompt - BLOCK
+    assert answer <= stats["background_tokens"] <= prompt - BLOCK
     assert stats["cache_read"] == second.report.usage.cache_read
 
 
@@ -143,7 +143,7 @@ def test_where_the_template_repeats_the_answer_nothing_is_done(llama: str, open_
     driver = open_driver(llama, prewarm="idle")
     _, second = two_turns(driver, 0)
     assert second.report.miss_reason == ""
-    assert driver.memory.stats()["idle_prefills"] == 0
+    assert driver.memory.stats()["background_prefills"] == 0
     assert len(driver.prompts) == 2
 
 
@@ -155,7 +155,7 @@ def test_turn_after_turn_stays_warm(rewriting: str, open_driver: Open) -> None:
         if turn:
             assert result.report.usage.cache_creation < 40
             assert result.report.miss_reason == ""
-        wait_for_idle_work(driver.memory, turn + 1)
+        wait_for_background_work(driver.memory, turn + 1)
         said_so_far = [
             *said_so_far,
             {"role": "assistant", "content": result.text},
@@ -172,7 +172,7 @@ def test_what_was_prefilled_survives_kill_9(rewriting: str, open_driver: Open, t
         memory = t.AgentMemory(model={rewriting!r}, cache_dir={str(tmp_path / "killed")!r}, block_tokens=64,
                                min_free_mb=0, memory_budget_mb=64, prewarm="idle")
         print(memory.chat([t.ASK], session="s", max_tokens=t.NEW).text, end="", flush=True)
-        t.wait_for_idle_work(memory, 1)
+        t.wait_for_background_work(memory, 1)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run(
@@ -217,7 +217,7 @@ def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., Engine
 
 
 def turn(engine: Engine, asked: ChatRequest, session: str) -> RecordingSink:
-    """A whole turn, up to the step in which idle work may begin."""
+    """A whole turn, up to the step in which background work may begin."""
     heard = RecordingSink()
     seq_id = engine.submit(asked, SessionKey(session), heard)
     run(engine, lambda: seq_id not in engine._turns)
@@ -225,7 +225,7 @@ def turn(engine: Engine, asked: ChatRequest, session: str) -> RecordingSink:
 
 
 def interrupted(engine: Engine) -> tuple[RecordingSink, list[tuple[int, int]]]:
-    """A turn, and its idle work after the first two of its chunks."""
+    """A turn, and its background work after the first two of its chunks."""
     heard = turn(engine, request(ASK["content"], new=NEW), "s")
     seen = chunks(engine)
     run(engine, lambda: len(seen) == 2)
@@ -258,7 +258,9 @@ def test_a_turn_that_arrives_waits_for_no_chunk_of_it(
     began, arrived = len(seen), RecordingSink()
     seq_id = engine.submit(asked, SessionKey("s" if same_session else "other"), arrived)
     run(engine, lambda: bool(engine._turns[seq_id].first_token))
-    assert {owner for owner, _ in seen[began:]} == {seq_id}, "no chunk of idle work before its first token"
+    assert {owner for owner, _ in seen[began:]} == {seq_id}, (
+        "no chunk of background work before its first token"
+    )
     run(engine, lambda: seq_id not in engine._turns)
     plain = open_engine("plain", prewarm="off")
     first = turn(plain, request(ASK["content"], new=NEW), "s")
@@ -311,7 +313,7 @@ def test_a_forgotten_session_does_not_come_back(open_engine: Callable[..., Engin
     interrupted(engine)
     assert engine.forget(("default", "s"))
     assert not engine.busy
-    assert not engine.idle._ended
+    assert not engine.background._ended
     while engine.step():
         pass
     assert engine.list_sessions(None) == []

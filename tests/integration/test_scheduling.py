@@ -50,7 +50,7 @@ def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> RecordingSi
 def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted: bool) -> None:
     first = finish(engine, ask("A question. " * 40), SessionKey("warm"))
     if evicted:
-        engine.pool.discard(list(engine.pool._idle))
+        engine.pool.discard(list(engine.pool._evictable))
     seen = chunks(engine)
     stranger, warm = RecordingSink(), RecordingSink()
     engine.submit(ask("7" * 4096), SessionKey("stranger"), stranger)

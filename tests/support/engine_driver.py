@@ -135,7 +135,7 @@ class Driver:
 
     def evict(self) -> None:
         """Forget everything in memory that no turn is using."""
-        self.engine(lambda engine: engine.pool.discard(list(engine.pool._idle)))
+        self.engine(lambda engine: engine.pool.discard(list(engine.pool._evictable)))
 
 
 def main() -> None:

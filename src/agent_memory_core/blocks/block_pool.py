@@ -3,10 +3,10 @@
 A block in the pool is in one of two states:
 
     held   ref_count > 0: some running sequence reads it; never evicted
-    idle   ref_count == 0: findable by its hash; the least recently used goes first
+    evictable  ref_count == 0: findable by its hash; the least recently used goes first
 
 Beside blocks the budget covers *reservations*: bytes of live caches, asked for before they are allocated.
-Invariant: bytes of held and idle blocks + reserved bytes <= budget. Eviction is forgetting: what must survive
+Invariant: bytes of held and evictable blocks + reserved bytes <= budget. Eviction is forgetting: what must survive
 was written to disk when it was committed.
 """
 
@@ -24,7 +24,7 @@ class BlockPool:
     def __init__(self, budget_bytes: int) -> None:
         self.budget = budget_bytes
         self.evicted = 0
-        self._idle: OrderedDict[BlockHash, Block] = OrderedDict()
+        self._evictable: OrderedDict[BlockHash, Block] = OrderedDict()
         self._held: dict[BlockHash, Block] = {}
         self._children: dict[BlockHash, set[BlockHash]] = {}
         self._block_bytes = 0
@@ -32,10 +32,10 @@ class BlockPool:
         self._reserved = 0
 
     def __len__(self) -> int:
-        return len(self._idle) + len(self._held)
+        return len(self._evictable) + len(self._held)
 
     def __contains__(self, key: BlockHash) -> bool:
-        return key in self._idle or key in self._held
+        return key in self._evictable or key in self._held
 
     @property
     def used(self) -> int:
@@ -44,7 +44,7 @@ class BlockPool:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of all blocks, held and idle."""
+        """Bytes of all blocks, held and evictable."""
         return self._block_bytes
 
     @property
@@ -54,7 +54,7 @@ class BlockPool:
 
     def get(self, key: BlockHash) -> Block | None:
         """Find a block without touching its place in the eviction order."""
-        return self._held.get(key) or self._idle.get(key)
+        return self._held.get(key) or self._evictable.get(key)
 
     def children(self, parent: BlockHash) -> list[Block]:
         """Blocks and tails that directly follow ``parent``, in the order of their names."""
@@ -62,7 +62,7 @@ class BlockPool:
         return [block for block in found if block is not None]
 
     def put(self, block: Block) -> Block | None:
-        """Add an idle block, evicting others as needed; return the block that now bears its name.
+        """Add an evictable block, evicting others as needed; return the block that now bears its name.
 
         The first block of a name stays: a second one may differ in its last bits, and what others already
         read must not change. None means the budget has no place for it.
@@ -72,7 +72,7 @@ class BlockPool:
             return known
         if not self._make_room(block.nbytes):
             return None
-        self._idle[block.hash] = block
+        self._evictable[block.hash] = block
         self._children.setdefault(block.parent, set()).add(block.hash)
         self._block_bytes += block.nbytes
         return block
@@ -82,7 +82,7 @@ class BlockPool:
         assert block.hash in self, "only a block of the pool can be held"
         block.ref_count += 1
         if block.ref_count == 1:
-            self._held[block.hash] = self._idle.pop(block.hash)
+            self._held[block.hash] = self._evictable.pop(block.hash)
             self._held_bytes += block.nbytes
 
     def release(self, blocks: Iterable[Block]) -> None:
@@ -91,22 +91,22 @@ class BlockPool:
             assert block.ref_count > 0, "a block was released more often than held"
             block.ref_count -= 1
             if block.ref_count == 0:
-                self._idle[block.hash] = self._held.pop(block.hash)
+                self._evictable[block.hash] = self._held.pop(block.hash)
                 self._held_bytes -= block.nbytes
 
     def touch(self, keys: Iterable[BlockHash]) -> None:
-        """Mark idle blocks of one sequence as just used, given in token order."""
+        """Mark evictable blocks of one sequence as just used, given in token order."""
         for key in reversed(list(keys)):
-            if key in self._idle:
-                self._idle.move_to_end(key)
+            if key in self._evictable:
+                self._evictable.move_to_end(key)
 
     def discard(self, keys: Iterable[BlockHash]) -> int:
-        """Drop idle blocks of these names; return how many went."""
-        dropped = [self._remove_idle(key) for key in keys if key in self._idle]
+        """Drop evictable blocks of these names; return how many went."""
+        dropped = [self._remove_evictable(key) for key in keys if key in self._evictable]
         return len(dropped)
 
     def reserve(self, nbytes: int) -> bool:
-        """Set bytes aside for a live cache, evicting idle blocks as needed."""
+        """Set bytes aside for a live cache, evicting evictable blocks as needed."""
         if not self._make_room(nbytes):
             return False
         self._reserved += nbytes
@@ -118,31 +118,31 @@ class BlockPool:
         self._reserved -= nbytes
 
     def available(self) -> int:
-        """Bytes that a reservation could get by evicting every idle block."""
+        """Bytes that a reservation could get by evicting every evictable block."""
         return self.budget - self._reserved - self._held_bytes
 
     def check(self) -> None:
         """Assert every invariant of the pool."""
-        blocks = [*self._idle.values(), *self._held.values()]
+        blocks = [*self._evictable.values(), *self._held.values()]
         assert self._block_bytes == sum(block.nbytes for block in blocks)
         assert self._held_bytes == sum(block.nbytes for block in self._held.values())
         assert self.used <= self.budget
-        assert not self._idle.keys() & self._held.keys()
-        assert all(block.ref_count == 0 for block in self._idle.values())
+        assert not self._evictable.keys() & self._held.keys()
+        assert all(block.ref_count == 0 for block in self._evictable.values())
         assert all(block.ref_count > 0 for block in self._held.values())
         listed = {key for keys in self._children.values() for key in keys}
-        assert listed == self._idle.keys() | self._held.keys()
+        assert listed == self._evictable.keys() | self._held.keys()
 
     def _make_room(self, nbytes: int) -> bool:
         if nbytes > self.available():
             return False
         while self.used + nbytes > self.budget:
-            self._remove_idle(next(iter(self._idle)))
+            self._remove_evictable(next(iter(self._evictable)))
             self.evicted += 1
         return True
 
-    def _remove_idle(self, key: BlockHash) -> Block:
-        block = self._idle.pop(key)
+    def _remove_evictable(self, key: BlockHash) -> Block:
+        block = self._evictable.pop(key)
         siblings = self._children[block.parent]
         siblings.discard(key)
         if not siblings:

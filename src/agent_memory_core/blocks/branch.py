@@ -66,6 +66,6 @@ class Session(Generic[Text]):
     def add(self, branch: Branch[Text]) -> None:
         """Add a branch; beyond the limit the least recently used one that is not busy is forgotten."""
         self.branches.append(branch)
-        idle = [b for b in self.branches if not b.busy and b is not branch]
-        if len(self.branches) > self.max_branches and idle:
-            self.branches.remove(min(idle, key=lambda b: b.used))
+        others = [b for b in self.branches if not b.busy and b is not branch]
+        if len(self.branches) > self.max_branches and others:
+            self.branches.remove(min(others, key=lambda b: b.used))

@@ -21,7 +21,7 @@ from agent_memory_core.blocks.prefix_cache import Match, PrefixCache
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.engine.model_runner import ModelRunner, Step
-from agent_memory_core.engine.prewarm import IdleWork
+from agent_memory_core.engine.prewarm import BackgroundPrewarm
 from agent_memory_core.engine.retention import Keeper
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
@@ -81,11 +81,11 @@ class Engine:
         self.template = ChatTemplate(loaded.tokenizer)
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, catalog, config.block_tokens)
-        self.idle = IdleWork(
+        self.background = BackgroundPrewarm(
             config.prewarm == "idle" and not self.resume.unsupported,
             self.template,
             self._branches,
-            self._start_idle,
+            self._start_background,
             self.cancel,
         )
         self.reader = BlockReader(store) if store else None
@@ -106,25 +106,27 @@ class Engine:
         *,
         prewarm: bool = False,
         arrived: float | None = None,
-        idle: Prompt | None = None,
+        background: Prompt | None = None,
     ) -> int:
         """Queue a turn and return its id. ``arrived`` is when the caller asked, by `time.perf_counter`.
 
-        ``idle`` is the prompt of idle work, for which nobody waits; any other turn makes such work give way.
+        ``background`` is the prompt of background work, for which nobody waits; any other turn makes such work give way.
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
             StoreFull: its session could not be saved.
         """
-        if idle is None:
-            self.idle.give_way()
+        if background is None:
+            self.background.give_way()
         root = self.root(key.namespace)
         session = self.sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
         branches = session.branches if session else []
-        prompt = idle or self.template.encode(
+        prompt = background or self.template.encode(
             request, [b.text for b in branches], generation_prompt=not prewarm
         )
-        turn = self._turn(request, key, sink, session, prompt, prewarm=prewarm, is_idle=idle is not None)
+        turn = self._turn(
+            request, key, sink, session, prompt, prewarm=prewarm, is_background=background is not None
+        )
         turn.arrived = arrived if arrived is not None else turn.arrived
         sequence = turn.sequence
         sequence.match = self._match(sequence)
@@ -146,7 +148,7 @@ class Engine:
         prompt: Prompt,
         *,
         prewarm: bool,
-        is_idle: bool,
+        is_background: bool,
     ) -> Turn:
         root, ids = self.root(key.namespace), list(prompt.token_ids)
         branches = session.branches if session else []
@@ -163,7 +165,7 @@ class Engine:
                 block_tokens=self.config.block_tokens,
                 hashes=nearest.hashes[: known // self.config.block_tokens] if nearest else [],
                 reads_tier=self.store is not None and session is not None,
-                idle=is_idle,
+                background=is_background,
             ),
             sink=sink,
             key=key,
@@ -249,13 +251,13 @@ class Engine:
             self._decoded(self._turns[step.slot.seq_id], step)
         if batch.chunk is not None:
             self._prefill(self._turns[batch.chunk.sequence.seq_id], batch.chunk)
-        return self.scheduler.has_work() or (not self._turns and self.idle.begin())
+        return self.scheduler.has_work() or (not self._turns and self.background.begin())
 
     def _branches(self, owner: Owner) -> ReadOnly[Branch[TokenText]]:
         return self.sessions.open(self.root(owner[0]), owner).branches
 
-    def _start_idle(self, request: ChatRequest, key: SessionKey, prompt: Prompt) -> int:
-        return self.submit(request, key, DISCARD, prewarm=True, idle=prompt)
+    def _start_background(self, request: ChatRequest, key: SessionKey, prompt: Prompt) -> int:
+        return self.submit(request, key, DISCARD, prewarm=True, background=prompt)
 
     @property
     def busy(self) -> bool:
@@ -391,7 +393,7 @@ class Engine:
         self._seal(turn, cache, sequence.num_computed)
         tail = self.keeper.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
-        self.counters.add(report, idle=sequence.idle)
+        self.counters.add(report, background=sequence.background)
         self._commit(turn, tail, last, report)
         self._close(turn)
 
@@ -420,7 +422,7 @@ class Engine:
             turn.sink.deliver(dataclasses.replace(last, report=report))
             return
         branch = self._settle(turn, session, tail)
-        self.idle.ended(turn, branch)
+        self.background.ended(turn, branch)
         if self.writer is None:
             turn.sink.deliver(dataclasses.replace(last, report=report))
             return
@@ -515,7 +517,7 @@ class Engine:
 
     def forget(self, owner: Owner) -> bool:
         """Delete a session from memory and disk."""
-        self.idle.forget(owner)
+        self.background.forget(owner)
         self.flush()
         session = self.sessions.forget(owner)
         branches = session.branches if session is not None else []
@@ -578,7 +580,7 @@ class Engine:
         turn = self._turns.get(seq_id)
         if turn is None:
             return False
-        self.counters.cancelled += not turn.sequence.idle
+        self.counters.cancelled += not turn.sequence.background
         if turn.slot is not None:
             cache = self.runner.stop(turn.slot)
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))

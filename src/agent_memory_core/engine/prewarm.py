@@ -1,4 +1,4 @@
-"""Idle work: what the template will say of a turn next time is prefilled while nobody waits for anything.
+"""Background work: what the template will say of a turn next time is prefilled while nobody waits for anything.
 
 Some templates rewrite history: they strip thinking from earlier answers, or write a call in other letters than the
 model did. The next prompt then parts from what the branch holds, and the answer would be computed once more while its
@@ -6,7 +6,7 @@ user waits. So after a turn the conversation is rendered as it will be once anot
 differs from the branch, it is prefilled as a turn without an answer. It moves the branch, or forks it, as the next
 prompt would have (see `branch`), and is committed as any turn.
 
-Idle work begins when no turn is in flight and is withdrawn when one is submitted: its whole blocks stay findable,
+Background work begins when no turn is in flight and is withdrawn when one is submitted: its whole blocks stay findable,
 the session is as it was, and it begins again later.
 """
 
@@ -103,11 +103,11 @@ class Ended:
         return ids
 
 
-class IdleWork:
+class BackgroundPrewarm:
     """The ended turns of one engine, the latest first, and the one that is being prefilled.
 
     Args:
-        enabled: whether there is any idle work at all.
+        enabled: whether there is any background work at all.
         template: the model's own.
         branches: the branches of a session as they stand now.
         start: queues a prefill of the prompt for a session and returns its id.

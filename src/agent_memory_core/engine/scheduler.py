@@ -282,7 +282,7 @@ class Scheduler:
         if self._learnt(sequence):
             batch.admitted.append(sequence)
             return None
-        small = sequence.idle or any(s.status is Status.DECODE for s in self._running)
+        small = sequence.background or any(s.status is Status.DECODE for s in self._running)
         size = self._limits.prefill_chunk_busy if small else self._limits.prefill_chunk
         size = max(size, self._limits.block_tokens)
         return Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, size))

@@ -41,7 +41,7 @@ class Sequence:
         block_tokens: tokens in a full block.
         hashes: names of the leading blocks that are known already; the rest are found here.
         reads_tier: whether blocks on disk may be matched, beside those in memory.
-        idle: whether nobody waits for it.
+        background: whether nobody waits for it.
         checkpoints: positions in the prompt at which its prefill stops, for something to be kept there; sorted.
     """
 
@@ -52,7 +52,7 @@ class Sequence:
     block_tokens: int
     hashes: list[BlockHash] = field(default_factory=list, repr=False)
     reads_tier: bool = False
-    idle: bool = False
+    background: bool = False
     checkpoints: tuple[int, ...] = ()
     num_prompt: int = field(init=False)
     num_cached: int = 0

@@ -35,13 +35,13 @@ class LiveSession(Session[TokenText]):
     last_use: float = field(default_factory=time.time)
 
     @property
-    def is_idle(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether no turn is in flight or being written."""
         return not self.writing and not any(branch.busy for branch in self.branches)
 
 
 class SessionBook:
-    """Live sessions by owner; the least recently used idle ones are let go where a catalog can bring them back."""
+    """Live sessions by owner; the least recently used ones without a turn in flight are let go where a catalog can bring them back."""
 
     def __init__(
         self, template: ChatTemplate, catalog: Catalog | None, block_tokens: int, max_live: int = 256
@@ -116,7 +116,7 @@ class SessionBook:
 
     def _let_go(self) -> None:
         for owner, session in list(self._live.items())[: max(0, len(self._live) - self._max_live)]:
-            if session.is_idle:
+            if session.is_unused:
                 del self._live[owner]
 
 

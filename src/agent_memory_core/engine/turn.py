@@ -153,14 +153,14 @@ class Counters:
     blocks_sealed: int = 0
     steps: int = 0
     misses: dict[str, int] = field(default_factory=dict)
-    idle_prefills: int = 0
-    idle_tokens: int = 0
+    background_prefills: int = 0
+    background_tokens: int = 0
 
-    def add(self, report: TurnReport, *, idle: bool = False) -> None:
-        """Count a turn that ended; idle work is no turn."""
-        if idle:
-            self.idle_prefills += 1
-            self.idle_tokens += report.usage.cache_creation
+    def add(self, report: TurnReport, *, background: bool = False) -> None:
+        """Count a turn that ended; background work is no turn."""
+        if background:
+            self.background_prefills += 1
+            self.background_tokens += report.usage.cache_creation
             return
         self.turns += 1
         self.prompt_tokens += report.usage.prompt_tokens
