@@ -392,16 +392,16 @@ def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
     monkeypatch.setattr(parity, "_FOUND", {})
     engine = opened("afm7", tmp_path / "store")
     engine.turn([user(20)], None)
-    assert engine.engine.parity.verdict is None, "one sequence alone is nothing to look into"
+    assert engine.engine.parity.result is None, "one sequence alone is nothing to look into"
     for digit in "12":
         engine.start([user(20, digit)], None)
     engine.run()
     assert "decodes one sequence at a time: its logits in a batch differ" in caplog.text
     monkeypatch.setattr(parity, "_FOUND", {})
     monkeypatch.setattr(parity, "check_batched", None)
-    verdict = opened("afm7", tmp_path / "store").engine.parity.verdict
-    assert verdict is not None
-    assert not verdict.batched
+    result = opened("afm7", tmp_path / "store").engine.parity.result
+    assert result is not None
+    assert not result.batched
 
 
 def test_a_family_that_does_not_resume_exactly_is_not_stored(
@@ -415,8 +415,8 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
 
     monkeypatch.setattr(parity, "_FOUND", {})
     monkeypatch.setattr(KvLayout, "cut", wrong)
-    verdict = engine.engine.parity.verify(BLOCK)
-    assert (verdict.batched, verdict.resumed, verdict.boundaries) == (True, False, 8)
+    result = engine.engine.parity.verify(BLOCK)
+    assert (result.batched, result.resumed, result.boundaries) == (True, False, 8)
     monkeypatch.setattr(KvLayout, "cut", cut)
     other = opened("llama", tmp_path / "store")
     first = other.turn([user(150)])

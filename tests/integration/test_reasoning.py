@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBe
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random llama with a tokenizer that knows think delimiters, and a template that opens a thought for each answer."""
+    """A random llama with a tokenizer that knows think tags, and a template that opens a thought in each answer."""
     path = tmp_path_factory.mktemp("models") / "thinking"
     tokenizer = made.thinks()
     (eos,) = tokenizer.eos_token_ids

@@ -26,8 +26,8 @@ class Branch(Generic[Text]):
     name its full blocks.
 
     ``branch_id`` and ``generation`` are what the catalog says; the writer alone sets them. ``prompt_tokens``
-    is where the last answer begins. A ``busy`` branch has a turn in flight. ``dependencies`` are the records that it needs
-    beside its blocks and its tail in order to be resumed.
+    is where the last answer begins. A ``busy`` branch has a turn in flight. ``dependencies`` are
+    the records that it needs beside its blocks and its tail in order to be resumed.
     """
 
     token_ids: tuple[int, ...]

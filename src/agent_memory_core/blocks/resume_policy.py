@@ -6,8 +6,8 @@
     whole state    exactly at the end of a tail, which then holds the state
     neither        nowhere: some layer keeps what cannot be stored
 
-Models of the last three kinds are given *checkpoints*: positions of a prompt at which a later one is likely to part from
-it, where its prefill stops and a tail is kept.
+Models of the last three kinds are given *checkpoints*: positions of a prompt at which a later prompt is likely to
+differ from it. Its prefill stops there, and a tail is kept.
 """
 
 from __future__ import annotations

@@ -142,13 +142,13 @@ def verify(
         layout = KvLayout(loaded.model)
         catalog = store.catalog if store is not None else None
         gate = ParityCheck(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
-        verdict = gate.verify(config.block_tokens, blocks)
+        result = gate.verify(config.block_tokens, blocks)
     finally:
         if store is not None:
             store.close()
-    out.print(_verdict_table(verdict))
-    if not verdict.batched:
-        _say(f"it decodes one sequence at a time: {verdict.reason}.")
+    out.print(_verdict_table(result))
+    if not result.batched:
+        _say(f"it decodes one sequence at a time: {result.reason}.")
     if layout.unknown:
         _say(f"it cannot be stored: it keeps its state in {', '.join(layout.unknown)}.")
     _say(
@@ -156,19 +156,17 @@ def verify(
         if store is not None
         else "recorded nowhere: there is no cache_dir."
     )
-    if not verdict.resumed:
+    if not result.resumed:
         raise typer.Exit(1)
 
 
 def _verdict_table(result: ParityResult) -> Table:
-    table = Table("compared", "largest gap", "limit", "verdict")
-    gap = _said(verdict.batched_gap) if verdict.batched_gap is not None else ""
+    table = Table("compared", "largest gap", "limit", "result")
+    gap = _said(result.batched_gap) if result.batched_gap is not None else ""
+    table.add_row("batched, alone", gap, f"{result.limit:g}", "equal" if result.batched else "one at a time")
+    where = f"resumed, uninterrupted at {result.boundaries} boundaries"
     table.add_row(
-        "batched, alone", gap, f"{verdict.limit:g}", "equal" if verdict.batched else "one at a time"
-    )
-    where = f"resumed, uninterrupted at {verdict.boundaries} boundaries"
-    table.add_row(
-        where, _said(verdict.resumed_gap), f"{verdict.limit:g}", "equal" if verdict.resumed else "not stored"
+        where, _said(result.resumed_gap), f"{result.limit:g}", "equal" if result.resumed else "not stored"
     )
     return table
 

@@ -110,7 +110,8 @@ class Engine:
     ) -> int:
         """Queue a turn and return its id. ``arrived`` is when the caller asked, by `time.perf_counter`.
 
-        ``background`` is the prompt of background work, for which nobody waits; any other turn makes such work give way.
+        ``background`` is the prompt of background work, for which nobody waits; any other turn
+        makes such work give way.
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.

@@ -20,13 +20,13 @@ from mlx_lm.generate import BatchGenerator, generation_stream
 
 from agent_memory_core.config import SamplingParams
 from agent_memory_core.engine.sampling import (
-    LogitsProcessor,
     Sampler,
     likeliest,
     make_processors,
     make_sampler,
 )
 from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.structured.mask import LogitsProcessor
 
 PADDING_FLOOR = 512
 """Rows up to this many tokens long always share a group: padding them costs little."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler, make_logits_processors
 
 from agent_memory_core.config import SamplingParams
+from agent_memory_core.structured.mask import LogitsProcessor
 
 Sampler = Callable[[mx.array], mx.array]
-LogitsProcessor = Callable[[Any, mx.array], mx.array]
 
 
 class KeyedSampler:

@@ -14,7 +14,8 @@ import enum
 from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
 
-from agent_memory_core.blocks.block import Block, BlockHash, block_hash, chain
+from agent_memory_core.blocks.block import Block
+from agent_memory_core.blocks.chain import TokenChain
 from agent_memory_core.blocks.prefix_cache import Match
 
 
@@ -29,28 +30,21 @@ class Status(enum.Enum):
     FINISHED = enum.auto()
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence(TokenChain):
     """One generation in flight. Written by the scheduler alone.
 
     Args:
+        root, token_ids, block_tokens, hashes: see `TokenChain`. The ids are the prompt; generated ones are appended.
         seq_id: unique in one engine, growing with arrival.
-        root: what the chain of its blocks starts from.
-        token_ids: the prompt; generated tokens are appended.
         max_tokens: most tokens to generate; 0 only fills the cache.
-        block_tokens: tokens in a full block.
-        hashes: names of the leading blocks that are known already; the rest are found here.
         reads_tier: whether blocks on disk may be matched, beside those in memory.
         background: whether nobody waits for it.
         checkpoints: positions in the prompt at which its prefill stops, for something to be kept there; sorted.
     """
 
     seq_id: int
-    root: BlockHash
-    token_ids: list[int]
     max_tokens: int
-    block_tokens: int
-    hashes: list[BlockHash] = field(default_factory=list, repr=False)
     reads_tier: bool = False
     background: bool = False
     checkpoints: tuple[int, ...] = ()
@@ -66,8 +60,8 @@ class Sequence:
     waited: int = 0
 
     def __post_init__(self) -> None:
+        TokenChain.__post_init__(self)
         self.num_prompt = len(self.token_ids)
-        self.hashes = chain(self.root, self.token_ids, self.block_tokens, self.hashes)
 
     @property
     def remaining(self) -> int:
@@ -83,24 +77,3 @@ class Sequence:
     def capacity(self) -> int:
         """Most tokens its live cache can come to hold."""
         return self.num_prompt + self.max_tokens
-
-    def append(self, token_id: int) -> None:
-        """Add a generated token, and the name of the block it completes."""
-        self.token_ids.append(token_id)
-        start = len(self.hashes) * self.block_tokens
-        if len(self.token_ids) == start + self.block_tokens:
-            self.hashes.append(block_hash(self.parent_of(len(self.hashes)), self.token_ids[start:]))
-
-    def keep(self, length: int) -> None:
-        """Forget tokens from ``length`` on, and the names of the blocks they completed."""
-        assert length <= len(self.token_ids)
-        del self.token_ids[length:]
-        del self.hashes[length // self.block_tokens :]
-
-    def parent_of(self, index: int) -> BlockHash:
-        """The name that block ``index`` of the chain follows."""
-        return self.hashes[index - 1] if index else self.root
-
-    def block_range(self, index: int) -> tuple[int, int]:
-        """The token range of block ``index``."""
-        return index * self.block_tokens, (index + 1) * self.block_tokens

@@ -41,7 +41,7 @@ class LiveSession(Session[TokenText]):
 
 
 class SessionBook:
-    """Live sessions by owner; the least recently used ones without a turn in flight are let go where a catalog can bring them back."""
+    """Live sessions by owner. Where a catalog can bring them back, the least recently used ones are let go."""
 
     def __init__(
         self, template: ChatTemplate, catalog: Catalog | None, block_tokens: int, max_live: int = 256

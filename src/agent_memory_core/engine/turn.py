@@ -11,7 +11,6 @@ from typing import Protocol
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.engine.model_runner import DecodeSlot
-from agent_memory_core.engine.sampling import LogitsProcessor
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
 from agent_memory_core.messages import (
@@ -25,6 +24,7 @@ from agent_memory_core.messages import (
     TurnReport,
     Usage,
 )
+from agent_memory_core.structured.mask import LogitsProcessor
 from agent_memory_core.text.chat_template import TokenText
 from agent_memory_core.text.detokenizer import Detokenizer
 

@@ -13,10 +13,10 @@ from typing import Any
 import mlx.core as mx
 
 from agent_memory_core.blocks.block import Block, RecordKind, record_hash
+from agent_memory_core.blocks.chain import TokenChain
 from agent_memory_core.blocks.prefix_cache import Match
 from agent_memory_core.blocks.resume_policy import ResumePolicy
 from agent_memory_core.config import KvBits
-from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.kv.codec import Encoded, KvCodec, Raw
 from agent_memory_core.kv.layout import SCALARS, KvLayout, TokenGroup, nbytes, slice_tokens
 
@@ -105,7 +105,7 @@ class KvBlocks:
 
     # -- to rest ------------------------------------------------------------------------------------------
 
-    def seal(self, sequence: Sequence, cache: list[Any], first: int, last: int) -> list[Block]:
+    def seal(self, sequence: TokenChain, cache: list[Any], first: int, last: int) -> list[Block]:
         """Encode full blocks ``first`` up to ``last`` of a sequence from its live cache, evaluated."""
         sealed: list[Block] = []
         for index in range(first, last):
@@ -116,7 +116,7 @@ class KvBlocks:
         mx.eval([block.kv for block in sealed])
         return sealed
 
-    def windows(self, sequence: Sequence, cache: list[Any], indices: ReadOnly[int]) -> list[Block]:
+    def windows(self, sequence: TokenChain, cache: list[Any], indices: ReadOnly[int]) -> list[Block]:
         """What the window layers keep of full blocks that their live cache still holds, evaluated."""
         made: list[Block] = []
         for index in indices:
@@ -126,7 +126,7 @@ class KvBlocks:
         mx.eval([block.kv for block in made])
         return made
 
-    def tail(self, sequence: Sequence, cache: list[Any], length: int, fed: int) -> Block | None:
+    def tail(self, sequence: TokenChain, cache: list[Any], length: int, fed: int) -> Block | None:
         """Keep what follows the last full block of the first ``length`` tokens of a cache that was fed ``fed``.
 
         None where nothing follows. Where the cache has gone on too far to be cut back, only its token ids are kept.

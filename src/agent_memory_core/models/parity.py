@@ -104,20 +104,20 @@ class ParityCheck:
         return found
 
     def record(self, result: ParityResult) -> None:
-        """Take note of a verdict."""
-        self.result = _FOUND[self._key] = verdict
+        """Take note of a result."""
+        self.result = _FOUND[self._key] = result
         if self._catalog is not None:
             try:
-                self._catalog.record_verdict(self._key, verdict.to_json())
+                self._catalog.record_verdict(self._key, result.to_json())
             except StoreError as error:
-                log.warning("a verdict could not be recorded: %s", error)
+                log.warning("a result could not be recorded: %s", error)
 
 
 _FOUND: dict[str, ParityResult] = {}
 
 
 def _read(recorded: str) -> ParityResult | None:
-    """A recorded verdict; one of another form was never made."""
+    """A recorded result; one of another form was never made."""
     try:
         return ParityResult.from_json(recorded)
     except (ValueError, TypeError) as error:
@@ -126,7 +126,7 @@ def _read(recorded: str) -> ParityResult | None:
 
 
 def parity_key(fingerprint: str, layout: KvLayout) -> str:
-    """What a verdict is about: it holds for this model, on this device, with these versions."""
+    """What a result is about: it holds for this model, on this device, with these versions."""
     versions = [f"{name} {version(name)}" for name in ("mlx", "mlx-lm")]
     return json.dumps([fingerprint, layout.describe(), str(mx.default_device()), *versions])
 

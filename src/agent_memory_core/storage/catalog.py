@@ -469,7 +469,8 @@ class Catalog(Database):
             doomed: list[BlockHash] = []
             for session in self._known_ids(db, namespace, session_id):
                 doomed += [key for (key,) in db.execute("SELECT key FROM blocks WHERE owner = ?", (session,))]
-                needed = "SELECT key FROM dependencies WHERE branch IN (SELECT branch_id FROM branches WHERE session = ?)"
+                needed = """SELECT key FROM dependencies
+                  WHERE branch IN (SELECT branch_id FROM branches WHERE session = ?)"""
                 doomed += [key for (key,) in db.execute(needed, (session,))]
                 for ends in db.execute("SELECT head, tail FROM branches WHERE session = ?", (session,)):
                     doomed += [key for key in ends if key is not None]

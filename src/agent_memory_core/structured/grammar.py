@@ -27,14 +27,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import json_tools
 
-from agent_memory_core.engine.sampling import LogitsProcessor
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
+from agent_memory_core.structured.mask import Ban, LogitsProcessor, Mask
 from agent_memory_core.structured.tool_syntax_xml import (
     Letters,
     ParameterForm,
@@ -131,44 +129,6 @@ def _is_read(parse: Any, form: CallForm) -> bool:
         return False
     call = read[0] if isinstance(read, list) and len(read) == 1 else read
     return isinstance(call, dict) and (call.get("name"), call.get("arguments")) == ("probe", {"x": 1})
-
-
-class Mask:
-    """The logits processor of one constrained sequence: only tokens that keep to its grammar stay possible."""
-
-    def __init__(self, matcher: LLMatcher, prompt_tokens: int) -> None:
-        self._matcher = matcher
-        self._read = prompt_tokens
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """Mask the logits [1, vocab] that follow ``tokens``: the prompt and what was generated."""
-        # Reading the last token waits for it. What the model makes of it can be computed meanwhile.
-        mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        new: list[int] = tokens[self._read :].tolist()  # type: ignore[assignment]
-        self._read += len(new)
-        if new:
-            # A batch is one step ahead: it also asks what follows an EOS, where nothing matters any more.
-            self._matcher.try_consume_tokens(new)
-        # EOS alone, once the grammar is complete or llguidance has met a limit of its own.
-        words = mx.array(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32))
-        return mx.where(_bits(words, logits.shape[-1]), logits, -mx.inf)
-
-
-def _bits(words: mx.array, width: int) -> mx.array:
-    """The bits of 32-bit words as booleans; what a model has beyond its tokenizer's vocabulary is off."""
-    bits = ((words[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1).reshape(-1).astype(mx.bool_)
-    return mx.pad(bits[:width], (0, max(0, width - bits.shape[0])))
-
-
-@dataclass(frozen=True, slots=True)
-class Ban:
-    """A logits processor that makes one token impossible; unlike a mask it waits for nothing."""
-
-    token_id: int
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """Mask the logits [1, vocab]."""
-        return mx.where(mx.arange(logits.shape[-1]) == self.token_id, -mx.inf, logits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ def _rendered(template: ChatTemplate, *arguments: Mapping[str, Any]) -> str:
 
 
 def _cut(text: str, start: str, end: str) -> str:
-    """What stands between the delimiters of the first call; an end delimiter may be empty, and then the message's end is it."""
+    """What stands between the delimiters of the first call; an empty end delimiter is the message's end."""
     name = text.index(_NAMES[0])
     begin = text.rindex(start, 0, name) + len(start)
     return text[begin : text.index(end, name + len(_NAMES[0]))] if end else text[begin:]

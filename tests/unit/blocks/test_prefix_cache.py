@@ -157,7 +157,7 @@ lines = st.lists(
     min_size=1,
     max_size=4,
 )
-rules = st.builds(
+policies = st.builds(
     ResumePolicy,
     st.just(SMALL),
     window=st.sampled_from([0, 2, 3, 4, 5, 9]),
@@ -252,7 +252,7 @@ def found_in(
             tier.rows[above.key] = above
             above = by_key.get(above.parent)
     seen = tier if tier.rows else None
-    cache = PrefixCache(pool, rule)
+    cache = PrefixCache(pool, resume)
     return cache.match(ROOT, prompt, chain(ROOT, prompt, SMALL), seen, without), seen, pool
 
 
@@ -261,7 +261,7 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
 
 
 @given(
-    rules,
+    policies,
     lines,
     st.integers(1, 18),
     st.lists(st.integers(0, 1), max_size=6),
@@ -287,10 +287,12 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
     unique: dict[BlockHash, Row] = {}
     for line in lines:
         tokens = [*lines[0].tokens[: line.forks], *line.tokens] if line is not lines[0] else line.tokens
-        unique |= {row.key: row for row in stored_of(line, tokens, empty_tails=rule.whole)}
+        unique |= {row.key: row for row in stored_of(line, tokens, empty_tails=resume.whole)}
     rows, prompt = list(unique.values()), [*lines[0].tokens[:cut], *more]
     without = {row.key for index, row in enumerate(rows) if index in missing}
-    position, ways = Oracle(rule, prompt, {k: row for k, row in unique.items() if k not in without}).deepest()
+    position, ways = Oracle(
+        resume, prompt, {k: row for k, row in unique.items() if k not in without}
+    ).deepest()
     chance = random.Random(seed)
     mixed = [chance.choice(["pool", "tier", "both"]) for _ in rows]
     seen = []
@@ -298,7 +300,7 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
         patch.setattr(prefix_cache, "MIN_BLOCK_PART", PART_OF_BLOCK)
         patch.setattr(prefix_cache, "MIN_TAIL_PART", PART_OF_TAIL)
         for where in (["pool"] * len(rows), ["tier"] * len(rows), mixed):
-            match, tier, pool = found_in(rule, prompt, rows, where, without)
+            match, tier, pool = found_in(resume, prompt, rows, where, without)
             assert match.tokens == position
             assert listed(match) in ways
             assert not {hit.key for hit in match.hits} & without
@@ -306,7 +308,7 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
                 assert hit.kind == unique[hit.key].kind
                 assert hit.block is pool.get(hit.key)
                 assert hit.stored == (tier is not None and hit.key in tier.rows)
-            assert match.in_blocks == (rule.in_blocks or rule.at_any_token or not match.tokens)
+            assert match.in_blocks == (resume.in_blocks or resume.at_any_token or not match.tokens)
             seen.append(listed(match))
     assert seen[0] == seen[1] == seen[2], "memory and tier settle alike"
 
@@ -334,8 +336,8 @@ def test_a_tail_whose_words_the_tier_lost_is_no_tail_without_words() -> None:
     (first, *_) = chain(ROOT, IDS, SIZE)
     lost = record_hash("tail", first, IDS[SIZE : SIZE + 5])
     tier = Tier({first: Row(first, ROOT, tuple(IDS[:SIZE])), lost: Row(lost, first, (), "tail")})
-    for rule in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
-        found = PrefixCache(BlockPool(100), rule).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
+    for resume in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
+        found = PrefixCache(BlockPool(100), resume).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
         assert lost not in {hit.key for hit in found.hits}
 
 
@@ -344,5 +346,5 @@ def test_what_memory_holds_is_found_even_where_the_tier_lost_its_words() -> None
     key = record_hash("tail", ROOT, tokens)
     pool, tier = BlockPool(100), Tier({key: Row(key, ROOT, (), "tail")})
     pool.put(Block(key, ROOT, tokens, 1, None, kind="tail"))
-    for rule in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
-        assert PrefixCache(pool, rule).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier).tokens == 20
+    for resume in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
+        assert PrefixCache(pool, resume).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier).tokens == 20

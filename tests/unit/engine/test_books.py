@@ -107,7 +107,7 @@ class Books(RuleBasedStateMachine):
 
     def _add(self, ids: list[int], root: BlockHash, new: int, checkpoints: set[int]) -> None:
         inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < len(ids)))
-        sequence = Sequence(self.ids, root, list(ids), new, BLOCK, checkpoints=inside)
+        sequence = Sequence(root, list(ids), BLOCK, seq_id=self.ids, max_tokens=new, checkpoints=inside)
         self.ids += 1
         sequence.match = self.match(sequence)
         try:

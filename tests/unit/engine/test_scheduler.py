@@ -41,7 +41,9 @@ def chunks_of(limits: Limits, length: int, cached: int, checkpoints: set[int]) -
     match = Match(end=Hit(block.hash, cached, block, stored=True, kind="tail"))
     scheduler = Scheduler(pool, limits, lambda sequence: match)
     inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < length))
-    sequence = Sequence(0, ROOT, list(range(length)), 0, limits.block_tokens, checkpoints=inside)
+    sequence = Sequence(
+        ROOT, list(range(length)), limits.block_tokens, seq_id=0, max_tokens=0, checkpoints=inside
+    )
     scheduler.add(sequence)
     chunks: list[Chunk] = []
     while not chunks or not chunks[-1].is_last:

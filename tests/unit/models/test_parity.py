@@ -79,12 +79,12 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 
 
 def test_a_sound_model_passes_far_below_the_limit(model: Any) -> None:
-    verdict = check_batched(model, KvLayout(model), SIZE)
-    assert verdict.batched
-    assert verdict.reason == ""
-    assert verdict.batched_gap is not None
-    assert verdict.batched_gap < verdict.limit / 10
-    assert verdict.limit == LIMITS[mx.float32]
+    result = check_batched(model, KvLayout(model), SIZE)
+    assert result.batched
+    assert result.reason == ""
+    assert result.batched_gap is not None
+    assert result.batched_gap < result.limit / 10
+    assert result.limit == LIMITS[mx.float32]
 
 
 @pytest.mark.parametrize("size", [0.005, 1.0])
@@ -92,12 +92,12 @@ def test_a_model_that_is_wrong_in_a_batch_only_is_refused_and_the_reason_names_t
     model: Any, size: float
 ) -> None:
     wrong = InBatch(model, noise(size))
-    verdict = check_batched(wrong, KvLayout(model), SIZE)
+    result = check_batched(wrong, KvLayout(model), SIZE)
     assert wrong.batches > 0
-    assert not verdict.batched
-    assert verdict.batched_gap is not None
-    assert verdict.batched_gap > verdict.limit
-    assert f"by {verdict.batched_gap:.2g} of their spread" in verdict.reason
+    assert not result.batched
+    assert result.batched_gap is not None
+    assert result.batched_gap > result.limit
+    assert f"by {result.batched_gap:.2g} of their spread" in result.reason
 
 
 def test_rounding_in_a_batch_is_no_reason(model: Any) -> None:
@@ -133,20 +133,20 @@ def test_a_model_that_fails_in_a_batch_is_refused_with_what_it_said(
     def fail(logits: mx.array) -> mx.array:
         raise kind("shapes do not fit")
 
-    verdict = check_batched(InBatch(model, fail), KvLayout(model), SIZE)
-    assert not verdict.batched
-    assert verdict.reason == "a batch of it fails: shapes do not fit"
-    assert verdict.batched_gap is None
+    result = check_batched(InBatch(model, fail), KvLayout(model), SIZE)
+    assert not result.batched
+    assert result.reason == "a batch of it fails: shapes do not fit"
+    assert result.batched_gap is None
 
 
 def test_what_is_no_number_is_an_infinite_gap(model: Any) -> None:
     def nothing(logits: mx.array) -> mx.array:
         return logits * math.nan
 
-    verdict = check_batched(InBatch(model, nothing), KvLayout(model), SIZE)
-    assert not verdict.batched
-    assert verdict.batched_gap == math.inf
-    assert "differ from those of a row alone by inf" in verdict.reason
+    result = check_batched(InBatch(model, nothing), KvLayout(model), SIZE)
+    assert not result.batched
+    assert result.batched_gap == math.inf
+    assert "differ from those of a row alone by inf" in result.reason
     some = mx.array([1.0, 2.0, 3.0])
     assert parity._gap(some, mx.array([1.0, math.nan, 3.0])) == math.inf
     assert parity._gap(some, some) == 0
@@ -154,9 +154,9 @@ def test_what_is_no_number_is_an_infinite_gap(model: Any) -> None:
 
 def test_a_family_without_batched_caches_is_refused_unseen() -> None:
     model = families.build("llama4")
-    verdict = check_batched(InBatch(model, noise(0)), KvLayout(model), SIZE)
-    assert (verdict.batched, verdict.batched_gap) == (False, None)
-    assert "no batched form" in verdict.reason
+    result = check_batched(InBatch(model, noise(0)), KvLayout(model), SIZE)
+    assert (result.batched, result.batched_gap) == (False, None)
+    assert "no batched form" in result.reason
 
 
 # From what is at rest
@@ -231,9 +231,9 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
 
     monkeypatch.setattr(model, "make_cache", lambda: [Strange(), KVCache()], raising=False)
     gate = ParityCheck(model, KvLayout(model), "strange", SIZE, None)
-    verdict = gate.verify(16, 2)
-    assert verdict.batched
-    assert not verdict.resumed
+    result = gate.verify(16, 2)
+    assert result.batched
+    assert not result.resumed
 
 
 # What is known of a model
@@ -243,7 +243,7 @@ def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) 
     seen = InBatch(model, noise(0))
     layout = KvLayout(model)
     gate = ParityCheck(seen, layout, "m", SIZE, catalog)
-    assert gate.verdict is None
+    assert gate.result is None
     assert seen.batches == 0
     assert gate.may_batch()
     looked = seen.batches
@@ -252,7 +252,7 @@ def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) 
     assert seen.batches == looked
     recorded = catalog.verdict(parity_key("m", layout))
     assert recorded is not None
-    assert ParityResult.from_json(recorded) == gate.verdict
+    assert ParityResult.from_json(recorded) == gate.result
 
 
 def test_what_is_recorded_is_believed_and_said(
@@ -266,12 +266,12 @@ def test_what_is_recorded_is_believed_and_said(
     parity._FOUND.clear()
     seen = InBatch(model, noise(0))
     gate = ParityCheck(seen, layout, "m", SIZE, catalog)
-    assert gate.verdict == said
+    assert gate.result == said
     assert "by 0.25 of its logits' spread" in caplog.text
     assert not gate.may_batch()
     assert seen.batches == 0
     assert "decodes one sequence at a time: so it was." in caplog.text
-    assert ParityCheck(seen, layout, "another model", SIZE, catalog).verdict is None
+    assert ParityCheck(seen, layout, "another model", SIZE, catalog).result is None
 
 
 def test_a_verdict_is_of_one_model_layout_device_and_version(
@@ -304,11 +304,11 @@ def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -
     layout = KvLayout(model)
     gate = ParityCheck(model, layout, "m", SIZE, catalog)
     gate.record(ParityResult(False, reason="once"))
-    verdict = gate.verify(16, 3)
-    assert (verdict.batched, verdict.resumed, verdict.boundaries, verdict.reason) == (True, True, 3, "")
+    result = gate.verify(16, 3)
+    assert (result.batched, result.resumed, result.boundaries, result.reason) == (True, True, 3, "")
     assert gate.may_batch()
     parity._FOUND.clear()
-    assert ParityCheck(model, layout, "m", SIZE, catalog).verdict == verdict
+    assert ParityCheck(model, layout, "m", SIZE, catalog).result == result
 
 
 def test_a_catalog_that_was_closed_meanwhile_costs_the_record_only(
@@ -317,18 +317,18 @@ def test_a_catalog_that_was_closed_meanwhile_costs_the_record_only(
     gate = ParityCheck(model, KvLayout(model), "m", SIZE, catalog)
     catalog.close()
     assert gate.may_batch()
-    assert gate.verdict is not None
+    assert gate.result is not None
     assert "could not be recorded" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "no verdict", "[]", "{}", '{"batched": true, "of a later version": 1}'])
+@pytest.mark.parametrize("text", ["", "no result", "[]", "{}", '{"batched": true, "of a later version": 1}'])
 def test_a_verdict_that_cannot_be_read_is_none(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     layout = KvLayout(model)
     catalog.record_verdict(parity_key("m", layout), text)
     gate = ParityCheck(model, layout, "m", SIZE, catalog)
-    assert gate.verdict is None
+    assert gate.result is None
     assert "cannot be read" in caplog.text
     assert gate.may_batch()
     recorded = catalog.verdict(parity_key("m", layout))
@@ -337,13 +337,13 @@ def test_a_verdict_that_cannot_be_read_is_none(
 
 
 gaps = st.none() | st.floats(0, allow_nan=False)
-verdicts = st.builds(
+results = st.builds(
     ParityResult, st.booleans(), gaps, st.booleans(), gaps, st.integers(0), st.floats(0, 1), st.text()
 )
 
 
-@given(verdicts)
+@given(results)
 @settings(max_examples=50)
 def test_a_verdict_is_read_as_it_was_written(result: ParityResult) -> None:
-    assert ParityResult.from_json(verdict.to_json()) == verdict
-    assert json.loads(verdict.to_json()).keys() == {field for field in ParityResult.__dataclass_fields__}
+    assert ParityResult.from_json(result.to_json()) == result
+    assert json.loads(result.to_json()).keys() == {field for field in ParityResult.__dataclass_fields__}

@@ -791,7 +791,7 @@ class Books(RuleBasedStateMachine):
         made, superseded = self.catalog.commit([*rows(tokens), *made_parts], wish)
         assert (made.branch_id == chosen) == moves
         self.branches[made.branch_id] = (session, tokens)
-        self.dependencies[made.branch_id] = set(wish.parts) & can
+        self.parts[made.branch_id] = set(wish.dependencies) & can
         self.lost -= {*keys(tokens), *named(made_parts)}
         live = {row.branch_id for row in self.catalog.branches(ROOT, "default", session)}
         assert not set(named(superseded)) & self.reached()

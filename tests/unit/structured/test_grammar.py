@@ -17,7 +17,8 @@ from support import made_tokenizers as made, tiny_models
 from support.json_forms import SCHEMAS, fits, tool
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, InvalidRequest, Message, SamplingParams
-from agent_memory_core.structured.grammar import KEPT, Ban, Grammars, Mask, call_form
+from agent_memory_core.structured.grammar import KEPT, Grammars, call_form
+from agent_memory_core.structured.mask import Ban, Mask
 from agent_memory_core.text.chat_template import ChatTemplate, Prompt
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 

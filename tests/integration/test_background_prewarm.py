@@ -1,4 +1,7 @@
-"""Background work: where the template rewrites an answer, the next turn is warm all the same, and nobody waits for it."""
+"""Background work: where the template rewrites an answer, the next turn is warm all the same.
+
+Nobody waits for it.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +171,7 @@ def test_what_was_prefilled_survives_kill_9(rewriting: str, open_driver: Open, t
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import test_idle as t
+        import test_background_prewarm as t
         memory = t.AgentMemory(model={rewriting!r}, cache_dir={str(tmp_path / "killed")!r}, block_tokens=64,
                                min_free_mb=0, memory_budget_mb=64, prewarm="idle")
         print(memory.chat([t.ASK], session="s", max_tokens=t.NEW).text, end="", flush=True)
