@@ -624,7 +624,7 @@ def test_an_agent_that_writes_no_summary_keeps_its_conversation(llm: ChatMLXPers
 
 
 @pytest.mark.parametrize(
-    "bad", [{"trigger": ("token_tail", 3)}, {"keep": ("messages", 0)}, {"trigger": ("fraction", 2)}]
+    "bad", [{"trigger": ("words", 3)}, {"keep": ("messages", 0)}, {"trigger": ("fraction", 2)}]
 )
 def test_an_impossible_rule_is_refused_at_once(llm: ChatMLXPersistent, bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"words|greater than 0|between 0 and 1"):

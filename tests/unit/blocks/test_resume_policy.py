@@ -12,7 +12,7 @@ policies = st.builds(
     window=st.integers(0, 30),
     whole=st.booleans(),
     in_blocks=st.booleans(),
-    never=st.booleans(),
+    unsupported=st.booleans(),
 )
 
 

@@ -98,7 +98,7 @@ def test_sampling_of_a_model_that_recommends_nothing_is_left_open(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("template", "token_tail", "thinks"),
+    ("template", "words", "thinks"),
     [
         # mlx-lm has a model think whose vocabulary can, unless it is told not to.
         ("{{ 'x' if enable_thinking else 'y' }}", ("<think>", "</think>"), True),

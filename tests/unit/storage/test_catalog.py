@@ -598,7 +598,7 @@ def test_forgetting_takes_the_parts_that_only_that_session_needed(catalog: Catal
     assert catalog.forget("default", "b") == []
     assert set(named(catalog.forget("default", "a"))) == {shared.key, keys(ids(4))[0]}
     with catalog.transaction() as db:
-        assert db.execute("SELECT count(*) FROM parts").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM dependencies").fetchone() == (0,)
 
 
 def test_a_branch_beyond_the_limit_lets_go_of_its_parts(catalog: Catalog) -> None:
