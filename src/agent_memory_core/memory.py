@@ -188,7 +188,7 @@ class AgentMemory:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Loads the model."""
-        return self._thread.call(lambda engine: engine.template.tokenize(text)).result()
+        return self._thread.call(lambda engine: engine.template.tokenizer.tokenize(text)).result()
 
     @property
     def model_name(self) -> str:
