@@ -876,7 +876,9 @@ def test_what_a_check_adopts_is_the_first_to_go_when_a_turn_needs_room(folder: P
     turn(store, ids(3 * BLOCK), "kept")
     turn(store, ids(2 * BLOCK, 100), "loose")
     with store.catalog.transaction() as db:
-        db.execute("DELETE FROM branches WHERE session = (SELECT id FROM sessions WHERE session_id = 'loose')")
+        db.execute(
+            "DELETE FROM branches WHERE session = (SELECT id FROM sessions WHERE session_id = 'loose')"
+        )
         db.execute("DELETE FROM blocks WHERE refs = 0")
         db.execute("DELETE FROM blocks WHERE refs = 0 AND parent = ?", (ROOT,))
     assert len(store.check(fix=True).unknown) == 2
