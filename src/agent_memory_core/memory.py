@@ -36,12 +36,13 @@ from agent_memory_core.messages import (
     SessionKey,
     ToolCall,
     TurnReport,
+    validate_namespace,
+    validate_session_id,
 )
 from agent_memory_core.models.folder import configured_context
 from agent_memory_core.models.loader import load_model
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import validate_namespace, validate_session_id
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""
@@ -189,7 +190,7 @@ class AgentMemory:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Loads the model."""
-        return self._thread.call(lambda engine: engine.template.tokenize(text)).result()
+        return self._thread.call(lambda engine: engine.template.tokenizer.tokenize(text)).result()
 
     @property
     def model_name(self) -> str:

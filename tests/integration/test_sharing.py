@@ -56,7 +56,7 @@ def test_the_cost_of_a_turn_does_not_grow_with_the_context(
         return real(parent, tokens)
 
     monkeypatch.setattr(blocks, "block_hash", counting)
-    monkeypatch.setattr("agent_memory_core.engine.sequence.block_hash", counting)
+    monkeypatch.setattr("agent_memory_core.blocks.chain.block_hash", counting)
     costs = {}
     for context in (512, 8192):
         session = f"s{context}"
