@@ -217,7 +217,7 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
     engine = opened(name, tmp_path / "store")
     brief = Message("system", "You are terse and kind. " * 20)
     first = engine.turn([brief, user(50, "1")], "a")
-    opening = engine.engine.template.checkpoints(
+    opening = engine.engine.checkpoints.find(
         ChatRequest((brief, user(50, "1"))),
         engine.engine.template.encode(ChatRequest((brief, user(50, "1")))),
     )[0]
