@@ -39,9 +39,10 @@ from agent_memory_core.messages import (
     SessionKey,
     TurnReport,
 )
+from agent_memory_core.models.cache_spec import cache_spec
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.models.parity import ParityCheck
-from agent_memory_core.models.profile import Profile, cache_spec
+from agent_memory_core.models.profile import Profile
 from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.catalog import BranchRow
