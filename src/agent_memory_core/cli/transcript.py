@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from agent_memory_core.storage.catalog import validate_namespace, validate_session_id
+from agent_memory_core.messages import validate_namespace, validate_session_id
 
 History = list[dict[str, str]]
 
