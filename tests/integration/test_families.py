@@ -310,7 +310,7 @@ def test_a_fork_goes_on_as_the_original_does(
     assert engine.store.check().clean
 
 
-@pytest.mark.parametrize("name", (*REPRESENTATIVES, "afm7"))
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "afm7"])
 def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., Watched]) -> None:
     questions = [[user(90, "1")], [user(20, "2")], [user(55, "3")]]
     alone = [opened(name, None).turn(question, None, 12).token_ids for question in questions]
