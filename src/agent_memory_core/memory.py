@@ -25,8 +25,9 @@ from agent_memory_core.config import (
 )
 from agent_memory_core.engine.engine import Engine
 from agent_memory_core.engine.thread import AsyncQueueSink, EngineThread, QueueSink, TurnHandle
-from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError
 from agent_memory_core.messages import (
+    BranchInfo,
     ChatRequest,
     ChatResult,
     Delta,
@@ -38,8 +39,9 @@ from agent_memory_core.messages import (
     TurnReport,
 )
 from agent_memory_core.models.loader import configured_context, load_model
+from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
-from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.block_store import BlockStore, CheckReport
 from agent_memory_core.storage.catalog import validate_namespace, validate_session_id
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
@@ -140,6 +142,20 @@ class AgentMemory:
         store = self._open_store()
         return store.sessions(namespace) if store is not None else []
 
+    def branches(self, session_id: str, namespace: str = "default") -> list[BranchInfo]:
+        """The branches of a session on disk, oldest first.
+
+        Raises:
+            SessionNotFound: there is no such session on disk.
+        """
+        rows = self._required_store(session_id).session_branches(namespace, session_id)
+        if not rows:
+            raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
+        return [
+            BranchInfo(row.branch_id, row.tokens, row.prompt_tokens, row.lane, row.created, row.last_use)
+            for row in rows
+        ]
+
     def fork(self, session_id: str, new_session_id: str, namespace: str = "default") -> None:
         """Begin a new session with everything another one knows; nothing is copied.
 
@@ -171,6 +187,19 @@ class AgentMemory:
             return self._thread.call(lambda engine: engine.forget(owner)).result()
         store = self._open_store()
         return store.forget(namespace, session_id) if store is not None else False
+
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """Compare every file of the store with the catalog and its checksum; with ``fix``, repair what can be.
+
+        Nothing sound is deleted, however much is stored. Reads every file, so it takes as long as that takes.
+
+        Raises:
+            StoreError: there is no cache directory, or it cannot be used.
+        """
+        store = self._open_store()
+        if store is None:
+            raise StoreError("there is no store to check: this memory has no cache_dir.")
+        return store.check(fix)
 
     # -- the engine ---------------------------------------------------------------------------------------
 
@@ -208,6 +237,15 @@ class AgentMemory:
         if stated is not None:
             return stated
         return self._thread.call(lambda engine: engine.limits.context_length).result()
+
+    def verify(self, blocks: int = 8) -> ParityResult:
+        """Compare the model's logits: in a batch and alone, resumed at ``blocks`` block boundaries and uninterrupted.
+
+        Loads the model. The result is recorded in the store and counts from the next start.
+        """
+        return self._thread.call(
+            lambda engine: engine.parity.verify(engine.config.block_tokens, blocks)
+        ).result()
 
     def load(self) -> None:
         """Load the model now rather than at the first turn."""
