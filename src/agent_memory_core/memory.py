@@ -37,12 +37,13 @@ from agent_memory_core.messages import (
     SessionKey,
     ToolCall,
     TurnReport,
+    validate_namespace,
+    validate_session_id,
 )
 from agent_memory_core.models.loader import configured_context, load_model
 from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.block_store import BlockStore, CheckReport
-from agent_memory_core.storage.catalog import validate_namespace, validate_session_id
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""

@@ -46,6 +46,7 @@ from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.catalog import BranchRow
 from agent_memory_core.structured.grammar import Grammars
+from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.text.chat_template import ChatTemplate, Prompt, TokenText
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 
@@ -189,10 +190,8 @@ class Engine:
         return Detokenizer(
             tokenizer,
             stop=request.sampling.stop,
-            tools=request.tools,
+            calls=parser_for(tokenizer, request),
             in_reasoning=starts_in_reasoning(tokenizer, prompt.text),
-            reads_calls=request.tool_choice != "none"
-            and (bool(request.tools) or request.response_schema is None),
         )
 
     def root(self, namespace: str) -> BlockHash:

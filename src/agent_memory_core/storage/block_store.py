@@ -517,7 +517,8 @@ class BlockStore:
         """Compare files and catalog both ways and verify every checksum.
 
         With ``fix``: rows without a file are dropped, damaged files set aside, sound files without a row
-        adopted, leftovers removed, counts set right, and what is over the quota evicted. Foreign files stay.
+        adopted, leftovers removed and counts set right. Foreign files stay. A check evicts nothing: a store over
+        its quota is reported, and the next turn makes room.
         """
         foreign: list[Path] = []
         damaged: dict[Path, tuple[BlockHash, str]] = {}
@@ -573,7 +574,6 @@ class BlockStore:
             self.catalog.rebuild([(row, used) for row, used in unknown if self._lies_there(row)])
         for leftover in self._leftovers():
             leftover.unlink(missing_ok=True)
-        self._evicted(self.catalog.evict(self.catalog.total_bytes() - self.quota_bytes))
 
     def stats(self) -> dict[str, int]:
         """Files and bytes stored, the quota, and since opening: blocks evicted and misses by reason."""

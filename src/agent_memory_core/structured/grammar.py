@@ -33,6 +33,7 @@ from mlx_lm.tool_parsers import json_tools
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
 from agent_memory_core.structured.mask import Ban, LogitsProcessor, Mask
+from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser
 from agent_memory_core.structured.tool_syntax_xml import (
     Letters,
     ParameterForm,
@@ -40,7 +41,7 @@ from agent_memory_core.structured.tool_syntax_xml import (
     parameter_form,
 )
 from agent_memory_core.text.chat_template import ChatTemplate, Prompt
-from agent_memory_core.text.detokenizer import UNREADABLE, starts_in_reasoning
+from agent_memory_core.text.detokenizer import starts_in_reasoning
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -76,22 +77,15 @@ class CallForm:
 
 def call_form(tokenizer: TokenizerWrapper, template: ChatTemplate) -> CallForm | ParameterForm | None:
     """How the model's template writes a call, else the <tool_call> JSON convention; None if neither is read back."""
-    delimiters, parse = _reader(tokenizer)
-    convention = CallForm(start=delimiters.tool_call_start, end=delimiters.tool_call_end)
+    parser = model_parser(tokenizer)
+    convention = CallForm(start=parser.start, end=parser.end)
     rendered = _rendered_form(template, convention)
-    if rendered is not None and _is_read(parse, rendered):
+    if rendered is not None and _is_read(parser, rendered):
         return rendered
-    one_by_one = parameter_form(template, parse, convention.start, convention.end)
+    one_by_one = parameter_form(template, parser)
     if one_by_one is not None:
         return one_by_one
-    return convention if _is_read(parse, convention) else None
-
-
-def _reader(tokenizer: TokenizerWrapper) -> tuple[Any, Any]:
-    """What has the delimiters of the model's calls, and the parser of what stands between them."""
-    if tokenizer.has_tool_calling:
-        return tokenizer, tokenizer.tool_parser
-    return json_tools, json_tools.parse_tool_call
+    return convention if _is_read(parser, convention) else None
 
 
 def _rendered_form(template: ChatTemplate, delimiters: CallForm) -> CallForm | None:
@@ -120,15 +114,14 @@ def _rendered_form(template: ChatTemplate, delimiters: CallForm) -> CallForm | N
     return replace(form, joint=joint) if found else form
 
 
-def _is_read(parse: Any, form: CallForm) -> bool:
+def _is_read(parser: ToolCallParser, form: CallForm) -> bool:
     """Whether the model's parser reads a call of this form as what it is."""
     tool = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object"}}}
     try:
-        read = parse(form.inside("probe", _PROBE), [tool])
-    except UNREADABLE:
+        calls = parser.offering(tool).parse(form.inside("probe", _PROBE))
+    except ValueError:
         return False
-    call = read[0] if isinstance(read, list) and len(read) == 1 else read
-    return isinstance(call, dict) and (call.get("name"), call.get("arguments")) == ("probe", {"x": 1})
+    return [(call.name, call.arguments) for call in calls] == [("probe", {"x": 1})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +142,8 @@ class Grammars:
     def __init__(self, tokenizer: TokenizerWrapper, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        calls = tokenizer if tokenizer.has_tool_calling else json_tools
-        self._start, self._end = calls.tool_call_start, calls.tool_call_end
+        self._parser = model_parser(tokenizer)
+        self._start, self._end = self._parser.start, self._parser.end
         delimiters = (self._start, self._end, tokenizer.think_start, tokenizer.think_end)
         added = tokenizer.added_tokens_decoder.items()
         self._delimiters: dict[str, int] = {str(t): i for i, t in added if str(t) in delimiters}
@@ -242,7 +235,7 @@ class Grammars:
     def _call_of(self, tool: Mapping[str, Any], form: CallForm | ParameterForm, rule: str) -> list[str]:
         if isinstance(form, ParameterForm):
             letters = Letters(self._literal, _schema, self._specials.search)
-            return ParameterRules(form, _reader(self._tokenizer)[1], letters, tool, rule).rules()
+            return ParameterRules(form, self._parser, letters, tool, rule).rules()
         name = json.dumps(tool_name(tool), ensure_ascii=False)[1:-1]
         before, after = self._literal(form.head + name + form.middle), self._literal(form.tail + form.end)
         return [f"{rule}: {before} {_schema(_parameters(tool))} {after}"]

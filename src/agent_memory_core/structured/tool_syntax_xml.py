@@ -22,12 +22,9 @@ from typing import Any
 
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
-from agent_memory_core.structured.tool_schema import kinds, plainly_typed
+from agent_memory_core.structured.tool_calls import ToolCallParser
+from agent_memory_core.structured.tool_schema import kinds
 from agent_memory_core.text.chat_template import ChatTemplate
-from agent_memory_core.text.detokenizer import UNREADABLE
-
-Parser = Callable[[str, Any], Any]
-"""mlx-lm's reader of what stands between the delimiters of a call."""
 
 _NAMES = ("probe_one", "probe_two")
 _KEYS = ("probe_key", "probe_other")
@@ -108,23 +105,23 @@ class ParameterForm:
 # Learning a form
 
 
-def parameter_form(template: ChatTemplate, parse: Parser, start: str, end: str) -> ParameterForm | None:
+def parameter_form(template: ChatTemplate, parser: ToolCallParser) -> ParameterForm | None:
     """The form that the template renders; None where it is no such form, or is not read back."""
     try:
-        form = _learnt(template, start, end)
+        form = _learnt(template, parser.start, parser.end)
     except (InvalidRequest, ValueError):
         return None
-    if not form.closer or not _is_read_back(form, parse):
+    if not form.closer or not _is_read_back(form, parser):
         return None
     return form
 
 
-def _is_read_back(form: ParameterForm, parse: Parser) -> bool:
+def _is_read_back(form: ParameterForm, parser: ToolCallParser) -> bool:
     properties = {key: {"type": "string"} for key in _KEYS}
-    tool = _tool(_NAMES[0], {"type": "object", "properties": properties})
+    parser = parser.offering(_tool(_NAMES[0], {"type": "object", "properties": properties}))
     pairs = [(key, _RAW) for key in _KEYS]
     return all(
-        read(parse, form, tool, pairs[:count]) == {key: _RAW for key, _ in pairs[:count]}
+        read(parser, form, _NAMES[0], pairs[:count]) == {key: _RAW for key, _ in pairs[:count]}
         for count in range(3)
     )
 
@@ -185,17 +182,13 @@ def _tool(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-def read(
-    parse: Parser, form: ParameterForm, tool: Mapping[str, Any], written: Sequence[tuple[str, str]]
-) -> Any:
-    """The arguments that the model's parser reads in a call; None where it reads something else."""
-    name = tool.get("function", tool)["name"]
+def read(parser: ToolCallParser, form: ParameterForm, name: str, written: Sequence[tuple[str, str]]) -> Any:
+    """The arguments that the model's parser reads in a call of the tool ``name``; None where it reads another call."""
     try:
-        found = parse(form.inside(name, written), [dict(tool)])
-    except UNREADABLE:
+        calls = parser.parse(form.inside(name, written))
+    except ValueError:
         return None
-    call = found[0] if isinstance(found, list) and len(found) == 1 else found
-    return call.get("arguments") if isinstance(call, dict) and call.get("name") == name else None
+    return calls[0].arguments if len(calls) == 1 and calls[0].name == name else None
 
 
 # Rules of a grammar
@@ -220,13 +213,18 @@ class ParameterRules:
     """The rules of one tool's calls, named by ``prefix``."""
 
     def __init__(
-        self, form: ParameterForm, parse: Parser, letters: Letters, tool: Mapping[str, Any], prefix: str
+        self,
+        form: ParameterForm,
+        parser: ToolCallParser,
+        letters: Letters,
+        tool: Mapping[str, Any],
+        prefix: str,
     ) -> None:
         function = tool.get("function", tool)
-        self._form, self._parse, self._letters, self._prefix = form, parse, letters, prefix
+        self._form, self._letters, self._prefix = form, letters, prefix
         self._name: str = function["name"]
         self._schema: Mapping[str, Any] = function.get("parameters") or {}
-        self._tool = plainly_typed(_tool(self._name, self._schema))
+        self._parser = parser.offering(_tool(self._name, self._schema))
 
     def rules(self) -> list[str]:
         """Rules for ``prefix``: the call behind its start delimiter, with its end mark.
@@ -337,7 +335,7 @@ class ParameterRules:
     def _come_back(self, key: str, values: Sequence[Any]) -> bool:
         """Whether the parser reads each of these values of a parameter as itself, and as of its own type."""
         for value in values:
-            found = read(self._parse, self._form, self._tool, [(key, self._form.write(value))])
+            found = read(self._parser, self._form, self._name, [(key, self._form.write(value))])
             if not isinstance(found, dict) or list(found) != [key]:
                 return False
             if found[key] != value or isinstance(found[key], bool) != isinstance(value, bool):

@@ -840,11 +840,52 @@ def test_an_audit_finds_and_mends_every_kind_of_fault(folder: Path) -> None:
     for path in foreign:
         assert path.read_text() == "not ours"
         path.unlink()
+    store.quota_bytes = MANY
     mended = store.check()
     assert mended.clean
     assert (mended.unknown, mended.leftovers) == ((), 0)
-    assert bytes_on_disk(store) == store.stats()["bytes"] <= 2 * FILE
+    assert bytes_on_disk(store) == store.stats()["bytes"] == 3 * FILE
     assert store.stats()["quarantined"] == 2
+    store.close()
+
+
+@pytest.mark.parametrize("quota", [0, 1, FILE, 7 * FILE])
+def test_a_check_says_how_far_a_store_is_over_its_quota_and_evicts_nothing(folder: Path, quota: int) -> None:
+    store = open_store(folder)
+    known = {f"s{n}": ids(3 * BLOCK + 1, 100 * n) for n in range(6)}
+    for session, tokens in known.items():
+        turn(store, tokens, session)
+    store.close()
+    small = open_store(folder, quota)
+    before = (small.sessions(), files(small), small.stats())
+    for fix in (False, True, True):
+        assert small.check(fix).over_quota == bytes_on_disk(small) - quota > 0
+        assert (small.sessions(), files(small), small.stats()) == before
+    small.close()
+    store = open_store(folder)
+    for session, tokens in known.items():
+        (branch,) = store.catalog.branches(ROOT, "default", session)
+        assert store.catalog.branch_tokens(branch) == tokens
+        assert is_whole(store, tokens)
+    assert store.check().clean
+    store.close()
+
+
+def test_what_a_check_adopts_is_the_first_to_go_when_a_turn_needs_room(folder: Path) -> None:
+    store = open_store(folder, quota=5 * FILE)
+    turn(store, ids(3 * BLOCK), "kept")
+    turn(store, ids(2 * BLOCK, 100), "loose")
+    with store.catalog.transaction() as db:
+        db.execute(
+            "DELETE FROM branches WHERE session = (SELECT id FROM sessions WHERE session_id = 'loose')"
+        )
+        db.execute("DELETE FROM blocks WHERE refs = 0")
+        db.execute("DELETE FROM blocks WHERE refs = 0 AND parent = ?", (ROOT,))
+    assert len(store.check(fix=True).unknown) == 2
+    turn(store, ids(2 * BLOCK, 200), "new")
+    assert is_whole(store, ids(3 * BLOCK))
+    assert is_whole(store, ids(2 * BLOCK, 200))
+    assert bytes_on_disk(store) == store.stats()["bytes"] == 5 * FILE
     store.close()
 
 

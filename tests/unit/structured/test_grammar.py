@@ -19,6 +19,7 @@ from support.json_forms import SCHEMAS, fits, tool
 from agent_memory_core import AgentMemory, ChatRequest, Delta, InvalidRequest, Message, SamplingParams
 from agent_memory_core.structured.grammar import KEPT, Grammars, call_form
 from agent_memory_core.structured.mask import Ban, Mask
+from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.text.chat_template import ChatTemplate, Prompt
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 
@@ -71,7 +72,9 @@ class Answer:
     def read(self) -> Delta:
         """The answer as the engine reads it."""
         prompt = starts_in_reasoning(self.tokenizer, self.prompt.text)
-        reader = Detokenizer(self.tokenizer, tools=self.request.tools, in_reasoning=prompt)
+        reader = Detokenizer(
+            self.tokenizer, calls=parser_for(self.tokenizer, self.request), in_reasoning=prompt
+        )
         parts = [*(reader.push(token) for token in self.ids), reader.finish()]
         return Delta(
             "".join(p.text for p in parts),

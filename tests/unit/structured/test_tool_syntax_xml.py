@@ -17,6 +17,7 @@ from unit.structured.test_grammar import ASK, Answer, with_tools
 
 from agent_memory_core import AgentMemory, ChatRequest, InvalidRequest, Message, SamplingParams, ToolCall
 from agent_memory_core.structured.grammar import call_form
+from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.structured.tool_schema import kinds, plainly_typed
 from agent_memory_core.structured.tool_syntax_xml import ParameterForm
 from agent_memory_core.text.chat_template import ChatTemplate
@@ -311,11 +312,12 @@ def test_a_free_call_is_read_by_the_type_of_an_optional_parameter(value: Any) ->
     tokenizer, form = tokenizers()["qwen3_coder"], form_of("qwen3_coder")
     kind = "string" if isinstance(value, str) else "integer"
     optional = {"anyOf": [{"type": kind}, {"type": "null"}]}
-    reader = Detokenizer(tokenizer, tools=[tool("f", props(key=optional))])
+    calls = parser_for(tokenizer, ChatRequest(ASK, (tool("f", props(key=optional)),)))
+    reader = Detokenizer(tokenizer, calls=calls)
     text = form.start + form.inside("f", [("key", form.write(value))]) + form.end
     deltas = [reader.push(token) for token in tokenizer.encode(text, add_special_tokens=False)]
-    calls: list[ToolCall] = [call for delta in [*deltas, reader.finish()] for call in delta.tool_calls]
-    assert [call.arguments for call in calls] == [{"key": value}]
+    read: list[ToolCall] = [call for delta in [*deltas, reader.finish()] for call in delta.tool_calls]
+    assert [call.arguments for call in read] == [{"key": value}]
 
 
 def test_a_whole_engine_forces_them_in_a_batch(tmp_path: Path) -> None:
