@@ -82,33 +82,32 @@ def test_stats_are_json(store: Path) -> None:
     assert json.loads(run("stats"))["files"] == len(list(store.rglob("*.safetensors")))
 
 
-@pytest.mark.parametrize("way", ["default", "environment", "profile", "option"])
 def test_a_check_keeps_every_session_and_knows_the_budget(
-    llama: str, open_driver: Open, tmp_path: Path, way: str
+    llama: str, open_driver: Open, tmp_path: Path
 ) -> None:
-    driver = open_driver(llama)
+    driver, store = open_driver(llama), tmp_path / "store"
     for name in ("ada", "bob", "cyd"):
         driver.turn([{"role": "user", "content": f"I am {name}. " * 300}], name)
     driver.memory.close()
-    store = tmp_path / "store"
     files = sorted(store.rglob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) > 2**20, "more than the smallest budget holds"
     (tmp_path / "small.toml").write_text('[model]\nmodel_id = "small"\n[thresholds]\ndisk_budget_mb = 1\n')
-    variables, options = {"AGENT_MEMORY_MODEL_CONFIGS": str(tmp_path)}, []
-    if way == "environment":
-        variables["AGENT_MEMORY_DISK_BUDGET_MB"] = "1"
-    elif way == "profile":
-        variables["AGENT_MEMORY_MODEL"] = "small"
-    elif way == "option":
-        options = ["--disk-budget-mb", "1"]
-    checked = program("check", "--fix", *options, store=store, **variables)
-    assert checked.returncode == 0, checked.stderr
-    assert ("over the disk budget" in checked.stdout) == (way != "default")
-    assert sorted(store.rglob("*.safetensors")) == files
-    listed = program("sessions", "list", store=store, **variables).stdout
+    profiles = {"AGENT_MEMORY_MODEL_CONFIGS": str(tmp_path)}
+    for budget, options, variables in (
+        (1, [], {"AGENT_MEMORY_DISK_BUDGET_MB": "1"}),
+        (1, [], {"AGENT_MEMORY_MODEL": "small", **profiles}),
+        (1, ["--model", "small"], profiles),
+        (1, ["--disk-budget-mb", "1"], {"AGENT_MEMORY_DISK_BUDGET_MB": "200000"}),
+        (200000, [], {"AGENT_MEMORY_DISK_BUDGET_MB": "200000"}),
+    ):
+        checked = program("check", "--fix", *options, store=store, **variables)
+        assert checked.returncode == 0, checked.stderr
+        assert ("over the disk budget" in checked.stdout) == (budget == 1)
+        assert sorted(store.rglob("*.safetensors")) == files
+        stats = json.loads(program("stats", *options, store=store, **variables).stdout)
+        assert stats["quota"] == budget * 2**20
+    listed = run("sessions", "list", "--cache-dir", str(store))
     assert [name for name in ("ada", "bob", "cyd") if name in listed] == ["ada", "bob", "cyd"]
-    quota = json.loads(program("stats", *options, store=store, **variables).stdout)["quota"]
-    assert (quota == 2**20) == (way != "default")
 
 
 def test_a_chat_goes_on_in_another_process(tmp_path: Path) -> None:
