@@ -28,7 +28,8 @@ except ImportError as error:
     ) from error
 
 from agent_memory_core.adapter import AdapterSettings
-from agent_memory_core.config import EngineConfig, SamplingParams, resolve_sampling, resolve_settings
+from agent_memory_core.config import EngineConfig, SamplingParams
+from agent_memory_core.environment import resolve_sampling, resolve_settings
 from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
 from agent_memory_core.messages import (
     BranchInfo,

@@ -40,7 +40,8 @@ from agent_memory_core.messages import (
     validate_namespace,
     validate_session_id,
 )
-from agent_memory_core.models.loader import configured_context, load_model
+from agent_memory_core.models.folder import configured_context
+from agent_memory_core.models.loader import load_model
 from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.block_store import BlockStore, CheckReport
@@ -218,7 +219,7 @@ class AgentMemory:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Loads the model."""
-        return self._thread.call(lambda engine: engine.template.tokenize(text)).result()
+        return self._thread.call(lambda engine: engine.template.tokenizer.tokenize(text)).result()
 
     @property
     def model_name(self) -> str:
@@ -308,7 +309,7 @@ class AgentMemory:
         if isinstance(request, ChatRequest):
             if sampling:
                 given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
-                params = dataclasses.replace(request.sampling, **given)
+                params = request.sampling.replace(**given)
                 request = dataclasses.replace(request, sampling=params)
             return _checked(self._with_profile(request))
         given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
@@ -407,7 +408,7 @@ class AsyncChatStream(AsyncIterator[Delta]):
 
 
 def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    return dataclasses.replace(config, **settings) if config is not None else settings_for(settings)
+    return config.replace(**settings) if config is not None else settings_for(settings)
 
 
 def _tuples(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
 
 def test_check_finds_a_flipped_byte_and_mends_it(store: Path) -> None:
     run("check")
-    path = next(store.rglob("b/*/*.safetensors"))
+    path = next(store.rglob("blocks/*/*.safetensors"))
     data = bytearray(path.read_bytes())
     data[5000] ^= 255
     path.write_bytes(data)

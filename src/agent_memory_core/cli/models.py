@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agent_memory_core import AgentMemory, ParityResult
-from agent_memory_core.config import KvBits, from_environment
+from agent_memory_core.config import KvBits
+from agent_memory_core.environment import from_environment
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.kv.codec import KvCodec
 from agent_memory_core.kv.layout import KvLayout, TokenGroup
@@ -27,7 +27,8 @@ from agent_memory_core.models.cache_spec import (
     ModelCacheSpec,
     cache_spec,
 )
-from agent_memory_core.models.loader import LoadedModel, find_model, load_model
+from agent_memory_core.models.folder import find_model
+from agent_memory_core.models.loader import LoadedModel, load_model
 from agent_memory_core.models.profile import (
     CONFIGS_VARIABLE,
     Profile,
@@ -233,15 +234,15 @@ def _settings_table(model: str, profile: Profile | None) -> Table:
     surroundings = from_environment()
     settings, sampling = settings_for({"model": model}), sampling_for(model, {})
     for values, said in ((settings, profile and profile.settings), (sampling, profile and profile.sampling)):
-        for field in dataclasses.fields(values):
-            if field.name in ("model", "seed", "stop"):
+        for name in type(values).model_fields:
+            if name in ("model", "seed", "stop"):
                 continue
             origin = "default"
-            if said and field.name in said:
+            if said and name in said:
                 origin = "profile"
-            if field.name in surroundings:
+            if name in surroundings:
                 origin = "environment"
-            table.add_row(field.name, _said(getattr(values, field.name)), origin)
+            table.add_row(name, _said(getattr(values, name)), origin)
     for key, value in (profile.template_kwargs if profile else {}).items():
         table.add_row(key, _said(value), "profile")
     return table

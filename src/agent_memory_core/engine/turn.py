@@ -25,8 +25,8 @@ from agent_memory_core.messages import (
     Usage,
 )
 from agent_memory_core.structured.mask import LogitsProcessor
-from agent_memory_core.text.chat_template import TokenText
 from agent_memory_core.text.detokenizer import Detokenizer
+from agent_memory_core.text.token_text import TokenText
 
 
 class OutputSink(Protocol):

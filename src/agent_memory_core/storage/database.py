@@ -20,10 +20,10 @@ from typing import Any
 
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.storage.folder import require_version
 
 log = logging.getLogger("agent_memory")
 
-VERSION = 1
 _BUSY_SECONDS = 10.0
 _LIFE = uuid.uuid4().hex[:12]
 # A damaged database can make SQLite say things that are no text.
@@ -179,12 +179,9 @@ class Database:
                     f"{self._path} cannot have a log here. Set a cache_dir on a local disk."
                 )
             version: int = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise StoreUnreadable(
-                    f"{self._path} is of version {version}, newer than {VERSION}: upgrade agent-memory-mlx or set "
-                    f"another cache_dir."
-                )
-            if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            if version:
+                require_version(self._path, version)
+            elif not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # A database of something else fails here.
             tables = "roots, sessions, branches, dependencies, blocks, totals, reservations, holds, verdicts"

@@ -40,8 +40,9 @@ from agent_memory_core.structured.tool_syntax_xml import (
     ParameterRules,
     parameter_form,
 )
-from agent_memory_core.text.chat_template import ChatTemplate, Prompt
+from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.detokenizer import starts_in_reasoning
+from agent_memory_core.text.token_text import Prompt
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -20,8 +20,9 @@ from agent_memory_core import AgentMemory, ChatRequest, Delta, InvalidRequest, M
 from agent_memory_core.structured.grammar import KEPT, Grammars, call_form
 from agent_memory_core.structured.mask import Ban, Mask
 from agent_memory_core.structured.tool_calls import parser_for
-from agent_memory_core.text.chat_template import ChatTemplate, Prompt
+from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
+from agent_memory_core.text.token_text import Prompt
 
 ASK = (Message("user", "ask"),)
 TOOLS = (tool("add", SCHEMAS["array"]), tool("find", SCHEMAS["optional"]), tool("stop", SCHEMAS["nothing"]))
