@@ -12,7 +12,9 @@ kept here beyond the ids of its tokens.
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -24,8 +26,9 @@ from agent_memory_core.config import (
     known_settings,
 )
 from agent_memory_core.engine.engine import Engine
-from agent_memory_core.engine.thread import AsyncQueueSink, EngineThread, QueueSink, TurnHandle
-from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError
+from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
+from agent_memory_core.engine.thread import EngineThread, TurnHandle
+from agent_memory_core.errors import AgentMemoryError, InvalidRequest, SessionNotFound, StoreError
 from agent_memory_core.messages import (
     BranchInfo,
     ChatRequest,
@@ -72,6 +75,7 @@ class AgentMemory:
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
         self._thread = EngineThread(self._build)
+        _memories.add(self)
 
     @classmethod
     def shared(cls, **settings: Any) -> AgentMemory:
@@ -139,6 +143,7 @@ class AgentMemory:
 
     def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
         """All sessions of a namespace, or of every namespace; the most recently used first."""
+        self._thread.check_open()
         if self._thread.started:
             return self._thread.call(lambda engine: engine.list_sessions(namespace)).result()
         store = self._open_store()
@@ -167,6 +172,7 @@ class AgentMemory:
         """
         old, new = (namespace, validate_session_id(session_id)), validate_session_id(new_session_id)
         validate_namespace(namespace)
+        self._thread.check_open()
         if self._thread.started:
             self._thread.call(lambda engine: engine.fork(old, new)).result()
         else:
@@ -178,6 +184,7 @@ class AgentMemory:
         Raises:
             SessionNotFound: there is no such session on disk.
         """
+        self._thread.check_open()
         if self._thread.started:
             self._thread.call(lambda engine: engine.flush()).result()
         self._required_store(session_id).pin(namespace, session_id, pinned)
@@ -185,6 +192,7 @@ class AgentMemory:
     def forget(self, session_id: str, namespace: str = "default") -> bool:
         """Delete a session from memory and disk at once; what others share stays. Say whether there was one."""
         owner = (namespace, session_id)
+        self._thread.check_open()
         if self._thread.started:
             return self._thread.call(lambda engine: engine.forget(owner)).result()
         store = self._open_store()
@@ -207,6 +215,7 @@ class AgentMemory:
 
     def stats(self) -> dict[str, Any]:
         """Counters of the engine, the pool and the store; only the store's where nothing was asked yet."""
+        self._thread.check_open()
         if self._thread.started:
             return self._thread.call(lambda engine: engine.stats()).result()
         store = self._open_store()
@@ -326,8 +335,25 @@ class AgentMemory:
         return dataclasses.replace(request, template_kwargs=said)
 
 
+_memories: weakref.WeakSet[AgentMemory] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A lock may be held by a thread that the child does not have, and the parent's files are not the child's."""
+    AgentMemory._shared_lock = threading.Lock()
+    for memory in list(_memories):
+        memory._lock = threading.Lock()
+        memory._store = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class ChatStream(Iterator[Delta]):
-    """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn."""
+    """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn.
+
+    Any thread may close it. Whoever reads it then gets `Cancelled`, also while waiting for the next delta.
+    """
 
     def __init__(self, sink: QueueSink, handle: TurnHandle) -> None:
         self._sink = sink
@@ -340,7 +366,11 @@ class ChatStream(Iterator[Delta]):
             raise StopIteration
         try:
             delta = self._sink.get()
+        except AgentMemoryError:
+            self._done = True
+            raise
         except BaseException:
+            # The caller was interrupted while it waited: nobody will read the rest.
             self.close()
             raise
         if delta.report is not None:
@@ -348,9 +378,8 @@ class ChatStream(Iterator[Delta]):
         return delta
 
     def close(self) -> None:
-        """Withdraw the turn if it has not ended."""
+        """Withdraw the turn if it has not ended. The next read raises `Cancelled`."""
         if not self._done:
-            self._done = True
             self._handle.cancel()
 
     def __enter__(self) -> Self:
@@ -366,7 +395,7 @@ class ChatStream(Iterator[Delta]):
 
 
 class AsyncChatStream(AsyncIterator[Delta]):
-    """`ChatStream` for coroutines."""
+    """`ChatStream` for coroutines: any task may close it."""
 
     def __init__(self, sink: AsyncQueueSink, handle: TurnHandle) -> None:
         self._sink = sink
@@ -379,8 +408,12 @@ class AsyncChatStream(AsyncIterator[Delta]):
             raise StopAsyncIteration
         try:
             delta = await self._sink.get()
+        except AgentMemoryError:
+            self._done = True
+            raise
         except BaseException:
-            await self.aclose()
+            # The task was cancelled while it waited: nobody will read the rest.
+            self._withdraw()
             raise
         if delta.report is not None:
             self.report, self._done = delta.report, True
@@ -403,7 +436,6 @@ class AsyncChatStream(AsyncIterator[Delta]):
 
     def _withdraw(self) -> None:
         if not self._done:
-            self._done = True
             self._handle.cancel()
 
 

@@ -6,6 +6,7 @@ of the store against all of them.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sqlite3
@@ -151,6 +152,7 @@ class Database:
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._idle: deque[sqlite3.Connection] = deque()
         weakref.finalize(self, _close_all, self._idle)
+        _databases.add(self)
         self._local = threading.local()
         self._closed = False
         self.failed_reads = 0
@@ -260,6 +262,24 @@ class Database:
         """Close every connection. Reads and writes afterwards raise StoreError."""
         self._closed = True
         _close_all(self._idle)
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    """In a forked child: leave every connection of the parent alone.
+
+    SQLite forbids a child to use a connection that was opened before the fork, and even to close it. So each is kept
+    for ever: a reference that nobody gives back also keeps the interpreter's end from closing it.
+    """
+    for database in list(_databases):
+        database._closed = True
+        while database._idle:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(database._idle.pop()))
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _close_all(idle: deque[sqlite3.Connection]) -> None:
