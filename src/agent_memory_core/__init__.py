@@ -28,9 +28,11 @@ except ImportError as error:
     ) from error
 
 from agent_memory_core.adapter import AdapterSettings
-from agent_memory_core.config import EngineConfig, SamplingParams, resolve_sampling, resolve_settings
+from agent_memory_core.config import EngineConfig, SamplingParams
+from agent_memory_core.environment import resolve_sampling, resolve_settings
 from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
 from agent_memory_core.messages import (
+    BranchInfo,
     ChatRequest,
     ChatResult,
     Delta,
@@ -43,7 +45,9 @@ from agent_memory_core.messages import (
     TurnReport,
     Usage,
 )
+from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import sampling_for, settings_for
+from agent_memory_core.storage.block_store import CheckReport
 
 __all__ = [
     "AdapterSettings",
@@ -51,10 +55,12 @@ __all__ = [
     "AgentMemoryError",
     "AsyncChatStream",
     "BackendMissing",
+    "BranchInfo",
     "Cancelled",
     "ChatRequest",
     "ChatResult",
     "ChatStream",
+    "CheckReport",
     "Delta",
     "EngineConfig",
     "EngineStopped",
@@ -64,6 +70,7 @@ __all__ = [
     "Message",
     "ModelError",
     "ModelNotFound",
+    "ParityResult",
     "PromptTooLong",
     "SamplingParams",
     "SessionInfo",

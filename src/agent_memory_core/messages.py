@@ -1,12 +1,19 @@
-"""What crosses the border of the package: requests in, deltas out. Plain frozen data, no behaviour."""
+"""What crosses the border of the package: requests in, deltas out. Plain frozen data, and the rules for names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agent_memory_core.config import SamplingParams
+from agent_memory_core.errors import InvalidRequest
+
+MAX_NAME = 512
+"""Most characters of a session id or a namespace."""
+
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 HitTier = Literal["none", "hot", "warm"]
@@ -89,6 +96,29 @@ class SessionKey:
     lane: str = ""
     ephemeral: bool = False
     is_thread: bool = field(default=False, compare=False)
+
+
+def validate_session_id(session_id: str) -> str:
+    """Return a session id that can be used. Almost any text can: it is a bound value and never part of a path.
+
+    Raises:
+        InvalidRequest: it is empty, longer than `MAX_NAME`, or has control characters or lone surrogates.
+    """
+    return _validate_name(session_id, "session id")
+
+
+def validate_namespace(namespace: str) -> str:
+    """Return a namespace that can be used, by the rules of `validate_session_id`."""
+    return _validate_name(namespace, "namespace")
+
+
+def _validate_name(name: str, what: str) -> str:
+    if isinstance(name, str) and 0 < len(name) <= MAX_NAME and not _FORBIDDEN.search(name):
+        return name
+    shown = repr(name)[:80]
+    raise InvalidRequest(
+        f"{shown} cannot be a {what}: use 1 to {MAX_NAME} characters without control characters."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +217,20 @@ class SessionInfo:
     created: float
     last_use: float
     is_thread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BranchInfo:
+    """One branch of a session on disk: a line of turns that continued each other."""
+
+    branch_id: int
+    tokens: int
+    """All tokens of the branch, prompt and answers."""
+    prompt_tokens: int
+    """The position of the token at which the model's last answer begins."""
+    lane: str
+    """The lane of the branch's last turn."""
+    created: float
+    """Seconds since the epoch."""
+    last_use: float
+    """Seconds since the epoch."""

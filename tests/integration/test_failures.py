@@ -192,7 +192,7 @@ def test_damage_on_disk_costs_time_and_is_told(llama: str, open_driver: Open, tm
     driver = open_driver(llama)
     question = [{"role": "user", "content": "7" * 300}]
     first = driver.turn(question, "s")
-    path = sorted((tmp_path / "store").rglob("b/*/*.safetensors"))[0]
+    path = sorted((tmp_path / "store").rglob("blocks/*/*.safetensors"))[0]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -245,7 +245,7 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
     engine = opened(name, tmp_path / "store")
     brief = Message("system", "You are terse and kind. " * 20)
     first = engine.turn([brief, user(50, "1")], "a")
-    opening = engine.engine.template.checkpoints(
+    opening = engine.engine.checkpoints.find(
         ChatRequest((brief, user(50, "1"))),
         engine.engine.template.encode(ChatRequest((brief, user(50, "1")))),
     )[0]
@@ -479,7 +479,7 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
         sink = engine.turn(talk)
         talk = [*talk, said(sink)]
         length = sink.report.usage.prompt_tokens
-        windows = len(list((tmp_path / "store").glob("ns/*/w/*/*.safetensors")))
+        windows = len(list((tmp_path / "store").glob("ns/*/windows/*/*.safetensors")))
         assert windows <= 2 * most, "a window behind the messages, and one behind the answer"
         kinds = [block.kind for block in (*memory.pool._evictable.values(), *memory.pool._held.values())]
         assert kinds.count("window") <= 2 * most

@@ -37,7 +37,7 @@ def test_a_new_session_with_a_known_system_prompt_computes_and_stores_only_its_o
     assert second.cache_read > 1000
     assert second.prompt_tokens - second.cache_read <= own
     new = {path: size for path, size in files(tmp_path / "store").items() if path not in before}
-    assert not [path for path in new if "/b/" in str(path)], "no full block is written twice"
+    assert not [path for path in new if "/blocks/" in str(path)], "no full block is written twice"
     assert sum(new.values()) < sum(before.values()) / 4
     shared = sum(files(tmp_path / "store").values())
     assert shared < sum(info.nbytes for info in driver.memory.sessions())
@@ -56,7 +56,7 @@ def test_the_cost_of_a_turn_does_not_grow_with_the_context(
         return real(parent, tokens)
 
     monkeypatch.setattr(blocks, "block_hash", counting)
-    monkeypatch.setattr("agent_memory_core.engine.sequence.block_hash", counting)
+    monkeypatch.setattr("agent_memory_core.blocks.chain.block_hash", counting)
     costs = {}
     for context in (512, 8192):
         session = f"s{context}"

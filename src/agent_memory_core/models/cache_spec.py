@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent_memory_core.config import EngineConfig, KvBits
@@ -40,7 +40,7 @@ _WITHOUT_CACHE = ("mlp", "moe")
 _LAYER_LISTS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
 """One entry a layer, which counts them where no number does."""
 
-_DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(EngineConfig)}
+_DEFAULTS: Mapping[str, Any] = {name: field.default for name, field in EngineConfig.model_fields.items()}
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_transformer_layers")
 

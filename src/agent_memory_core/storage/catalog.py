@@ -10,7 +10,6 @@ known, its bytes are a miss until it is committed again, and what hangs from it 
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,13 +18,11 @@ from typing import Any, Literal
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, unpack_tokens
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreFull
-from agent_memory_core.messages import SessionInfo
-from agent_memory_core.storage.database import VERSION, Database, is_alive, process_name
+from agent_memory_core.messages import SessionInfo, validate_session_id
+from agent_memory_core.storage.database import Database, is_alive, process_name
+from agent_memory_core.storage.folder import FORMAT
 
 SessionState = Literal["new", "live", "evicted", "other_model"]
-
-MAX_NAME = 512
-"""Most characters of a session id or a namespace."""
 
 MAX_CHILDREN = 1024
 """Most rows `Catalog.children` returns: the newest."""
@@ -33,7 +30,6 @@ MAX_CHILDREN = 1024
 _TOUCH_SECONDS = 60.0
 _TOMBSTONE_SECONDS = 30 * 24 * 3600.0
 _QUERY_KEYS = 256
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _COUNTED = """(SELECT count(*) FROM blocks c WHERE c.parent = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.head = blocks.key)
   + (SELECT count(*) FROM branches b WHERE b.tail = blocks.key)
@@ -137,29 +133,6 @@ class BranchCommit:
     is_thread: bool = False
 
 
-def validate_session_id(session_id: str) -> str:
-    """Return a session id, unless it cannot be one. Any other text can: it is a bound value and never part of a path.
-
-    Raises:
-        InvalidRequest: empty, longer than `MAX_NAME`, or with control characters or lone surrogates.
-    """
-    return _validate_name(session_id, "session id")
-
-
-def validate_namespace(namespace: str) -> str:
-    """Return a namespace, unless it cannot be one by the rules of `validate_session_id`."""
-    return _validate_name(namespace, "namespace")
-
-
-def _validate_name(name: str, what: str) -> str:
-    if isinstance(name, str) and 0 < len(name) <= MAX_NAME and not _UNFIT.search(name):
-        return name
-    shown = repr(name)[:80]
-    raise InvalidRequest(
-        f"{shown} cannot be a {what}: use 1 to {MAX_NAME} characters without control characters."
-    )
-
-
 class Catalog(Database):
     """Blocks, branches and sessions of one store."""
 
@@ -251,7 +224,7 @@ class Catalog(Database):
                 if db.execute("SELECT 1 FROM blocks WHERE key = ? AND stored", (row.key,)).fetchone() is None:
                     self._put(db, row, 0, used)
                     new += 1
-            db.execute(f"PRAGMA user_version = {VERSION}")
+            db.execute(f"PRAGMA user_version = {FORMAT}")
         return new
 
     def _put(self, db: sqlite3.Connection, row: BlockRow, owner: int, now: float) -> None:

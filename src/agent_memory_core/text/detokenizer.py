@@ -1,44 +1,46 @@
 """Token ids of one answer to text, reasoning and tool calls, as they become certain.
 
-Text is what the ids decode to, letter for letter: streamed pieces put together are the whole. One thing is left
-out: whitespace at the end of the text with tool calls in or after it, since templates write it themselves round
-a call. An answer of calls only has no text.
+The text is exactly what the ids decode to: the streamed pieces put together are the whole. One thing is left out:
+whitespace at the end of text in which, or after which, a tool call stands, because templates write that whitespace
+themselves. An answer that consists of calls only has no text.
 
-Stop strings are looked for in the answer's text only, across token pieces; the one that is complete first wins
-and nothing after its beginning is ever handed out. Spans are told apart by mlx-lm's state machine and read by
-its parser for the model; a model without one is read by the <tool_call> JSON convention if tools were offered.
+Stop strings are looked for in the answer's text only, also where they are spread over several tokens. The one that is
+complete first wins, and nothing from its beginning on is ever handed out. mlx-lm's state machine finds where thinking
+and tool calls begin and end. What a call says is for a `CallParser` to read (see `structured/tool_calls.py`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-from uuid import uuid4
+from typing import Any, Protocol
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.tool_parsers import json_tools
 
 from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, ToolCall
-from agent_memory_core.structured.tool_schema import plainly_typed
-from agent_memory_core.text.chat_template import TextDecoder
+from agent_memory_core.text.token_text import TextDecoder
 
-# What mlx-lm's parsers raise on text that is no call: json, ast and regular expressions that did not match.
-# RecursionError and MemoryError are how json and ast refuse deep nesting, OverflowError how int refuses infinity.
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+
+class CallParser(Protocol):
+    """Parses tool calls: where they stand in an answer, and what they say."""
+
+    @property
+    def start(self) -> str:
+        """The delimiter that begins a call."""
+
+    @property
+    def end(self) -> str:
+        """The delimiter that ends a call; empty where a call ends with the answer."""
+
+    def parse(self, span: str) -> list[ToolCall]:
+        """The calls in the text between two delimiters.
+
+        Raises:
+            ValueError: the text is not a call.
+        """
 
 
 def starts_in_reasoning(tokenizer: TokenizerWrapper, prompt: str | Sequence[int]) -> bool:
@@ -81,18 +83,21 @@ class Detokenizer:
         tokenizer: TokenizerWrapper,
         *,
         stop: Sequence[str] = (),
-        tools: Sequence[Mapping[str, Any]] = (),
+        calls: CallParser | None = None,
         in_reasoning: bool = False,
-        reads_calls: bool = True,
     ) -> None:
+        """Read the answer to one request.
+
+        Args:
+            stop: the answer ends where the first of these strings begins.
+            calls: parses the tool calls; without it their delimiters are text.
+            in_reasoning: the prompt ends inside a think block, see `starts_in_reasoning`.
+        """
         self.stopped, self.text = False, ""
-        self._tools = [plainly_typed(tool) for tool in tools] or None
-        delimiters = _delimiters(tokenizer, tools=bool(tools), reads_calls=reads_calls)
-        self._parse = delimiters.tool_parser
-        self._holds_space: bool = delimiters.has_tool_calling
+        self._calls = calls
         reasons = in_reasoning and tokenizer.has_thinking
         initial = tokenizer.response_initial_state or ("reasoning" if reasons else "normal")
-        self._spans = make_text_state_machine(delimiters).make_state(initial)
+        self._spans = make_text_state_machine(_Delimiters(tokenizer, calls)).make_state(initial)
         # Each stop string leads to a state of its own, which tells afterwards which it was.
         self._stop_of = {f"stop {i}": s for i, s in enumerate(stop) if s}
         edges = {
@@ -184,7 +189,7 @@ class Detokenizer:
 
     def _say(self, text: str, out: _Out) -> None:
         text = self._space + text
-        said = text.rstrip() if self._holds_space else text
+        said = text.rstrip() if self._calls is not None else text
         self._space = text[len(said) :]
         if said:
             self._after_call = False
@@ -206,11 +211,11 @@ class Detokenizer:
     def _end_call(self, out: _Out, rest: str = "") -> None:
         """Read the span that ended; ``rest`` is the beginning of an end marker that never came."""
         text, self._call, self._after_call = self._call, "", True
+        assert self._calls is not None, "without a parser no delimiter begins a call"
         try:
-            parsed = self._parse(text, self._tools)
-            out.calls += [_tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
-        except UNREADABLE as error:
-            out.invalid.append(InvalidToolCall(text + rest, f"{type(error).__name__}: {error}"))
+            out.calls += self._calls.parse(text)
+        except ValueError as error:
+            out.invalid.append(InvalidToolCall(text + rest, str(error)))
 
 
 class _Letters:
@@ -248,32 +253,17 @@ class _Letters:
         return bisect_right(self._ends, place)
 
 
-class _NoTools:
-    """A tokenizer whose model calls nothing: a mark in its answer is text as any other."""
+class _Delimiters:
+    """A tokenizer as mlx-lm's state machine reads it, with the delimiters of the calls that are looked for."""
 
-    has_tool_calling = False
-
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+    def __init__(self, tokenizer: TokenizerWrapper, calls: CallParser | None) -> None:
         self._tokenizer = tokenizer
+        self.has_tool_calling = calls is not None
+        self.tool_call_start = calls.start if calls else ""
+        self.tool_call_end = calls.end if calls else ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
-
-
-class _JsonTools(_NoTools):
-    """A tokenizer read by the <tool_call> JSON convention."""
-
-    has_tool_calling = True
-    tool_call_start: str = json_tools.tool_call_start
-    tool_call_end: str = json_tools.tool_call_end
-    tool_parser = staticmethod(json_tools.parse_tool_call)
-
-
-def _delimiters(tokenizer: TokenizerWrapper, *, tools: bool, reads_calls: bool) -> Any:
-    """The tokenizer as the spans of this answer are told apart."""
-    if not reads_calls:
-        return _NoTools(tokenizer)
-    return _JsonTools(tokenizer) if tools and not tokenizer.has_tool_calling else tokenizer
 
 
 @dataclass(slots=True)
@@ -287,16 +277,3 @@ class _Out:
 
     def delta(self) -> Delta:
         return Delta(self.text, self.reasoning, tuple(self.calls), tuple(self.invalid))
-
-
-def _tool_call(parsed: Any) -> ToolCall:
-    """What a parser returned, as a call. A model's own id is kept: its template may write it again."""
-    name, arguments = parsed["name"], parsed.get("arguments", parsed.get("parameters", {}))
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"the name of the tool is {name!r}")
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"the arguments of {name} are no object")
-    own = parsed.get("id")
-    return ToolCall(name, arguments, own if isinstance(own, str) and own else f"call_{uuid4().hex[:16]}")

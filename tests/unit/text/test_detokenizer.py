@@ -12,17 +12,16 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from mlx_lm.generate import make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.tool_parsers import longcat, mistral, pythonic, qwen3_coder
 from support import made_tokenizers as made
 
-from agent_memory_core.messages import Delta
-from agent_memory_core.text.chat_template import ChatTemplate, TextDecoder
+from agent_memory_core.messages import ChatRequest, Delta
+from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
+from agent_memory_core.text.token_text import ExactTokenizer, TextDecoder
 
 Make = Callable[[], TokenizerWrapper]
 
 MAKES = [made.tiny_chat, made.llama3, made.thinks, made.metaspace, made.llama2]
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 LETTERS = "abc eé漢😀 \n\t.<tool>x{}\"'"
 texts, seeds, makes = st.text(LETTERS, max_size=40), st.integers(0, 2**32), st.sampled_from(MAKES)
@@ -49,8 +48,13 @@ def read(reader: Detokenizer, ids: Sequence[int]) -> Delta:
     return read
 
 
+def reader_of(tokenizer: TokenizerWrapper, **options: Any) -> Detokenizer:
+    """As the engine makes one for a request without tools."""
+    return Detokenizer(tokenizer, calls=parser_for(tokenizer, ChatRequest(())), **options)
+
+
 def read_text(tokenizer: TokenizerWrapper, text: str, **options: Any) -> Delta:
-    return read(Detokenizer(tokenizer, **options), tokens(tokenizer, text))
+    return read(reader_of(tokenizer, **options), tokens(tokenizer, text))
 
 
 def tokens(tokenizer: TokenizerWrapper, text: str) -> list[int]:
@@ -64,7 +68,7 @@ def tokens(tokenizer: TokenizerWrapper, text: str) -> list[int]:
 @given(makes, texts, seeds)
 @settings(max_examples=200, deadline=None)
 def test_streamed_text_is_the_whole_text(make: Make, text: str, seed: int) -> None:
-    assert read(Detokenizer(make()), made.spell(make(), text, seed)).text == text
+    assert read(reader_of(make()), made.spell(make(), text, seed)).text == text
 
 
 @given(makes, st.lists(st.integers(0, 400), max_size=12))
@@ -72,15 +76,15 @@ def test_streamed_text_is_the_whole_text(make: Make, text: str, seed: int) -> No
 def test_any_ids_read_as_the_branch_remembers_them(make: Make, ids: list[int]) -> None:
     """What the caller is told and what the next prompt is compared with must be one text."""
     ids = [i for i in ids if i not in make().added_tokens_decoder]
-    branch = template(make).text_of([*tokens(make(), "a"), *ids]).text[1:]
+    branch = exact(make).text_of([*tokens(make(), "a"), *ids]).text[1:]
     # Byte tokens that SentencePiece finds broken are shown broken together, also those that were whole when read.
     assume("\ufffd" not in branch or make not in (made.metaspace, made.llama2))
-    assert read(Detokenizer(make()), ids).text == branch
+    assert read(reader_of(make()), ids).text == branch
 
 
 @cache
-def template(make: Make) -> ChatTemplate:
-    return ChatTemplate(make())
+def exact(make: Make) -> ExactTokenizer:
+    return ExactTokenizer(make())
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -88,23 +92,23 @@ def template(make: Make) -> ChatTemplate:
     "text", ["  indented", "def f():\n    if x:\n        return 1\n", "a   b  \n\n\n c", " \n"]
 )
 def test_spaces_and_lines_are_kept(make: Make, text: str) -> None:
-    assert read(Detokenizer(make()), made.spell(make(), text, 0)).text == text
+    assert read(reader_of(make()), made.spell(make(), text, 0)).text == text
 
 
 def test_a_letter_of_several_tokens_is_held_until_it_is_whole() -> None:
-    reader, ids = Detokenizer(made.tiny_chat()), tokens(made.tiny_chat(), "a😀")
+    reader, ids = reader_of(made.tiny_chat()), tokens(made.tiny_chat(), "a😀")
     assert len(ids) == 5
     assert [reader.push(i).text for i in ids] == ["a", "", "", "", "😀"]
 
 
 def test_a_letter_that_never_became_whole_is_shown_broken() -> None:
-    reader, ids = Detokenizer(made.tiny_chat()), tokens(made.tiny_chat(), "a😀")
+    reader, ids = reader_of(made.tiny_chat()), tokens(made.tiny_chat(), "a😀")
     assert "".join(reader.push(i).text for i in ids[:3]) == "a"
     assert set(reader.finish().text) == {"\ufffd"}
 
 
 def test_text_that_is_no_marker_after_all_is_given() -> None:
-    reader = Detokenizer(made.tiny_chat())
+    reader = reader_of(made.tiny_chat())
     parts = [reader.push(i).text for i in tokens(made.tiny_chat(), "a <to") + tokens(made.tiny_chat(), "p>")]
     assert "".join(parts) == "a <top>"
     assert "<" not in "".join(parts[:-2])
@@ -116,7 +120,7 @@ def test_text_that_is_no_marker_after_all_is_given() -> None:
 @given(makes, texts, st.text(LETTERS, min_size=1, max_size=4), seeds)
 @settings(max_examples=300, deadline=None)
 def test_nothing_from_the_stop_string_on_is_given(make: Make, text: str, stop: str, seed: int) -> None:
-    reader = Detokenizer(make(), stop=[stop])
+    reader = reader_of(make(), stop=[stop])
     assert read(reader, made.spell(make(), text, seed)).text == text.split(stop)[0]
     assert reader.stopped == (stop in text)
 
@@ -127,7 +131,7 @@ def test_the_stop_string_that_is_complete_first_wins(
     make: Make, text: str, stops: list[str], seed: int
 ) -> None:
     places = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
-    assert read(Detokenizer(make(), stop=stops), made.spell(make(), text, seed)).text == (
+    assert read(reader_of(make(), stop=stops), made.spell(make(), text, seed)).text == (
         text[: min(places)[1]] if places else text
     )
 
@@ -137,7 +141,7 @@ def test_the_stop_string_that_is_complete_first_wins(
 def test_kept_tokens_stand_for_text_before_the_stop_string(
     make: Make, text: str, stop: str, seed: int
 ) -> None:
-    reader, ids = Detokenizer(make(), stop=[stop]), made.spell(make(), text, seed)
+    reader, ids = reader_of(make(), stop=[stop]), made.spell(make(), text, seed)
     read(reader, ids)
     kept = TextDecoder(make()).inner(ids[: reader.kept])
     given_text = text.split(stop)[0]
@@ -152,7 +156,7 @@ def test_kept_tokens_stand_for_text_before_the_stop_string(
 def test_a_token_that_holds_the_beginning_of_the_stop_string_is_not_kept() -> None:
     tokenizer = made.tiny_chat()
     assert len(tokens(tokenizer, " remember")) == 1
-    reader, ids = Detokenizer(tokenizer, stop=["emem"]), tokens(tokenizer, "the remember is")
+    reader, ids = reader_of(tokenizer, stop=["emem"]), tokens(tokenizer, "the remember is")
     before = len(tokens(tokenizer, "the"))
     assert read(reader, ids).text == "the r"
     assert reader.kept == before
@@ -237,7 +241,7 @@ def test_only_space_that_ends_in_a_call_is_left_out(answer: str, text: str) -> N
 
 
 def test_a_call_is_given_as_soon_as_it_is_closed() -> None:
-    reader = Detokenizer(made.tiny_chat())
+    reader = reader_of(made.tiny_chat())
     deltas = [reader.push(i) for i in tokens(made.tiny_chat(), CALL)]
     assert [len(delta.tool_calls) for delta in deltas] == [0] * (len(deltas) - 1) + [1]
 
@@ -246,7 +250,7 @@ def test_a_call_is_given_as_soon_as_it_is_closed() -> None:
 @settings(max_examples=100, deadline=None)
 def test_calls_are_read_however_they_are_spelled(seed: int, arguments: dict[str, Any]) -> None:
     text = "<tool_call>" + json.dumps({"name": "f", "arguments": arguments}) + "</tool_call>"
-    got = read(Detokenizer(made.tiny_chat()), made.spell(made.tiny_chat(), text, seed))
+    got = read(reader_of(made.tiny_chat()), made.spell(made.tiny_chat(), text, seed))
     assert [dict(call.arguments) for call in got.tool_calls] == [arguments]
     assert got.invalid_tool_calls == ()
 
@@ -262,93 +266,15 @@ def test_a_call_cut_in_two_is_given_as_text() -> None:
     assert [call.text for call in got.invalid_tool_calls] == ['{"name": "a</too']
 
 
-@pytest.mark.parametrize(
-    "inner",
-    [
-        "",
-        '{"name": "f", "argum',
-        '{"name": "f", "arguments": [1]}',
-        '{"name": "f", "arguments": "not json"}',
-        '{"name": 3, "arguments": {}}',
-        '{"arguments": {}}',
-        "[1, 2]",
-        "null",
-        "7",
-        "[" * 5_000,
-    ],
-)
-def test_an_unreadable_call_is_given_as_text(inner: str) -> None:
-    got = read(
-        Detokenizer(made.tiny_chat()), tokens(made.tiny_chat(), f"<tool_call>{inner}</tool_call>after")
-    )
-    assert got.tool_calls == ()
-    assert [call.text for call in got.invalid_tool_calls] == [inner]
-    assert got.invalid_tool_calls[0].error
-    assert got.text == "after"
+def test_without_a_parser_a_call_is_text() -> None:
+    assert read(Detokenizer(made.tiny_chat()), tokens(made.tiny_chat(), f"a {CALL}\n")).text == f"a {CALL}\n"
 
 
-@pytest.mark.parametrize(
-    ("inner", "arguments"),
-    [
-        ('{"name": "f", "arguments": "{\\"x\\": 1}"}', {"x": 1}),
-        ('{"name": "f", "parameters": {"x": 1}}', {"x": 1}),
-        ('{"name": "f"}', {}),
-    ],
-)
-def test_arguments_are_a_dict_in_any_form(inner: str, arguments: dict[str, Any]) -> None:
-    got = read_text(made.tiny_chat(), f"<tool_call>{inner}</tool_call>")
-    assert [dict(call.arguments) for call in got.tool_calls] == [arguments]
-
-
-def with_parser(parser: Any) -> TokenizerWrapper:
-    return TokenizerWrapper(
-        made.llama3()._tokenizer,
-        tool_call_start=parser.tool_call_start,
-        tool_call_end=parser.tool_call_end,
-        tool_parser=parser.parse_tool_call,
-    )
-
-
-@pytest.mark.parametrize(
-    ("parser", "inner"),
-    [
-        (pythonic, "[f(x=1), g(x=2)]"),
-        (
-            mistral,
-            '[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"x": 2}, "id": "abcdefghi"}]',
-        ),
-    ],
-)
-def test_a_span_may_hold_several_calls(parser: Any, inner: str) -> None:
-    got = read_text(with_parser(parser), parser.tool_call_start + inner + parser.tool_call_end)
-    assert [(call.name, dict(call.arguments)) for call in got.tool_calls] == [
-        ("f", {"x": 1}),
-        ("g", {"x": 2}),
-    ]
-    assert got.tool_calls[0].id.startswith("call_")
-    assert parser is pythonic or got.tool_calls[1].id == "abcdefghi", "the model's own id"
-
-
-@pytest.mark.parametrize(
-    ("parser", "inner"),
-    [
-        (longcat, "no name"),
-        (qwen3_coder, "<function=f><parameter=n>\ninf\n</parameter></function>"),
-        (qwen3_coder, "<function=f><parameter=n>\nx\n</parameter></function>"),
-        (pythonic, "["),
-    ],
-)
-def test_no_parser_raises(parser: Any, inner: str) -> None:
-    properties = {"n": {"type": "integer"}}
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}]
-    got = read_text(with_parser(parser), parser.tool_call_start + inner + parser.tool_call_end, tools=tools)
-    assert [call.text for call in got.invalid_tool_calls] == [inner]
-
-
-def test_a_model_without_a_parser_calls_by_the_convention_if_tools_were_offered() -> None:
-    assert not made.llama3().has_tool_calling
-    assert [call.name for call in read_text(made.llama3(), CALL, tools=[TOOL]).tool_calls] == ["f"]
-    assert read_text(made.llama3(), CALL).text == CALL
+def test_a_call_that_cannot_be_parsed_is_given_as_text() -> None:
+    got = read_text(made.tiny_chat(), "<tool_call>no call</tool_call>after")
+    assert [call.text for call in got.invalid_tool_calls] == ["no call"]
+    assert (got.tool_calls, got.text) == ((), "after")
+    assert got.invalid_tool_calls[0].error.startswith("JSONDecodeError: ")
 
 
 def test_markers_are_those_of_mlx_lm() -> None:

@@ -1,0 +1,93 @@
+"""The text of a tool call to a `ToolCall`, by the parser that mlx-lm has for the model.
+
+A model that mlx-lm has no parser for is read by the <tool_call> JSON convention, if the request offers tools.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tool_parsers import json_tools
+
+from agent_memory_core.messages import ChatRequest, ToolCall
+from agent_memory_core.structured.tool_schema import Tool, plainly_typed
+
+_UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What mlx-lm's parsers raise on text that is not a call.
+
+They use json, ast and regular expressions that may not match. RecursionError and MemoryError are how json and ast
+refuse deep nesting. OverflowError, an ArithmeticError, is how int refuses infinity.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallParser:
+    """Parses the calls that one model writes."""
+
+    start: str
+    """The delimiter that begins a call."""
+    end: str
+    """The delimiter that ends a call; empty where a call ends with the answer."""
+    parse_span: Callable[[str, Any], Any]
+    """mlx-lm's parser of the text between the delimiters. Its second argument is the tools, or None."""
+    tools: tuple[Tool, ...] = ()
+    """The tools that the request offers: some parsers read a value by the type that its schema names."""
+
+    def offering(self, *tools: Tool) -> ToolCallParser:
+        """The same parser, told of these tools."""
+        return replace(self, tools=tuple(plainly_typed(tool) for tool in tools))
+
+    def parse(self, span: str) -> list[ToolCall]:
+        """The calls in ``span``, which stood between the delimiters.
+
+        Raises:
+            ValueError: the text is not a call.
+        """
+        try:
+            parsed = self.parse_span(span, list(self.tools) or None)
+            return [_tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
+        except _UNREADABLE as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def model_parser(tokenizer: TokenizerWrapper) -> ToolCallParser:
+    """The model's own parser, else that of the <tool_call> JSON convention."""
+    source = tokenizer if tokenizer.has_tool_calling else json_tools
+    parse = tokenizer.tool_parser if tokenizer.has_tool_calling else json_tools.parse_tool_call
+    return ToolCallParser(source.tool_call_start, source.tool_call_end, parse)
+
+
+def parser_for(tokenizer: TokenizerWrapper, request: ChatRequest) -> ToolCallParser | None:
+    """What parses the calls in the answer to ``request``; None where a delimiter in it is text like any other."""
+    if request.tool_choice == "none" or (request.response_schema is not None and not request.tools):
+        return None
+    if not request.tools and not tokenizer.has_tool_calling:
+        return None
+    return model_parser(tokenizer).offering(*request.tools)
+
+
+def _tool_call(parsed: Any) -> ToolCall:
+    """What mlx-lm's parser returned, as a call. A model's own id is kept: its template may write it again."""
+    name, arguments = parsed["name"], parsed.get("arguments", parsed.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of the tool is {name!r}")
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"the arguments of {name} are not an object")
+    own = parsed.get("id")
+    return ToolCall(name, arguments, own if isinstance(own, str) and own else f"call_{uuid4().hex[:16]}")
