@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlx.nn as nn
 import pytest
 
 
@@ -17,5 +16,5 @@ def _runs_no_model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("this test runs a model: mark it with pytest.mark.model")
 
-    monkeypatch.setattr(nn.Embedding, "__call__", refuse)
-    monkeypatch.setattr(nn.QuantizedEmbedding, "__call__", refuse)
+    monkeypatch.setattr("mlx.nn.Embedding.__call__", refuse)
+    monkeypatch.setattr("mlx.nn.QuantizedEmbedding.__call__", refuse)
