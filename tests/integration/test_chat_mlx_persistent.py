@@ -286,7 +286,7 @@ def test_what_cannot_be_read_is_refused(llm: ChatMLXPersistent) -> None:
 
 
 def idle(llm: ChatMLXPersistent) -> Callable[[], bool]:
-    return lambda: not any(llm.memory.stats()[name] for name in ("waiting", "running"))
+    return lambda: not (llm.memory.stats().waiting or llm.memory.stats().running)
 
 
 def test_leaving_a_stream_frees_its_place(llm: ChatMLXPersistent) -> None:

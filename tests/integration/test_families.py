@@ -1,4 +1,8 @@
-"""Every kind of attention: resumed is uninterrupted, whatever the layers keep."""
+"""Every kind of attention: a resumed turn is the uninterrupted one, whatever the layers keep.
+
+That a turn's bits do not depend on where its KV lay is tried on every family. The other properties follow from the
+kinds of layers alone, so they are tried on one family for each combination of kinds.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,38 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from support import families
-from support.engine_driver import RecordingSink
+from support.engine_driver import RecordingSink, SteppedEngine
 
-from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
-from agent_memory_core.engine.engine import Engine
+from agent_memory_core import (
+    ChatRequest,
+    EngineConfig,
+    FirstToken,
+    Message,
+    SamplingParams,
+    SessionKey,
+    TurnEvent,
+    TurnFinished,
+    TurnProgress,
+    TurnQueued,
+)
+from agent_memory_core.engine.events import Event
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models import parity
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.text.checkpoints import CheckpointFinder
 
 BLOCK = 64
-ROUNDED = ("gemma3", "gpt_oss", "deepseek_v3", "qwen3_next", "mamba2", "baichuan_m1", "recurrent_gemma")
-"""Families of every kind, which are also tried in the default encoding."""
+REPRESENTATIVES = (
+    "gemma3",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_next",
+    "mamba2",
+    "baichuan_m1",
+    "recurrent_gemma",
+    "llama4",
+)
+"""One family for each combination of layer kinds; these are also tried in the default encoding."""
 MIB = 2**20
 Talk = list[Message]
 
@@ -44,35 +69,29 @@ class Watched:
             )
         )
         self.store = BlockStore(store) if store is not None else None
-        self.engine = Engine(families.loaded(name), config, 64 * MIB, self.store)
+        self.engine = SteppedEngine(families.loaded(name), config, 64 * MIB, self.store)
         self.chunks: list[list[int]] = []
         self.logits: list[mx.array] = []
         self.prompts: list[list[int]] = []
         self.live: list[Any] = []
-        self._watch()
+        self.engine.observers.add(self._observe)
 
-    def _watch(self) -> None:
-        prefill, finish, add = self.engine.runner.prefill, self.engine._finish, self.engine.scheduler.add
-
-        def added(sequence: Any) -> None:
-            self.prompts.append(list(sequence.token_ids))
-            add(sequence)
-
-        def prefilled(row: Any, ids: Any, *, logits: bool) -> mx.array | None:
-            found = prefill(row, ids, logits=logits)
-            if row.alone is None:
-                self.chunks.append(list(ids))
-                if found is not None:
-                    self.logits.append(found)
-            return found
-
-        def finished(turn: Any, cache: list[Any], reason: Any) -> None:
-            self.live = cache
-            finish(turn, cache, reason)
-
-        self.engine.runner.prefill = prefilled  # type: ignore[method-assign, assignment]
-        self.engine._finish = finished  # type: ignore[method-assign]
-        self.engine.scheduler.add = added  # type: ignore[method-assign]
+    def _observe(self, event: Event) -> None:
+        if not isinstance(event, TurnEvent):
+            return
+        turn = self.engine.turns.get(event.turn.turn_id)
+        if isinstance(event, TurnQueued):
+            assert turn is not None
+            self.prompts.append(list(turn.sequence.token_ids))
+        elif isinstance(event, TurnProgress):
+            assert turn is not None
+            self.chunks.append(turn.sequence.token_ids[event.start : event.stop])
+        elif isinstance(event, FirstToken):
+            self.logits.append(event.logits)
+        elif isinstance(event, TurnFinished):
+            assert turn is not None
+            assert turn.slot is not None
+            self.live = turn.slot.cache
 
     def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> RecordingSink:
         sink = RecordingSink()
@@ -100,7 +119,7 @@ class Watched:
         return sink
 
     def evict(self) -> None:
-        self.engine.pool.discard(list(self.engine.pool._evictable))
+        self.engine.evict()
 
     def close(self) -> None:
         self.engine.close()
@@ -120,9 +139,20 @@ def opened() -> Iterator[Callable[..., Watched]]:
         engine.close()
 
 
-@pytest.fixture(params=families.CONFIGS)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+every_family = pytest.mark.parametrize("name", families.CONFIGS)
+one_of_each_kind = pytest.mark.parametrize("name", REPRESENTATIVES)
+
+
+def layer_kinds(name: str) -> frozenset[tuple[str, bool]]:
+    """The kinds of a family's layers, and whether their window is shorter than a block."""
+    layout = KvLayout(families.loaded(name).model)
+    windows = {(group.kind, 0 < group.reach < BLOCK) for group in layout.tokens}
+    return frozenset(windows | {(group.kind, False) for group in layout.whole})
+
+
+def test_every_combination_of_layer_kinds_has_its_representative() -> None:
+    represented = {layer_kinds(name) for name in REPRESENTATIVES}
+    assert {name for name in families.CONFIGS if layer_kinds(name) not in represented} == set()
 
 
 def plain(name: str, prompt: list[int], new: int) -> list[int]:
@@ -148,14 +178,15 @@ def user(count: int, digit: str = "1") -> Message:
 
 
 def conversation(count: int = 4) -> list[Message]:
-    """Questions of such lengths that branches end before, on and behind blocks and windows."""
+    """Questions of such lengths that branches end before, on and after blocks and windows."""
     return [user(80, "1"), user(11, "2"), user(130, "3"), user(47, "4")][:count]
 
 
+@every_family
 def test_hot_evicted_and_restarted_turns_are_the_same_bits(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
-    for bits in (None, "6/4") if name in ROUNDED else (None,):
+    for bits in (None, "6/4") if name in REPRESENTATIVES else (None,):
         store = tmp_path / str(bits).replace("/", "-")
         hot, evicted = (opened(name, store / kind, kv_bits=bits) for kind in ("hot", "evicted"))
         talk: Talk = [Message("system", "You are terse. " * 12)]
@@ -180,6 +211,7 @@ def test_hot_evicted_and_restarted_turns_are_the_same_bits(
         )
 
 
+@every_family
 def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -202,6 +234,7 @@ def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
         engine.close()
 
 
+@one_of_each_kind
 def test_chunked_is_whole(name: str, opened: Callable[..., Watched]) -> None:
     question = [user(230)]
     small, large = opened(name, None, prefill_chunk=64), opened(name, None, prefill_chunk=2048)
@@ -211,13 +244,14 @@ def test_chunked_is_whole(name: str, opened: Callable[..., Watched]) -> None:
     assert mx.abs(small.logits[-1] - large.logits[-1]).max() <= 1e-3 * scale
 
 
+@one_of_each_kind
 def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
     engine = opened(name, tmp_path / "store")
     brief = Message("system", "You are terse and kind. " * 20)
     first = engine.turn([brief, user(50, "1")], "a")
-    opening = engine.engine.checkpoints.find(
+    opening = CheckpointFinder(engine.engine.template).find(
         ChatRequest((brief, user(50, "1"))),
         engine.engine.template.encode(ChatRequest((brief, user(50, "1")))),
     )[0]
@@ -227,13 +261,14 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
             engine.evict()
         second = engine.turn([brief, user(40, "23"[evict])], "bc"[evict])
         got = second.report.usage.cache_read
-        rule = engine.engine.resume
+        rule = engine.engine.blocks.resume
         if rule.at_any_token or rule.inside_block:
             assert got >= opening // BLOCK * BLOCK
         else:
             assert got == opening
 
 
+@one_of_each_kind
 def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., Watched]) -> None:
     engine = opened(name, None)
     brief = Message("system", "You are terse and kind. " * 20)
@@ -245,6 +280,7 @@ def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., W
         assert sink.token_ids == plain(name, prompt, 8)[: len(sink.token_ids)]
 
 
+@one_of_each_kind
 def test_a_question_asked_again_goes_on_behind_the_messages(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -261,12 +297,14 @@ def test_a_question_asked_again_goes_on_behind_the_messages(
     assert once_more.report.usage.prompt_tokens - once_more.report.usage.cache_read <= 8
 
 
+@one_of_each_kind
 def test_a_fork_goes_on_as_the_original_does(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
     engine = opened(name, tmp_path / "store")
     first = engine.turn([user(150)])
-    engine.engine.fork(("default", "s"), "fork")
+    assert engine.store is not None
+    engine.store.fork("default", "s", "fork")
     talk = [user(150), said(first), user(30, "2")]
     one = engine.turn(talk, "s")
     end = one.report.usage.cache_read
@@ -279,6 +317,7 @@ def test_a_fork_goes_on_as_the_original_does(
     assert engine.store.check().clean
 
 
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "afm7"])
 def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., Watched]) -> None:
     questions = [[user(90, "1")], [user(20, "2")], [user(55, "3")]]
     alone = [opened(name, None).turn(question, None, 12).token_ids for question in questions]
@@ -288,6 +327,7 @@ def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., W
     assert [sink.token_ids for sink in sinks] == alone
 
 
+@one_of_each_kind
 def test_an_answer_longer_than_the_window_is_resumed_too(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -301,20 +341,21 @@ def test_an_answer_longer_than_the_window_is_resumed_too(
     assert usage.cache_read == made.prompt_tokens + made.completion_tokens
 
 
+@one_of_each_kind
 def test_a_cancelled_prompt_keeps_what_was_computed(name: str, opened: Callable[..., Watched]) -> None:
     engine = opened(name, None)
     sink = engine.start([user(400)], None)
     for _ in range(3):
         engine.engine.step()
     computed = sum(map(len, engine.chunks))
-    (seq_id,) = engine.engine._turns
+    (seq_id,) = engine.engine.turns
     engine.engine.cancel(seq_id)
     assert not sink.deltas
     assert computed >= 2 * BLOCK
     assert engine.turn([user(400)], None).report.usage.cache_read == computed
 
 
-@pytest.mark.parametrize("name", ["nemotron_h", "lfm2"], indirect=False)
+@pytest.mark.parametrize("name", ["nemotron_h", "lfm2"])
 def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -337,7 +378,7 @@ def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
     )
 
 
-@pytest.mark.parametrize("name", ["lfm2", "baichuan_m1"], indirect=False)
+@pytest.mark.parametrize("name", ["lfm2", "baichuan_m1"])
 def test_an_opening_is_shared_again_after_its_catalog_was_lost(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -377,7 +418,7 @@ def test_what_cannot_be_stored_is_computed_anew_and_said(
     second = engine.turn([user(150), said(first), user(5)])
     assert (second.report.usage.cache_read, second.report.miss_reason) == (0, "unsupported")
     assert second.token_ids == plain("llama", engine.prompts[-1], 8)
-    assert engine.engine.stats()["memory"]["blocks"] == 0
+    assert engine.engine.stats().memory.blocks == 0
 
 
 # Batches
@@ -422,21 +463,21 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
     first = other.turn([user(150)])
     assert other.turn([user(150), said(first), user(5)]).report.miss_reason == "unsupported"
     assert other.engine.parity.verify(BLOCK).resumed
-    assert opened("llama", tmp_path / "store").engine.resume.at_any_token
+    assert opened("llama", tmp_path / "store").engine.blocks.resume.at_any_token
 
 
 # Windows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"], indirect=False)
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"])
 def test_window_layers_take_no_more_than_the_windows_of_live_branches(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
     """20,000 tokens of conversation; what the window layers keep stays what it was after the first turns."""
     engine = opened(name, tmp_path / "store", prefill_chunk=2048)
     assert engine.store is not None
-    rule, memory = engine.engine.resume, engine.engine
+    rule, memory = engine.engine.blocks.resume, engine.engine
     most = len(rule.window_blocks(10 * BLOCK + 1)) + 1
     talk: Talk = []
     length = windows = 0

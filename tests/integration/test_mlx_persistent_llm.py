@@ -249,7 +249,7 @@ async def test_many_at_once_answer_as_one_by_one(llm: MLXPersistentLLM) -> None:
 
 
 def idle(llm: MLXPersistentLLM) -> Callable[[], bool]:
-    return lambda: not any(llm.memory.stats()[name] for name in ("waiting", "running"))
+    return lambda: not (llm.memory.stats().waiting or llm.memory.stats().running)
 
 
 def test_leaving_a_stream_frees_its_place(llm: MLXPersistentLLM) -> None:

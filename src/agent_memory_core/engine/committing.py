@@ -91,7 +91,12 @@ class Committing:
         return branch
 
     def commit(
-        self, turn: Turn, branch: Branch[TokenText] | None, tail: Block | None, last: Delta, report: TurnReport
+        self,
+        turn: Turn,
+        branch: Branch[TokenText] | None,
+        tail: Block | None,
+        last: Delta,
+        report: TurnReport,
     ) -> Ended | None:
         """Save a settled turn; None says that it ends when the writer has answered."""
         session = turn.session
@@ -116,9 +121,7 @@ class Committing:
         waiting.session.pending.remove(waiting.pending)
         if row is not None:
             branch.branch_id, branch.generation = row.branch_id, row.generation
-        report = dataclasses.replace(
-            waiting.report, branch_id=branch.branch_id, persisted=row is not None
-        )
+        report = dataclasses.replace(waiting.report, branch_id=branch.branch_id, persisted=row is not None)
         last = dataclasses.replace(waiting.last, report=report)
         return Ended(waiting.turn, report, last, is_saved=self._disk.keeps_turns)
 

@@ -75,7 +75,13 @@ class Engine:
     # -- a turn's beginning -------------------------------------------------------------------------------
 
     def submit(
-        self, request: ChatRequest, key: SessionKey, sink: OutputSink, *, prewarm: bool = False, arrived: float = 0
+        self,
+        request: ChatRequest,
+        key: SessionKey,
+        sink: OutputSink,
+        *,
+        prewarm: bool = False,
+        arrived: float = 0,
     ) -> int:
         """Queue a turn, for which background work makes way, and return its id.
 

@@ -81,7 +81,7 @@ class FirstToken(TurnEvent):
 
 @dataclass(frozen=True, slots=True)
 class TurnFinished(TurnEvent):
-    """The answer is complete. If the turn has a session on disk, its commit follows, and then its reader's last delta."""
+    """The answer is complete. If the turn has a session on disk, its commit follows, then its reader's last delta."""
 
     report: TurnReport
     """What it did; ``persisted`` is False, since the commit is still to come."""

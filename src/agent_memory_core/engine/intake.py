@@ -10,7 +10,7 @@ from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.persistence import Persistence
 from agent_memory_core.engine.retention import Keeper
 from agent_memory_core.engine.sequence import Sequence
-from agent_memory_core.engine.session_book import LiveSession, SessionBook
+from agent_memory_core.engine.session_book import SessionBook
 from agent_memory_core.engine.sinks import OutputSink
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.kv.records import KvBlocks

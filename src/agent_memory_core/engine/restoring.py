@@ -19,7 +19,12 @@ class Restoring:
     """Restores the admitted turns of one engine. Both calls say whether the turn is ready for its first chunk."""
 
     def __init__(
-        self, blocks: KvBlocks, scheduler: Scheduler, runner: ModelRunner, disk: Persistence, prefill_chunk: int
+        self,
+        blocks: KvBlocks,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        disk: Persistence,
+        prefill_chunk: int,
     ) -> None:
         self._blocks = blocks
         self._scheduler = scheduler

@@ -25,7 +25,7 @@ from agent_memory_core.engine.block_io import BranchPosition
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.messages import MissReason, SessionInfo
 from agent_memory_core.storage.catalog import BranchCommit, BranchRow, Catalog
-from agent_memory_core.text.token_text import TokenText, ExactTokenizer
+from agent_memory_core.text.token_text import ExactTokenizer, TokenText
 
 Owner = tuple[str, str]
 """Namespace and session id."""

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from agent_memory_core.engine.sinks import CANCELLED, FORKED, OutputSink
@@ -33,6 +34,7 @@ log = logging.getLogger("agent_memory")
 
 T = TypeVar("T")
 
+_FAULT = "the engine met a fault; the turns in flight are given up"
 CLOSED = "this engine was closed: open a new AgentMemory."
 
 
@@ -195,6 +197,7 @@ class EngineThread:
             log.exception("the engine could not be built")
             self._refuse(EngineStopped(f"the engine could not be built: {error!r}"))
             return
+        _close_before_mlx()
         self._engine = engine
         try:
             self._serve(engine)
@@ -208,6 +211,7 @@ class EngineThread:
                 more = engine.step()
             except Exception as error:
                 # The outermost loop: one fault must not end the thread and leave every caller waiting.
+                log.exception(_FAULT)
                 self._give_up(engine, error)
                 more = False
 
@@ -231,10 +235,10 @@ class EngineThread:
             engine.take(result)
         except Exception as error:
             # As in `_serve`.
+            log.exception(_FAULT)
             self._give_up(engine, error)
 
     def _give_up(self, engine: Engine, error: Exception) -> None:
-        log.exception("the engine met a fault; the turns in flight are given up")
         engine.fail_all(EngineStopped(f"the engine met a fault and gave this turn up: {error!r}"))
 
     def _end(self, engine: Engine) -> None:
@@ -294,6 +298,12 @@ def _close_all() -> None:
     # Daemon threads still run at this point; one that is inside MLX when the interpreter goes aborts it.
     for thread in list(_open):
         thread.close()
+
+
+@cache
+def _close_before_mlx() -> None:
+    """Close the engines before MLX cleans up at exit, although MLX was imported, and registered its own, later."""
+    atexit.register(_close_all)
 
 
 def _after_fork_in_child() -> None:

@@ -29,7 +29,6 @@ from agent_memory_core.structured.mask import LogitsProcessor
 from agent_memory_core.text.detokenizer import Detokenizer
 from agent_memory_core.text.token_text import TokenText
 
-
 _NOTHING = Delta()
 
 

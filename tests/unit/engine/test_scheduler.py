@@ -39,7 +39,7 @@ def chunks_of(limits: Limits, length: int, cached: int, checkpoints: set[int]) -
     block = Block(record_hash("tail", ROOT, known), ROOT, known, 1, None, kind="tail")
     pool.put(block)
     match = Match(end=Hit(block.hash, cached, block, stored=True, kind="tail"))
-    scheduler = Scheduler(pool, limits, lambda sequence: match)
+    scheduler = Scheduler(pool, limits, lambda sequence, without: match)
     inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < length))
     sequence = Sequence(
         ROOT, list(range(length)), limits.block_tokens, seq_id=0, max_tokens=0, checkpoints=inside
@@ -98,6 +98,7 @@ def test_a_live_caches_bytes_grow_with_its_tokens_up_to_the_window_and_never_wit
     assert fewer >= tokens * limits.bytes_per_token + min(tokens, full) * limits.window_bytes
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "lfm2", "mamba2", "recurrent_gemma"])
 def test_a_real_cache_keeps_to_the_bytes_that_are_reserved_for_it(name: str) -> None:
     """But for one step of growth: a buffer that grows does so from where its tokens end, on a step or not."""
