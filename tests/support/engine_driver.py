@@ -88,6 +88,11 @@ class SteppedEngine(Engine):
         self.observers = Observers()
         super().__init__(loaded, config, memory_bytes, store, self.results, self.observers)
 
+    @property
+    def busy(self) -> bool:
+        """Whether any turn is in flight."""
+        return bool(self.turns)
+
     def step(self) -> bool:
         self._take_results()
         return super().step()

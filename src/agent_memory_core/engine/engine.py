@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -19,10 +20,9 @@ from agent_memory_core.engine import events
 from agent_memory_core.engine.block_io import Loaded, Results, Saved
 from agent_memory_core.engine.committing import Ended
 from agent_memory_core.engine.model_runner import Step
-from agent_memory_core.engine.prewarm import Prewarm
 from agent_memory_core.engine.rooms import make_rooms
 from agent_memory_core.engine.scheduler import Chunk
-from agent_memory_core.engine.sinks import CANCELLED, DISCARD, OutputSink
+from agent_memory_core.engine.sinks import CANCELLED, OutputSink
 from agent_memory_core.engine.stats import Counters, MemoryStats, Stats
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.errors import AgentMemoryError, Cancelled
@@ -35,8 +35,6 @@ class Engine:
     """One model, one pool, one store. Not thread-safe: one thread owns it.
 
     Args:
-        loaded: the model.
-        config: its settings.
         memory_bytes: the budget for keys and values in memory.
         store: where turns outlast the engine; None keeps them in memory only.
         results: takes what the disk's threads did; whoever reads it hands each result to `take`.
@@ -67,11 +65,6 @@ class Engine:
         self._next_id = 0
         self._evicted = 0
 
-    @property
-    def busy(self) -> bool:
-        """Whether any turn is in flight."""
-        return bool(self.turns)
-
     # -- a turn's beginning -------------------------------------------------------------------------------
 
     def submit(
@@ -96,7 +89,7 @@ class Engine:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
             StoreFull: its session could not be saved.
         """
-        self._cancel_if_any(self.background.withdraw())
+        self.cancel(self.background.withdraw())
         turn = self.intake.turn(self._next_id, request, key, sink, prewarm=prewarm, arrived=arrived)
         return self._queue(turn)
 
@@ -115,21 +108,13 @@ class Engine:
     def _begin_background(self) -> bool:
         """Queue background work, if there is any that can be done."""
         while (work := self.background.next()) is not None:
-            try:
-                self.background.started(self._queue_background(work), work)
+            with suppress(
+                AgentMemoryError
+            ):  # Nobody asked for it: what does not fit is left to the next turn.
+                turn = self.intake.background_turn(self._next_id, work)
+                self.background.started(self._queue(turn), work)
                 return True
-            except AgentMemoryError:
-                # Nobody asked for it: where it does not fit, the next turn pays or is refused.
-                continue
         return False
-
-    def _queue_background(self, work: Prewarm) -> int:
-        asked = work.turn
-        return self._queue(
-            self.intake.turn(
-                self._next_id, asked.request, asked.key, DISCARD, prewarm=True, background=work.prompt
-            )
-        )
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -146,7 +131,9 @@ class Engine:
             self._decoded(self.turns[step.slot.seq_id], step)
         if batch.chunk is not None:
             self._prefill(self.turns[batch.chunk.sequence.seq_id], batch.chunk)
-        self._tell_evicted()
+        if evicted := self.pool.evicted - self._evicted:
+            self._evicted += evicted
+            self._observers.tell(events.BlocksEvicted(evicted))
         return self.scheduler.has_work() or (not self.turns and self._begin_background())
 
     def take(self, result: Loaded | Saved) -> None:
@@ -164,9 +151,8 @@ class Engine:
         assert turn.slot is not None
         sequence = turn.sequence
         wants_token = chunk.is_last and sequence.max_tokens > 0
-        logits = self.runner.prefill(
-            turn.slot, sequence.token_ids[chunk.start : chunk.stop], logits=wants_token
-        )
+        ids = sequence.token_ids[chunk.start : chunk.stop]
+        logits = self.runner.prefill(turn.slot, ids, logits=wants_token)
         self.scheduler.computed(chunk)
         self._observers.tell(events.TurnProgress(turn.info, chunk.start, chunk.stop, sequence.num_prompt))
         if logits is not None:
@@ -218,11 +204,6 @@ class Engine:
             persist = turn.session is not None and self.disk.keeps_turns
             self.scheduler.sealed(sequence, last, fresh, persist=persist)
 
-    def _tell_evicted(self) -> None:
-        if self.pool.evicted > self._evicted:
-            self._observers.tell(events.BlocksEvicted(self.pool.evicted - self._evicted))
-            self._evicted = self.pool.evicted
-
     # -- a turn's end -------------------------------------------------------------------------------------
 
     def _finish(self, turn: Turn, cache: list[Any], reason: FinishReason) -> None:
@@ -261,14 +242,14 @@ class Engine:
 
     # -- a turn cut short ---------------------------------------------------------------------------------
 
-    def cancel(self, seq_id: int) -> bool:
-        """Free a turn's place at once and tell its reader `Cancelled`; say whether it was in flight.
+    def cancel(self, seq_id: int | None) -> None:
+        """Free the place of a turn, if it is in flight, and tell its reader `Cancelled`.
 
         Its whole blocks stay findable in memory; its session is as it was.
         """
-        turn = self.turns.get(seq_id)
+        turn = self.turns.get(seq_id) if seq_id is not None else None
         if turn is None:
-            return False
+            return
         self.counters.cancelled += not turn.sequence.background
         report = turn.report("cancelled", len(turn.sequence.generated), self.loaded.name)
         if turn.slot is not None:
@@ -280,11 +261,6 @@ class Engine:
         self._close(turn)
         turn.sink.fail(Cancelled(CANCELLED))
         self._observers.tell(events.TurnCancelled(turn.info, report))
-        return True
-
-    def _cancel_if_any(self, seq_id: int | None) -> None:
-        if seq_id is not None:
-            self.cancel(seq_id)
 
     def fail_all(self, error: Exception) -> None:
         """Give every turn in flight the same error and start afresh; what is at rest stays."""
@@ -299,7 +275,7 @@ class Engine:
 
     def forget(self, owner: tuple[str, str]) -> bool:
         """Drop a session, given as namespace and session id, from memory; say whether it had a branch there."""
-        self._cancel_if_any(self.background.forget(owner))
+        self.cancel(self.background.forget(owner))
         return self.sessions.forget(owner)
 
     def stats(self) -> Stats:

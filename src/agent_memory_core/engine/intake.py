@@ -8,10 +8,11 @@ from agent_memory_core.blocks.block import BlockHash, common_prefix, root_hash
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.prewarm import Prewarm
 from agent_memory_core.engine.retention import Keeper
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import SessionBook
-from agent_memory_core.engine.sinks import OutputSink
+from agent_memory_core.engine.sinks import DISCARD, OutputSink
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
@@ -130,6 +131,11 @@ class Intake:
             arrived=arrived or time.perf_counter(),
             processors=[] if prewarm else self._grammars.processors(request, prompt),
         )
+
+    def background_turn(self, seq_id: int, work: Prewarm) -> Turn:
+        """Make a turn without an answer of background work. Raises as `turn` does."""
+        asked = work.turn
+        return self.turn(seq_id, asked.request, asked.key, DISCARD, prewarm=True, background=work.prompt)
 
     def ensure_room(self, turn: Turn) -> None:
         """Refuse a turn whose session could not be saved.
