@@ -46,7 +46,7 @@ from agent_memory_core.blocks.block import (
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumePolicy
+from agent_memory_core.blocks.resume_policy import EveryToken, LastTokens, ResumePolicy, WholeState
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull, StoreUnreadable
 from agent_memory_core.storage import block_file, block_store, folder as store_folder
@@ -769,7 +769,9 @@ def test_windows_and_tails_come_back_from_their_files_and_a_tails_words_from_its
     lose(folder)
     store = open_store(folder)
     tokens = ids(2 * BLOCK)
-    whole = PrefixCache(BlockPool(10 * FILE), ResumePolicy(BLOCK, window=3, whole=True))
+    whole = PrefixCache(
+        BlockPool(10 * FILE), ResumePolicy(BLOCK, (EveryToken(), LastTokens(3), WholeState()))
+    )
 
     def resumed(prompt: list[int]) -> list[BlockHash]:
         found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.catalog)
