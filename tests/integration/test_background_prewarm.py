@@ -381,8 +381,8 @@ def test_every_next_prompt_begins_with_it(text: str, next_word: str) -> None:
     more = ChatRequest((*asked.messages, answer, Message("user", next_word)))
     real = template.encode(more).token_ids
     assert common_prefix(ids, real) == len(ids)
-    assert template.text_of(ids).text.endswith("Ada.<|im_end|>\n<|im_start|>")
-    assert "know her" not in template.text_of(ids).text
+    assert template.tokenizer.text_of(ids).text.endswith("Ada.<|im_end|>\n<|im_start|>")
+    assert "know her" not in template.tokenizer.text_of(ids).text
 
 
 def test_thoughts_stay_while_tools_are_called_if_the_template_keeps_them() -> None:
@@ -397,7 +397,7 @@ def test_thoughts_stay_while_tools_are_called_if_the_template_keeps_them() -> No
     )
     real = template.encode(ChatRequest((*asked.messages, answer, *results))).token_ids
     assert common_prefix(ids, real) == len(ids)
-    assert "I will look." in template.text_of(ids).text
+    assert "I will look." in template.tokenizer.text_of(ids).text
 
 
 @pytest.mark.parametrize("tokenizer", [made.llama3, made.bare, made.untemplated, made.metaspace, made.llama2])
@@ -407,7 +407,7 @@ def test_tokenizers_of_every_kind_agree_on_it(tokenizer: Any) -> None:
     ids = lasting(template, asked, answer)
     real = template.encode(ChatRequest((*asked.messages, answer, Message("user", "Thanks.")))).token_ids
     assert common_prefix(ids, real) == len(ids)
-    assert "Ada." in template.text_of(ids).text
+    assert "Ada." in template.tokenizer.text_of(ids).text
 
 
 def test_an_answer_is_the_message_that_adapters_send_back() -> None:

@@ -1,32 +1,33 @@
-"""Where settings come from, in which order, and what is refused."""
+"""The declared settings: their ranges, the errors of wrong values, and which of them are equal."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+import os
+import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from agent_memory_core.config import (
-    _ALIASES,
-    _PARSERS,
-    _VARIABLES,
-    ALWAYS_ON,
-    RETIRED,
     EngineConfig,
+    ModelName,
     SamplingParams,
     default_memory_budget_bytes,
-    from_environment,
     known_settings,
-    resolve_sampling,
-    resolve_settings,
+    source_of,
 )
+from agent_memory_core.environment import resolve_sampling, resolve_settings
 from agent_memory_core.errors import InvalidRequest, InvalidSetting
 
 NOTHING: dict[str, str] = {}
 
 
-# The classes
+# Ranges and errors
 
 
 @pytest.mark.parametrize(
@@ -79,13 +80,6 @@ def test_a_sampling_value_outside_its_range_is_a_wrong_request(name: str, value:
         resolve_sampling({name: value}, NOTHING)
 
 
-def test_equal_settings_make_equal_configurations() -> None:
-    one = resolve_settings({"model": "m", "cache_dir": "/c"}, NOTHING)
-    other = resolve_settings({}, {"AGENT_MEMORY_MODEL": "m", "AGENT_MEMORY_CACHE_DIR": "/c"})
-    assert one == other
-    assert hash(one) == hash(other)
-
-
 def test_unknown_names_are_refused_with_a_choice() -> None:
     with pytest.raises(InvalidSetting, match=r"'kv_bit'.*kv_bits"):
         known_settings({"kv_bit": 4}, of=EngineConfig)
@@ -93,143 +87,114 @@ def test_unknown_names_are_refused_with_a_choice() -> None:
         resolve_settings({"kv_bit": 4}, NOTHING)
     with pytest.raises(InvalidSetting, match="'temperatur'"):
         resolve_sampling({"temperatur": 1}, NOTHING)
+    with pytest.raises(InvalidSetting, match="did you mean kv_bits"):
+        EngineConfig(**{"kv_bit": 4})
+    with pytest.raises(InvalidRequest, match="did you mean temperature"):
+        SamplingParams(**{"temperatur": 1})
 
 
-# The order of the sources
+EVERY = [(of, name) for of in (EngineConfig, SamplingParams) for name in of.model_fields]
 
 
-def test_constructor_then_environment_then_profile_then_default() -> None:
-    profile = {"max_batch_size": 2, "block_tokens": 64, "prefill_chunk": 512}
-    environ = {"AGENT_MEMORY_MAX_BATCH_SIZE": "3", "AGENT_MEMORY_BLOCK_TOKENS": "256"}
-    config = resolve_settings({"max_batch_size": 4}, environ, profile)
-    assert (config.max_batch_size, config.block_tokens, config.prefill_chunk) == (4, 256, 512)
-    assert config.kv_bits == EngineConfig().kv_bits
+@pytest.mark.parametrize(("of", "name"), EVERY)
+def test_every_field_says_what_it_is_and_where_it_is_read(of: Any, name: str) -> None:
+    field = of.model_fields[name]
+    assert field.description.endswith(".")
+    assert source_of(field).section in (None, "inference", "optimal", "thresholds")
+    assert name in of.model_json_schema()["properties"]
 
 
-def test_sampling_has_the_same_order_and_its_own_variables() -> None:
-    environ = {"AGENT_MEMORY_TEMPERATURE": "0.5", "AGENT_MEMORY_MAX_TOKENS": "9", "AGENT_MEMORY_MODEL": "m"}
-    params = resolve_sampling({"max_tokens": 7}, environ, {"temperature": 0.1, "top_k": 40})
-    assert params == SamplingParams(max_tokens=7, temperature=0.5, top_k=40)
+@pytest.mark.parametrize(("of", "name"), EVERY)
+@given(value=st.sampled_from([float("inf"), -1.5, object(), b"x", ("a", 1), {}, 10**30, -(10**30)]))
+def test_a_value_is_taken_or_refused_in_one_sentence(of: Any, name: str, value: object) -> None:
+    refused = ""
+    try:
+        of(**{name: value})
+    except of.ERROR as error:
+        refused = str(error)
+    assert refused == "" or re.fullmatch(rf"{name}={re.escape(repr(value))} is not valid: [^\n]+\.", refused)
 
 
-def test_an_explicit_none_is_given() -> None:
-    environ = {"AGENT_MEMORY_CACHE_DIR": "/somewhere", "AGENT_MEMORY_KV_BITS": "4"}
-    config = resolve_settings({"cache_dir": None, "kv_bits": None}, environ)
-    assert config.cache_dir is None
-    assert config.kv_bits is None
+def test_a_copy_with_other_values_is_checked() -> None:
+    changed = SamplingParams(top_k=3).replace(temperature=0.5)
+    assert (changed.top_k, changed.temperature) == (3, 0.5)
+    with pytest.raises(InvalidRequest, match="temperature=-1"):
+        changed.replace(temperature=-1)
+    with pytest.raises(InvalidSetting, match="max_batch_size=0"):
+        EngineConfig().replace(max_batch_size=0)
 
 
-def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENT_MEMORY_MODEL", "from-the-process")
-    monkeypatch.setenv("SEMANTIC_MLX_DEFAULT_MAX_TOKENS", "11")
-    assert resolve_settings({}).model == "from-the-process"
-    assert resolve_sampling({}).max_tokens == 11
+# What is equal
 
 
-# Reading the environment
+def test_equal_settings_make_equal_configurations() -> None:
+    one = resolve_settings({"model": "m", "cache_dir": "/c"}, NOTHING)
+    other = resolve_settings({}, {"AGENT_MEMORY_MODEL": "m", "AGENT_MEMORY_CACHE_DIR": "/c"})
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != one.replace(kv_bits=8)
+    assert hash(SamplingParams(top_k=1)) == hash(SamplingParams(top_k=1))
+
+
+@pytest.fixture
+def spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Names of one folder, which is below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("d").mkdir()
+    Path("link").symlink_to("d")
+    return ["d", "d/", "./d", "../" + tmp_path.name + "/d", "link", "~/d", Path("d"), str(tmp_path / "d")]
+
+
+@pytest.mark.parametrize("name", ["model", "cache_dir", "adapter_path"])
+def test_every_spelling_of_a_folder_is_one_configuration(spellings: list[Any], name: str) -> None:
+    configs = [EngineConfig(**{name: spelling}) for spelling in spellings]
+    assert len(set(configs)) == 1
+    assert len({hash(config) for config in configs}) == 1
+    os.chdir("/")
+    assert EngineConfig(**{name: "d"}) not in configs
+
+
+def test_a_model_is_called_what_the_user_called_it_wherever_it_is(spellings: list[Any]) -> None:
+    for spelling in spellings:
+        config = EngineConfig(model=spelling)
+        assert (config.model, config.model_location) == (str(spelling), str(Path("d").resolve()))
+
+
+CARRIED: list[Callable[[Any], Any]] = [
+    copy.copy,
+    copy.deepcopy,
+    lambda config: pickle.loads(pickle.dumps(config)),
+    lambda config: config.replace(kv_bits=config.kv_bits),
+    lambda config: config.model_copy(),
+    lambda config: EngineConfig(model=config.model),
+]
+
+
+@pytest.mark.parametrize("carry", CARRIED)
+def test_a_relative_model_is_where_it_was_when_it_was_named(
+    spellings: list[Any], monkeypatch: pytest.MonkeyPatch, carry: Callable[[Any], Any]
+) -> None:
+    config = EngineConfig(model="./d")
+    monkeypatch.chdir("/")
+    assert carry(config) == config
+    assert carry(config).model_location == config.model_location != EngineConfig(model="./d").model_location
 
 
 @pytest.mark.parametrize(
-    ("variable", "text", "field", "value"),
-    [
-        ("AGENT_MEMORY_KV_BITS", "6/4", "kv_bits", "6/4"),
-        ("AGENT_MEMORY_KV_BITS", "8/4", "kv_bits", "8/4"),
-        ("AGENT_MEMORY_KV_BITS", "4", "kv_bits", 4),
-        ("AGENT_MEMORY_KV_BITS", "none", "kv_bits", None),
-        ("AGENT_MEMORY_CACHE_DIR", "none", "cache_dir", None),
-        ("AGENT_MEMORY_CACHE_DIR", "~/kv", "cache_dir", Path.home() / "kv"),
-        ("AGENT_MEMORY_MEMORY_BUDGET_MB", "none", "memory_budget_mb", None),
-        ("AGENT_MEMORY_DURABILITY", "power", "durability", "power"),
-        ("AGENT_MEMORY_PREWARM", "idle", "prewarm", "idle"),
-        ("AGENT_MEMORY_SEED", "7", "seed", 7),
-        ("SEMANTIC_MLX_MODEL_ID", "org/m", "model", "org/m"),
-        ("SEMANTIC_MLX_CACHE_BUDGET_MB", "4096", "memory_budget_mb", 4096),
-        ("SEMANTIC_MLX_MAX_BATCH_SIZE", "2", "max_batch_size", 2),
-        ("SEMANTIC_MLX_KV_BITS", "None", "kv_bits", None),
-        ("SEMANTIC_MLX_BLOCK_TOKENS", "256", "block_tokens", 256),
-        ("SEMANTIC_MLX_MAX_CONTEXT_LENGTH", "100000", "context_length", 100000),
-        ("SEMANTIC_MLX_PREFILL_STEP_SIZE", "1024", "prefill_chunk", 1024),
-        ("SEMANTIC_MLX_DEFAULT_TEMPERATURE", "0.7", "temperature", 0.7),
-        ("SEMANTIC_AGENT_CACHE_DIR", "/kv", "cache_dir", Path("/kv")),
-    ],
+    ("name", "is_folder"),
+    [("tiny-chat", False), ("org/model", False), ("m", False), ("./m", True), ("~/m", True), ("a/b/c", True)],
 )
-def test_a_variable_is_read_as_its_field(variable: str, text: str, field: str, value: object) -> None:
-    assert from_environment({variable: text}) == {field: value}
+def test_a_name_that_can_be_no_folder_stays_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_folder: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-chat").mkdir()  # the embedded model goes before a folder of its name
+    assert Path(ModelName(name).location).is_absolute() == is_folder
+    assert is_folder or ModelName(name).location == name
 
 
-def test_every_field_but_those_of_one_request_has_a_variable_and_every_alias_means_one() -> None:
-    names = {f.name for of in (EngineConfig, SamplingParams) for f in fields(of)}
-    assert set(_PARSERS) == names - {"stop", "logprobs", "top_logprobs"}
-    assert set(_ALIASES.values()) <= set(_PARSERS)
-
-
-@pytest.mark.parametrize("variable", sorted(_VARIABLES))
-def test_an_empty_variable_is_refused(variable: str) -> None:
-    with pytest.raises(InvalidSetting, match=f"{variable}=''"):
-        from_environment({variable: ""})
-
-
-@pytest.mark.parametrize("name", ["kv_bits", "max_batch_size", "memory_budget_mb", "temperature", "seed"])
-def test_words_are_no_numbers(name: str) -> None:
-    with pytest.raises(InvalidSetting, match=f"'plenty' cannot be read as {name}"):
-        from_environment({f"AGENT_MEMORY_{name.upper()}": "plenty"})
-
-
-def test_a_value_outside_its_range_names_the_variable_too() -> None:
-    with pytest.raises(InvalidSetting, match=r"AGENT_MEMORY_BLOCK_TOKENS='100'.*64, 128 or 256"):
-        resolve_settings({}, {"AGENT_MEMORY_BLOCK_TOKENS": "100"})
-    with pytest.raises(InvalidSetting, match="SEMANTIC_MLX_DEFAULT_TEMPERATURE='-1'"):
-        resolve_sampling({}, {"SEMANTIC_MLX_DEFAULT_TEMPERATURE": "-1"})
-
-
-@pytest.mark.parametrize(
-    ("variable", "near"),
-    [
-        ("AGENT_MEMORY_MODLE", "AGENT_MEMORY_MODEL"),
-        ("AGENT_MEMORY_KVBITS", "AGENT_MEMORY_KV_BITS"),
-        ("SEMANTIC_MLX__MODEL_ID", "SEMANTIC_MLX_MODEL_ID"),
-        ("SEMANTIC_MLX_CACHE_BUDGET", "SEMANTIC_MLX_CACHE_BUDGET_MB"),
-        ("SEMANTIC_AGENT_CACHEDIR", "SEMANTIC_AGENT_CACHE_DIR"),
-    ],
-)
-def test_an_unknown_variable_is_refused_with_its_nearest_neighbour(variable: str, near: str) -> None:
-    with pytest.raises(InvalidSetting, match=rf"{variable}: did you mean {near}\?"):
-        resolve_settings({}, {variable: "1"})
-    with pytest.raises(InvalidSetting, match=variable):
-        resolve_sampling({}, {variable: "1"})
-
-
-@pytest.mark.parametrize("name", sorted(RETIRED))
-def test_a_variable_without_meaning_here_says_what_to_use_instead(name: str) -> None:
-    with pytest.raises(InvalidSetting, match="has no effect here") as refused:
-        from_environment({f"SEMANTIC_MLX_{name.upper()}": "1"})
-    assert RETIRED[name] in str(refused.value)
-
-
-@pytest.mark.parametrize("name", sorted(ALWAYS_ON))
-def test_a_switch_may_say_what_is_so_but_not_the_contrary(name: str) -> None:
-    variable = f"SEMANTIC_AGENT_{name.upper()}"
-    assert from_environment({variable: "true"}) == {}
-    with pytest.raises(InvalidSetting, match=f"{variable}='false' is not possible"):
-        from_environment({variable: "false"})
-
-
-def test_a_name_and_its_alias_must_agree() -> None:
-    both = {"AGENT_MEMORY_MAX_BATCH_SIZE": "4", "SEMANTIC_MLX_MAX_BATCH_SIZE": " 4"}
-    assert resolve_settings({}, both).max_batch_size == 4
-    both["SEMANTIC_MLX_MAX_BATCH_SIZE"] = "2"
-    with pytest.raises(InvalidSetting, match=r"AGENT_MEMORY_MAX_BATCH_SIZE='4' and SEMANTIC_\w+='2'"):
-        resolve_settings({}, both)
-
-
-def test_none_and_a_value_under_two_names_do_not_agree() -> None:
-    with pytest.raises(InvalidSetting, match="both set cache_dir"):
-        from_environment({"AGENT_MEMORY_CACHE_DIR": "none", "SEMANTIC_AGENT_CACHE_DIR": "/kv"})
-
-
-def test_other_peoples_variables_are_left_alone() -> None:
-    environ = {"HOME": "/", "MODEL": "x", "SEMANTIC_SERVER_PORT": "1", "AGENT_MEMORY_MODEL_CONFIGS": "/p"}
-    assert from_environment(environ) == {}
+# Defaults
 
 
 def test_the_memory_budget_is_never_more_than_a_quarter_of_the_machine(

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection, Sequence as ReadOnly
 from typing import Any
 
+import mlx.core as mx
+
 from agent_memory_core.blocks.block import Block, BlockHash, common_prefix, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
@@ -26,8 +28,9 @@ from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner, SessionBook, snapshot
-from agent_memory_core.engine.turn import DISCARD, Counters, OutputSink, Turn
-from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.engine.sinks import DISCARD, OutputSink
+from agent_memory_core.engine.turn import Counters, Turn
+from agent_memory_core.errors import Cancelled, InvalidRequest, SessionNotFound
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import (
@@ -39,16 +42,19 @@ from agent_memory_core.messages import (
     SessionKey,
     TurnReport,
 )
+from agent_memory_core.models.cache_spec import cache_spec
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.models.parity import ParityCheck
-from agent_memory_core.models.profile import Profile, cache_spec
+from agent_memory_core.models.profile import Profile
 from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.catalog import BranchRow
 from agent_memory_core.structured.grammar import Grammars
 from agent_memory_core.structured.tool_calls import parser_for
-from agent_memory_core.text.chat_template import ChatTemplate, Prompt, TokenText
+from agent_memory_core.text.chat_template import ChatTemplate
+from agent_memory_core.text.checkpoints import CheckpointFinder
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
+from agent_memory_core.text.token_text import Prompt, TokenText
 
 FORMAT = "1"
 """Version of what blocks hold; part of every root."""
@@ -80,6 +86,7 @@ class Engine:
         self._eos = frozenset(eos)
         self.runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size, self.parity.may_batch)
         self.template = ChatTemplate(loaded.tokenizer)
+        self.checkpoints = CheckpointFinder(self.template)
         self.grammars = Grammars(loaded.tokenizer, self.template)
         self.sessions = SessionBook(self.template, catalog, config.block_tokens)
         self.background = BackgroundPrewarm(
@@ -181,7 +188,7 @@ class Engine:
             processors=[] if prewarm else self.grammars.processors(request, prompt),
         )
         if not (self.resume.at_any_token or self.resume.unsupported):
-            turn.checkpoints = self.template.checkpoints(request, prompt)
+            turn.checkpoints = self.checkpoints.find(request, prompt)
             turn.sequence.checkpoints = () if self.resume.inside_block else turn.checkpoints
         return turn
 
@@ -455,7 +462,7 @@ class Engine:
         ids = tuple(sequence.token_ids[: sequence.num_computed])
         branch = turn.branch
         if branch is None:
-            branch = Branch(ids, self.template.text_of(ids), 0, [], None)
+            branch = Branch(ids, self.template.tokenizer.text_of(ids), 0, [], None)
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
@@ -474,8 +481,8 @@ class Engine:
 
     def _text(self, known: TokenText, ids: tuple[int, ...]) -> TokenText:
         if ids[: len(known.token_ids)] == known.token_ids:
-            return self.template.extend(known, ids[len(known.token_ids) :])
-        return self.template.text_of(ids)
+            return self.template.tokenizer.extend(known, ids[len(known.token_ids) :])
+        return self.template.tokenizer.text_of(ids)
 
     def _close(self, turn: Turn) -> None:
         if turn.branch is not None:
@@ -588,6 +595,7 @@ class Engine:
             if not self.resume.at_any_token:
                 self.retention.checkpoint(turn, cache, turn.sequence.num_computed)
         self._close(turn)
+        turn.sink.fail(Cancelled("the turn was cancelled before it ended; its session is as it was."))
         return True
 
     def fail_all(self, error: Exception) -> None:
@@ -607,6 +615,11 @@ class Engine:
             self.reader.close()
         if self.store is not None:
             self.store.close()
+
+    def leave_thread(self) -> None:
+        """Prepare the end of the thread that ran this engine: one that ran MLX and simply ends aborts the process."""
+        mx.synchronize()
+        mx.clear_streams()
 
 
 def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:

@@ -22,7 +22,8 @@ from agent_memory_core.engine.session_book import Owner
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.errors import AgentMemoryError
 from agent_memory_core.messages import ChatRequest, Delta, Message, SessionKey
-from agent_memory_core.text.chat_template import ChatTemplate, Prompt, TokenText
+from agent_memory_core.text.chat_template import ChatTemplate
+from agent_memory_core.text.token_text import Prompt, TokenText
 
 KEPT = 64
 """Ended turns that are remembered; older ones are let go."""
@@ -60,7 +61,7 @@ def lasting(
         asked = replace(request, messages=messages)
         prompts.append(template.encode(asked, known, generation_prompt=False).token_ids)
     ids = prompts[0][: common_prefix(*prompts)]
-    pieces = template.text_of(ids[-2 * SEAM :]).pieces
+    pieces = template.tokenizer.text_of(ids[-2 * SEAM :]).pieces
     open_end = pieces[-1].end - pieces[-1].start if len(pieces) > 1 else 0
     # A special token is a piece of one token, and nothing joins it.
     return ids[: len(ids) - open_end] if 1 < open_end <= SEAM else ids

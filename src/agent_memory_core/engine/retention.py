@@ -15,7 +15,7 @@ from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.storage.catalog import Catalog
-from agent_memory_core.text.chat_template import TokenText
+from agent_memory_core.text.token_text import TokenText
 
 
 class KvRetention:

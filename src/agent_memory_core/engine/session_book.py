@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from agent_memory_core.blocks.block import BlockHash, chain
 from agent_memory_core.blocks.branch import Branch, Session
 from agent_memory_core.storage.catalog import BranchCommit, BranchRow, Catalog
-from agent_memory_core.text.chat_template import ChatTemplate, TokenText
+from agent_memory_core.text.chat_template import ChatTemplate
+from agent_memory_core.text.token_text import TokenText
 
 Owner = tuple[str, str]
 """Namespace and session id."""
@@ -98,7 +99,7 @@ class SessionBook:
         token_ids = self._catalog.branch_tokens(row)
         return Branch(
             token_ids=token_ids,
-            text=self._template.text_of(token_ids),
+            text=self._template.tokenizer.text_of(token_ids),
             prompt_tokens=min(row.prompt_tokens, len(token_ids)),
             hashes=chain(row.root, token_ids, self._block_tokens),
             tail=row.tail,

@@ -1,9 +1,9 @@
-"""Model id or folder to weights, tokenizer and fingerprint.
+"""From a model's name to its weights, tokenizer and fingerprint.
 
-The fingerprint is what makes two models of equal geometry strangers: a sha256 over the architecture config,
-the adapter, the tokenizer's files and the weights (all bytes of small files; headers, sizes and evenly spaced
-samples of large ones). The chat template is left out: it decides which tokens are asked for, and tokens decide
-what is reused.
+The fingerprint tells two models of equal geometry apart, so that neither ever uses the stored KV of the other. It is a
+sha256 over the architecture config, the adapter, the tokenizer's files and the weights (all bytes of small files;
+headers, sizes and evenly spaced samples of large ones). The chat template is left out: it decides which tokens a prompt
+has, and stored KV is found by tokens.
 """
 
 from __future__ import annotations
@@ -19,21 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import _download, load
+from mlx_lm.utils import load
 
 from agent_memory_core.errors import ModelError, ModelNotFound
+from agent_memory_core.models.folder import find_model, stated_context
 
 log = logging.getLogger("agent_memory")
-
-EMBEDDED = {"tiny-chat": "tiny_chat"}
-"""Models shipped inside the package: name to folder."""
 
 WHOLE_FILE = 256 * 2**20
 """Weight files up to this many bytes are hashed whole."""
@@ -47,52 +40,32 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-_DEFAULT_CONTEXT = 32768
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run. ``context_length`` is in tokens; ``fingerprint`` is a sha256 hex digest."""
+    """A model ready to run."""
 
     name: str
+    """The model as the user wrote it."""
     model: Any
+    """The network, evaluated."""
     tokenizer: TokenizerWrapper
     fingerprint: str
+    """A sha256 hex digest, see the module's docstring."""
     context_length: int
+    """In tokens."""
     config: dict[str, Any]
-
-
-def find_model(model: str) -> Path:
-    """Return the folder of an embedded name, a folder, or a hub id (which may download it).
-
-    Raises:
-        ModelNotFound: there is none, or the hub cannot be reached.
-    """
-    if model in EMBEDDED:
-        return Path(__file__).parents[1] / EMBEDDED[model]
-    folder = Path(model).expanduser()
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(
-                f"the folder {model!r} has no config.json: give a folder in MLX or hub format."
-            )
-        return folder
-    looks_like_path = model.startswith((".", "~", "/")) or model.count("/") > 1
-    if looks_like_path:
-        raise ModelNotFound(f"there is no folder {model!r}: check the path.")
-    try:
-        return Path(_download(model))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFound(
-            f"no embedded model ({', '.join(EMBEDDED)}), folder or reachable hub model is called {model!r}: "
-            f"{error.__class__.__name__}. Check the name, or download it first and give its folder."
-        ) from error
+    """The model's config.json."""
 
 
 def load_model(model: str, adapter_path: str | None = None, context_length: int | None = None) -> LoadedModel:
     """Load weights and tokenizer, evaluated, on the calling thread.
 
-    ``context_length`` is what the model can take where its config states no limit.
+    Args:
+        model: an embedded name, a folder or a hub id.
+        adapter_path: a folder of LoRA adapters.
+        context_length: the limit in tokens where the model's config states none.
 
     Raises:
         ModelNotFound: there is no such model or adapter.
@@ -120,22 +93,13 @@ def load_model(model: str, adapter_path: str | None = None, context_length: int 
         model=network,
         tokenizer=tokenizer,
         fingerprint=fingerprint(folder, adapter_path),
-        context_length=_context_length(config, context_length),
+        context_length=stated_context(config, context_length),
         config=config,
     )
 
 
-def configured_context(model: str, context_length: int | None = None) -> int | None:
-    """The context length of `load_model`, in tokens, without loading; None for a model that is not here."""
-    folder = Path(__file__).parents[1] / EMBEDDED[model] if model in EMBEDDED else Path(model).expanduser()
-    try:
-        return _context_length(json.loads((folder / "config.json").read_text()), context_length)
-    except (OSError, ValueError):
-        return None
-
-
 def fingerprint(folder: Path, adapter_path: str | None = None) -> str:
-    """Hash everything that makes the KV of a token what it is, see the module's docstring."""
+    """Hash everything that the KV of a token depends on; see the module's docstring."""
     digest = hashlib.sha256(b"agent-memory model 1")
     _add_file(digest, folder / "config.json", whole=True)
     for file in sorted(folder.glob("*.safetensors")):
@@ -168,14 +132,6 @@ def _spans(size: int, *, whole: bool) -> Iterable[tuple[int, int]]:
         *((i * step, SAMPLE_BYTES) for i in range(SAMPLES)),
         (size - SAMPLE_BYTES, SAMPLE_BYTES),
     ]
-
-
-def _context_length(config: dict[str, Any], otherwise: int | None) -> int:
-    for part in (config, config.get("text_config") or {}):
-        length = part.get("max_position_embeddings")
-        if isinstance(length, int) and length > 0:
-            return length
-    return otherwise or _DEFAULT_CONTEXT
 
 
 def _without_compiler() -> None:

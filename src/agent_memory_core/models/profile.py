@@ -14,24 +14,26 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from agent_memory_core.config import (
-    ALWAYS_ON,
-    RETIRED,
     EngineConfig,
+    ModelName,
     SamplingParams,
+    absolute,
     check_setting,
-    resolve_sampling,
-    resolve_settings,
+    may_be_none,
+    profile_keys,
 )
+from agent_memory_core.environment import ALWAYS_ON, RETIRED, resolve_sampling, resolve_settings
 from agent_memory_core.errors import InvalidSetting
-from agent_memory_core.models.cache_spec import LAYER_TYPES, ModelCacheSpec, cache_spec as cache_spec
+from agent_memory_core.models.cache_spec import LAYER_TYPES, ModelCacheSpec
 
 log = logging.getLogger("agent_memory")
 
@@ -43,28 +45,12 @@ _GEOMETRY = ("n_layers", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window
 _OF_A_TYPE = ("count", "n_kv_heads", "head_dim", "v_head_dim", "sliding_window")
 """Keys of a [model.layers.<type>] table."""
 
-_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"seed", "stop", "logprobs", "top_logprobs"}
+_SAMPLING = profile_keys(SamplingParams, "inference")
 
 _THINKING = ("supports_thinking", "extended_thinking")
 
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
-    "optimal": {
-        "max_batch_size": "max_batch_size",
-        "kv_bits": "kv_bits",
-        "block_tokens": "block_tokens",
-        "prefill_chunk": "prefill_chunk",
-        "prefill_chunk_busy": "prefill_chunk_busy",
-        "prewarm": "prewarm",
-        "prefill_step_size": "prefill_chunk",
-        "chunked_prefill_max_chunk": "prefill_chunk",
-        "chunked_prefill_min_chunk": "prefill_chunk_busy",
-    },
-    "thresholds": {
-        "context_length": "context_length",
-        "memory_budget_mb": "memory_budget_mb",
-        "disk_budget_mb": "disk_budget_mb",
-        "min_free_mb": "min_free_mb",
-    },
+    section: profile_keys(EngineConfig, section) for section in ("optimal", "thresholds")
 }
 """Keys of a section, and the field of the engine's configuration that each one sets."""
 
@@ -83,23 +69,29 @@ Geometry = Mapping[str, int | tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One model's profile. ``settings`` and ``sampling`` go to `resolve_settings` and `resolve_sampling`.
-
-    ``layers`` is the geometry of the layers of one type, by type; ``path`` is the file that was read.
-    """
+    """One model's profile, read and checked for itself."""
 
     name: str
+    """The name of its file, without the ending."""
     model_id: str
+    """The model that it describes."""
     geometry: Geometry = field(default_factory=dict)
+    """What all layers have, or a list of what occurs."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `EngineConfig`, for `resolve_settings`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `SamplingParams`, for `resolve_sampling`."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the chat template."""
     benchmark: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured, and where."""
     layers: Mapping[str, Geometry] = field(default_factory=dict)
+    """The geometry of the layers of one type, by type."""
     path: Path | None = field(default=None, compare=False)
+    """The file that was read."""
 
     def check(self, spec: ModelCacheSpec) -> None:
-        """Hold the profile against the loaded model.
+        """Compare the profile with the loaded model.
 
         Raises:
             InvalidSetting: they disagree, so the profile is of another model.
@@ -142,17 +134,50 @@ def _listed(values: int | Iterable[int]) -> str:
 def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profile | None:
     """The profile of ``model`` (an embedded name, a folder or a hub id), or None where there is none.
 
-    It is matched by ``model_id``, by the last part of either path in lower case, or by the file's own name.
+    It is matched by ``model_id``, by the last part of either path in lower case, or by the file's own name. It is
+    read again only when a file of its folder has changed.
 
     Raises:
         InvalidSetting: the profile cannot be read, or a key of it is unknown.
     """
     for directory in profile_directories(environ):
-        for path in sorted(directory.glob("*.toml")):
-            document = _read(path)
-            if _matches(model, path.stem, document):
-                return _profile(path, document)
+        files = _files(directory, _last_change(directory))
+        location = model.location if isinstance(model, ModelName) else model
+        found = _find(model, location, tuple((path, _last_change(path)) for path in files))
+        if found is not None:
+            return found
     return None
+
+
+@lru_cache(maxsize=16)
+def _files(directory: Path, changed: int) -> tuple[Path, ...]:
+    """The profiles of a folder; ``changed`` makes a changed folder another one."""
+    return tuple(sorted(directory.glob("*.toml")))
+
+
+@lru_cache(maxsize=128)
+def _find(model: str, location: str, files: tuple[tuple[Path, int], ...]) -> Profile | None:
+    """The profile of ``model`` among ``files``, each with the time of its last change."""
+    for path, changed in files:
+        document = _read(path, changed)
+        if _matches({model, location}, path.stem, document):
+            return _profile(path, document)
+    return None
+
+
+_CLOCK_TICK = 2 * 10**9
+"""Nanoseconds within which two changes of a file may have the same time, on the coarsest file systems."""
+
+
+def _last_change(path: Path) -> int:
+    """A number that is another one after a change of ``path``; in nanoseconds, 0 where there is nothing."""
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        return 0
+    now = time.time_ns()
+    # What was changed just now may change again without a later time: it is taken as changed whenever it is asked for.
+    return changed if now - changed > _CLOCK_TICK else now
 
 
 def settings_for(explicit: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> EngineConfig:
@@ -185,11 +210,16 @@ def read_profile(path: Path) -> Profile:
     Raises:
         InvalidSetting: the file cannot be read, or a key of it is unknown or out of range.
     """
-    return _profile(path, _read(path))
+    return _profile(path, _read(path, _last_change(path)))
 
 
 def shipped_directory() -> Path:
     """Where the profiles of this distribution are: in the installed package, or beside ``src``."""
+    return _shipped_directory()
+
+
+@cache
+def _shipped_directory() -> Path:
     here = Path(__file__).resolve().parents[1]
     installed = here / "model_configs"
     return installed if installed.is_dir() else here.parents[1] / "model_configs"
@@ -205,7 +235,7 @@ def profile_directories(environ: Mapping[str, str] | None = None) -> list[Path]:
     shipped = [shipped_directory()]
     if CONFIGS_VARIABLE not in environ:
         return shipped
-    own = Path(environ[CONFIGS_VARIABLE]).expanduser()
+    own = _own_directory(environ[CONFIGS_VARIABLE])
     if not own.is_dir():
         raise InvalidSetting(
             f"{CONFIGS_VARIABLE}={environ[CONFIGS_VARIABLE]!r} is not a directory: unset or create it."
@@ -213,16 +243,22 @@ def profile_directories(environ: Mapping[str, str] | None = None) -> list[Path]:
     return [own, *shipped]
 
 
-def _read(path: Path) -> dict[str, Any]:
+@cache
+def _own_directory(text: str) -> Path:
+    """The folder that the variable names. A relative one is where it was when it was first asked for."""
+    return absolute(text)
+
+
+def _read(path: Path, changed: int) -> Mapping[str, Any]:
     try:
-        return _parsed(path, path.stat().st_mtime_ns)
+        return _parsed(path, changed)
     except (OSError, ValueError) as wrong:
         raise InvalidSetting(f"{path}: not a readable TOML file: {wrong}.") from wrong
 
 
-@cache
-def _parsed(path: Path, written: int) -> dict[str, Any]:
-    """A document that is only read; ``written`` makes a changed file another one."""
+@lru_cache(maxsize=128)
+def _parsed(path: Path, changed: int) -> Mapping[str, Any]:
+    """The document of a file; ``changed`` makes a changed file another one."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
@@ -230,11 +266,11 @@ def _last_part(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def _matches(model: str, stem: str, document: Mapping[str, Any]) -> bool:
+def _matches(spellings: Iterable[str], stem: str, document: Mapping[str, Any]) -> bool:
     section = document.get("model")
     model_id = section.get("model_id") if isinstance(section, dict) else None
     names = {stem} | ({_last_part(model_id)} if isinstance(model_id, str) else set())
-    return model == model_id or _last_part(model) in names
+    return any(model == model_id or _last_part(model) in names for model in spellings)
 
 
 _KNOWN: Mapping[str, frozenset[str]] = {
@@ -353,7 +389,7 @@ def _settings(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         for key, said in _section(path, document, section).items():
             name, where = names[key], _where(path, section, key)
             # TOML has no null.
-            value = None if key == "kv_bits" and said == "none" else said
+            value = None if said == "none" and may_be_none(EngineConfig, name) else said
             check_setting(EngineConfig, name, value, where)
             if settings.setdefault(name, value) != value:
                 raise InvalidSetting(f"{where}: {name} is already {settings[name]!r}. Delete one of the two.")

@@ -1,4 +1,4 @@
-"""The text of a new profile: what a model's live caches and its own files say, and every key that could be set."""
+"""The text of a new profile: what a model's live caches and files tell, and every key that could be set."""
 
 from __future__ import annotations
 
@@ -9,36 +9,42 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from agent_memory_core.config import EngineConfig, SamplingParams, check_setting
+from agent_memory_core.config import (
+    DEFAULT_DISK_MB,
+    DEFAULT_MEMORY_MB,
+    EngineConfig,
+    SamplingParams,
+    check_setting,
+    profile_keys,
+)
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.models.cache_spec import GLOBAL, LAYER_TYPES, ModelCacheSpec
+from agent_memory_core.models.folder import DEFAULT_CONTEXT
 
-_OF_GENERATION_CONFIG = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_new_tokens": "max_tokens",
+_GENERATION_CONFIG_KEYS = {
+    name: {"max_tokens": "max_new_tokens"}.get(name, name)
+    for name in profile_keys(SamplingParams, "inference")
 }
-"""Keys of a ``generation_config.json``, and the sampling default that each one is."""
+"""Each sampling default that a profile may hold, and its key in a ``generation_config.json``."""
 
 
 def stated_sampling(folder: Path) -> dict[str, Any]:
     """What a model's own ``generation_config.json`` recommends; nothing where it has none that can be used."""
     try:
-        said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        stated = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(said, dict):
+    if not isinstance(stated, dict):
         return {}
     found = {
-        name: said[key] for key, name in _OF_GENERATION_CONFIG.items() if _is_usable(name, said.get(key))
+        name: stated[key]
+        for name, key in _GENERATION_CONFIG_KEYS.items()
+        if _is_usable(name, stated.get(key))
     }
-    # There "do_sample" switches, and its temperature is 1 unless said; here temperature 0 is greedy.
-    if said.get("do_sample") is True:
+    # There "do_sample" switches sampling on, at temperature 1 unless another is given; here temperature 0 is off.
+    if stated.get("do_sample") is True:
         return {"temperature": 1.0, **found}
-    return {"temperature": 0.0} if said.get("do_sample") is False else found
+    return {"temperature": 0.0} if stated.get("do_sample") is False else found
 
 
 def _is_usable(name: str, value: Any) -> bool:
@@ -53,14 +59,16 @@ def stated_thinking(tokenizer: Any) -> bool | None:
     """Whether the model thinks unless its chat template is told otherwise; None where it cannot be told."""
     if not tokenizer.has_chat_template:
         return None
-    on, off = (_rendered(tokenizer, {"enable_thinking": said}) for said in (True, False))
+    on, off = (_rendered(tokenizer, {"enable_thinking": thinks}) for thinks in (True, False))
     return None if on is None or on == off else _rendered(tokenizer, {}) == on
 
 
-def _rendered(tokenizer: Any, said: Mapping[str, Any]) -> str | None:
+def _rendered(tokenizer: Any, arguments: Mapping[str, Any]) -> str | None:
     probe = [{"role": "user", "content": "hello"}]
     try:
-        text: str = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False, **said)
+        text: str = tokenizer.apply_chat_template(
+            probe, add_generation_prompt=True, tokenize=False, **arguments
+        )
     except TemplateError:
         return None
     return text
@@ -69,7 +77,7 @@ def _rendered(tokenizer: Any, said: Mapping[str, Any]) -> str | None:
 def profile_text(
     model_id: str, spec: ModelCacheSpec, sampling: Mapping[str, Any], thinks: bool | None
 ) -> str:
-    """A commented profile. Keys behind a # are the defaults: taking the # away sets one."""
+    """A commented profile. Every key that could be set stands there behind a #, with its default."""
     sections = [
         _head(model_id, spec),
         _model(model_id, spec),
@@ -97,7 +105,7 @@ def _line(key: str, value: Any) -> str:
 
 def _head(model_id: str, spec: ModelCacheSpec) -> Iterable[str]:
     yield f"# {json.dumps(model_id)[1:-1]}, as its live caches and its own files describe it."
-    yield "# A key behind # shows its default; take the # away to change it."
+    yield "# A line that begins with # shows a default; to change it, remove the # and write another value."
     for sentence in spec.contradictions:
         yield f"# Note: {sentence}."
 
@@ -110,9 +118,9 @@ def _geometry(spec: ModelCacheSpec, keys: Iterable[str], layer_type: str | None)
 
 
 def _geometry_keys(spec: ModelCacheSpec) -> list[str]:
-    """The keys worth saying; the width of values only where it is not that of the keys."""
-    alike = all(shape.key_dim == shape.value_dim for shape in spec.shapes)
-    return ["n_kv_heads", "head_dim", *([] if alike else ["v_head_dim"]), "sliding_window"]
+    """The keys to write; the width of values only where it differs from that of keys."""
+    equal_widths = all(shape.key_dim == shape.value_dim for shape in spec.shapes)
+    return ["n_kv_heads", "head_dim", *([] if equal_widths else ["v_head_dim"]), "sliding_window"]
 
 
 def _model(model_id: str, spec: ModelCacheSpec) -> Iterable[str]:
@@ -120,7 +128,7 @@ def _model(model_id: str, spec: ModelCacheSpec) -> Iterable[str]:
     yield "[model]"
     yield _line("model_id", model_id)
     if len(spec.layer_types) < spec.n_layers:
-        yield f"# {spec.n_layers - len(spec.layer_types)} of these keep nothing of their own."
+        yield f"# {spec.n_layers - len(spec.layer_types)} of these layers store no keys or values of their own."
     same = [key for key in _geometry_keys(spec) if len(spec.values_of(key)) == 1]
     yield from _geometry(spec, ["n_layers", *same], None)
 
@@ -139,7 +147,7 @@ def _inference(sampling: Mapping[str, Any], thinks: bool | None) -> Iterable[str
     yield "[inference]"
     if sampling:
         yield "# From the model's generation_config.json."
-    for key in (*_OF_GENERATION_CONFIG.values(),):
+    for key in _GENERATION_CONFIG_KEYS:
         if key in sampling:
             yield _line(key, sampling[key])
         else:
@@ -153,16 +161,24 @@ def _inference(sampling: Mapping[str, Any], thinks: bool | None) -> Iterable[str
 def _optimal() -> Iterable[str]:
     yield "# Settings that suit this model; the constructor and AGENT_MEMORY_* variables come first."
     yield "[optimal]"
-    for key in ("max_batch_size", "kv_bits", "block_tokens", "prefill_chunk", "prefill_chunk_busy"):
-        yield "# " + _line(key, getattr(EngineConfig(), key))
+    yield from _offered("optimal", {})
 
 
 def _thresholds(spec: ModelCacheSpec) -> Iterable[str]:
     yield "[thresholds]"
     if spec.context_length is None:
-        yield "# The model's config states no limit: say what its card says."
-    yield "# " + _line("context_length", spec.context_length or 32768)
-    yield "# Without these: a share of the machine's memory, and of the volume."
-    yield "# " + _line("memory_budget_mb", 8192)
-    yield "# " + _line("disk_budget_mb", 20480)
-    yield "# " + _line("min_free_mb", EngineConfig().min_free_mb)
+        yield "# The model's config states no limit: write the one from its model card."
+    yield "# The budgets below are the most that is used without them: a share of the machine's memory and volume."
+    known = {
+        "context_length": spec.context_length or DEFAULT_CONTEXT,
+        "memory_budget_mb": DEFAULT_MEMORY_MB,
+        "disk_budget_mb": DEFAULT_DISK_MB,
+    }
+    yield from _offered("thresholds", known)
+
+
+def _offered(section: str, known: Mapping[str, int]) -> Iterable[str]:
+    """A line behind # for each setting of a section, with its default, or one of ``known`` in place of None."""
+    defaults = EngineConfig()
+    for name in dict.fromkeys(profile_keys(EngineConfig, section).values()):
+        yield "# " + _line(name, known.get(name, getattr(defaults, name)))

@@ -21,7 +21,7 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, ToolCall
-from agent_memory_core.text.chat_template import TextDecoder
+from agent_memory_core.text.token_text import TextDecoder
 
 
 class CallParser(Protocol):

@@ -15,6 +15,8 @@ from support.live_caches import filled, run
 from agent_memory_core.kv.append import GROWTH, round_up
 from agent_memory_core.kv.layout import KvLayout
 
+pytestmark = pytest.mark.model
+
 CONFIGS = {
     config["model_type"]: config
     for config in (tiny_models.LLAMA, tiny_models.QWEN3, tiny_models.MISTRAL, tiny_models.DEEPSEEK_V2)

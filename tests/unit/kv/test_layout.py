@@ -17,6 +17,8 @@ from agent_memory_core.kv.parity_runs import copied
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.models.cache_spec import LAYER_TYPES
 
+pytestmark = pytest.mark.model
+
 KINDS = {
     "gemma3": {"window", "append"},
     "gemma3n": {"window", "append"},

@@ -142,6 +142,7 @@ def test_no_class_has_hidden_state_outside_its_attributes() -> None:
 # The ways in
 
 
+@pytest.mark.model
 def test_a_model_without_caches_of_its_own_gets_a_kv_cache_for_each_layer() -> None:
     model = tiny_models.build(tiny_models.LLAMA)
     assert [type(leaf) for leaf in cache.make_prompt_cache(model)] == [KVCache] * len(model.layers)

@@ -29,6 +29,8 @@ from agent_memory_core.kv.layer_kind import LayerGroup, Leaf, LiveBytes, shapes_
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.storage.block_store import BlockStore
 
+pytestmark = pytest.mark.model
+
 BLOCK = 64
 
 

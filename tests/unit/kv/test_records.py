@@ -19,6 +19,8 @@ from agent_memory_core.config import KvBits
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
 
+pytestmark = pytest.mark.model
+
 ROOT = root_hash({"a": "test"})
 SIZE = 32
 FAMILIES = ("llama", "gemma3", "gpt_oss", "lfm2", "baichuan_m1", "mamba2", "llama4")

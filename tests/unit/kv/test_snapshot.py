@@ -116,6 +116,7 @@ def test_the_size_of_a_state_is_part_of_its_identity() -> None:
     assert "cache.0:2" in grows
 
 
+@pytest.mark.model
 def test_states_of_a_model_take_the_bytes_that_they_take_live() -> None:
     model = families.build("mamba2")
     layout = KvLayout(model)

@@ -23,6 +23,7 @@ def built(name: str) -> tuple[Any, KvLayout]:
     return model, KvLayout(model)
 
 
+@pytest.mark.model
 def test_a_window_is_held_only_as_far_as_it_reaches() -> None:
     model, layout = built("gpt_oss")
     live = filled(model, 200)
@@ -37,6 +38,7 @@ def test_a_window_is_held_only_as_far_as_it_reaches() -> None:
     assert {x.shape[2] for x in segment.values()} == {families.SHORT - 1}
 
 
+@pytest.mark.model
 def test_windows_and_other_layers_are_counted_apart() -> None:
     _, layout = built("gemma3")
     window, append = layout.groups

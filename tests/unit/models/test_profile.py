@@ -11,7 +11,8 @@ import pytest
 from support.layer_groups import Group, live_groups, unevaluated
 from support.published_configs import CONFIGS
 
-from agent_memory_core.config import ALWAYS_ON, EngineConfig, SamplingParams
+from agent_memory_core.config import EngineConfig, SamplingParams
+from agent_memory_core.environment import ALWAYS_ON
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.models.cache_spec import ModelCacheSpec, cache_spec
 from agent_memory_core.models.profile import (

@@ -12,6 +12,7 @@ from support import made_tokenizers
 from support.layer_groups import Group, live_groups, unevaluated
 from support.published_configs import CONFIGS
 
+from agent_memory_core.config import EngineConfig, SamplingParams, profile_keys
 from agent_memory_core.models.cache_spec import ModelCacheSpec, cache_spec
 from agent_memory_core.models.profile import Profile, read_profile
 from agent_memory_core.models.profile_text import profile_text, stated_sampling, stated_thinking
@@ -61,8 +62,9 @@ def test_every_key_that_is_offered_can_be_set(tmp_path: Path) -> None:
     path = tmp_path / "all.toml"
     path.write_text(re.sub(r"^# (\[?\w+\]?( = .*)?)$", r"\1", text, flags=re.MULTILINE))
     profile = read_profile(path)
-    assert len(profile.settings) == 9
-    assert len(profile.sampling) == 6
+    sections = ("optimal", "thresholds")
+    assert set(profile.settings) == {n for s in sections for n in profile_keys(EngineConfig, s).values()}
+    assert set(profile.sampling) == set(profile_keys(SamplingParams, "inference"))
     assert profile.benchmark
 
 

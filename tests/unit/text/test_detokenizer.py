@@ -16,8 +16,8 @@ from support import made_tokenizers as made
 
 from agent_memory_core.messages import ChatRequest, Delta
 from agent_memory_core.structured.tool_calls import parser_for
-from agent_memory_core.text.chat_template import ChatTemplate, TextDecoder
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
+from agent_memory_core.text.token_text import ExactTokenizer, TextDecoder
 
 Make = Callable[[], TokenizerWrapper]
 
@@ -76,15 +76,15 @@ def test_streamed_text_is_the_whole_text(make: Make, text: str, seed: int) -> No
 def test_any_ids_read_as_the_branch_remembers_them(make: Make, ids: list[int]) -> None:
     """What the caller is told and what the next prompt is compared with must be one text."""
     ids = [i for i in ids if i not in make().added_tokens_decoder]
-    branch = template(make).text_of([*tokens(make(), "a"), *ids]).text[1:]
+    branch = exact(make).text_of([*tokens(make(), "a"), *ids]).text[1:]
     # Byte tokens that SentencePiece finds broken are shown broken together, also those that were whole when read.
     assume("\ufffd" not in branch or make not in (made.metaspace, made.llama2))
     assert read(reader_of(make()), ids).text == branch
 
 
 @cache
-def template(make: Make) -> ChatTemplate:
-    return ChatTemplate(make())
+def exact(make: Make) -> ExactTokenizer:
+    return ExactTokenizer(make())
 
 
 @pytest.mark.parametrize("make", MAKES)
