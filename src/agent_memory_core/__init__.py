@@ -47,7 +47,7 @@ from agent_memory_core.messages import (
 )
 from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import sampling_for, settings_for
-from agent_memory_core.storage.block_store import CheckReport
+from agent_memory_core.storage.audit import CheckReport
 
 __all__ = [
     "AdapterSettings",
