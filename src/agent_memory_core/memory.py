@@ -17,15 +17,15 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from agent_memory_core.backend import require_mlx
 from agent_memory_core.config import (
     EngineConfig,
     SamplingParams,
     default_memory_budget_bytes,
     known_settings,
 )
-from agent_memory_core.engine.engine import Engine
 from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
 from agent_memory_core.engine.thread import EngineThread, TurnHandle
 from agent_memory_core.errors import AgentMemoryError, InvalidRequest, SessionNotFound, StoreError
@@ -44,11 +44,13 @@ from agent_memory_core.messages import (
     validate_session_id,
 )
 from agent_memory_core.models.folder import configured_context
-from agent_memory_core.models.loader import load_model
-from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
+
+if TYPE_CHECKING:
+    from agent_memory_core.engine.engine import Engine
+    from agent_memory_core.models.parity import ParityResult
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""
@@ -287,6 +289,12 @@ class AgentMemory:
     def _build(self) -> Engine:
         # The store first: a directory that cannot be used is known before gigabytes are loaded.
         store = self._open_store()
+        require_mlx()
+        # Imported here because they import MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
+        # printing help must not wait for what only a loaded model needs.
+        from agent_memory_core.engine.engine import Engine
+        from agent_memory_core.models.loader import load_model
+
         loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
         budget = self.config.memory_budget_mb
         memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()

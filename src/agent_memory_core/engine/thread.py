@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from agent_memory_core.engine.sinks import FORKED, OutputSink
@@ -187,6 +188,7 @@ class EngineThread:
             log.exception("the engine could not be built")
             self._refuse(EngineStopped(f"the engine could not be built: {error!r}"))
             return
+        _close_before_mlx()
         engine.on_load = lambda: self._inbox.put(_Job(lambda _: None, lambda error: None))
         try:
             self._serve(engine)
@@ -265,6 +267,12 @@ def _close_all() -> None:
     # Daemon threads still run at this point; one that is inside MLX when the interpreter goes aborts it.
     for thread in list(_open):
         thread.close()
+
+
+@cache
+def _close_before_mlx() -> None:
+    """Close the engines before MLX cleans up at exit, although MLX was imported, and registered its own, later."""
+    atexit.register(_close_all)
 
 
 def _after_fork_in_child() -> None:
