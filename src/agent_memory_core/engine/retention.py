@@ -85,7 +85,7 @@ class KvRetention:
 
     def _stored(self, names: ReadOnly[BlockHash]) -> set[BlockHash]:
         """Records that somebody stored while this turn computed them: those are used, and not stored again."""
-        return self._catalog.stored(names) if self._catalog is not None and names else set()
+        return self._catalog.records.stored(names) if self._catalog is not None and names else set()
 
     # -- into a branch ------------------------------------------------------------------------------------
 
