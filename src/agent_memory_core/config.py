@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -72,11 +72,10 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def as_model_name(value: Any, check: Any) -> Any:
+def as_model_name(value: Any, check: Callable[[Any], str]) -> ModelName:
     """For pydantic: the `ModelName` of a text or path; one that was made before keeps its location."""
-    if isinstance(value, ModelName):
-        return value
-    return ModelName(check(os.fspath(value) if isinstance(value, os.PathLike) else value))
+    text = check(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return value if isinstance(value, ModelName) else ModelName(text)
 
 
 def _absolute_path(value: Any) -> Any:
@@ -335,11 +334,12 @@ def profile_keys(of: SettingsClass, section: str) -> dict[str, str]:
 def _sentence(of: type[_Settings], name: str, value: object) -> str:
     field = of.model_fields.get(name)
     if field is None:
-        return f"unknown setting {name!r}: {_choice(name, of.model_fields)}"
+        return f"unknown setting {name!r}: {choice_of(name, of.model_fields)}"
     return f"{name}={value!r} is not valid: {_values(field)}."
 
 
-def _choice(name: str, known: Iterable[str]) -> str:
+def choice_of(name: str, known: Iterable[str]) -> str:
+    """What to write instead of an unknown name: the nearest known one, if one is near, and all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"{f'did you mean {near[0]}? C' if near else 'c'}hoose from {', '.join(known)}."
