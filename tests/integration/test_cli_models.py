@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
 
     def one(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "agent_memory_core.cli.main", "models", *arguments],
+            [sys.executable, "-m", "agent_memory_core.cli", "models", *arguments],
             env={**os.environ, "COLUMNS": "200", **variables}, cwd=tmp_path,
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
@@ -213,7 +213,7 @@ def test_what_cannot_be_loaded_or_written_leaves_nothing(
 def chatted(tmp_path: Path, folder: Path, store: Path) -> subprocess.CompletedProcess[str]:
     """A process of its own that says one thing to a model."""
     return subprocess.run(
-        [sys.executable, "-m", "agent_memory_core.cli.main", "chat", "--model", str(folder), "--max-tokens", "3"],
+        [sys.executable, "-m", "agent_memory_core.cli", "chat", "--model", str(folder), "--max-tokens", "3"],
         env={**os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0"},
         cwd=tmp_path, input="Hello\n\n", capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -251,7 +251,7 @@ def test_a_family_that_is_wrong_in_a_batch_is_said_to_decode_one_at_a_time(run: 
     said = run("verify", folder, "--blocks", "2", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
     assert cells(said, "batched, alone")[-1] == "one at a time"
     assert cells(said, "resumed, uninterrupted at 2 boundaries")[-1] == "equal"
-    assert "it decodes one sequence at a time: its logits in a batch differ" in said
+    assert "the model decodes one sequence at a time: its logits in a batch differ" in said
     ((_, verdict),) = recorded(store)
     assert (verdict.batched, verdict.resumed) == (False, True)
     assert "nothing of it is stored" not in chatted(tmp_path, Path(folder), store).stderr
@@ -259,4 +259,4 @@ def test_a_family_that_is_wrong_in_a_batch_is_said_to_decode_one_at_a_time(run: 
 
 def test_without_a_folder_a_verdict_is_recorded_nowhere(run: Run, llama: Callable[..., Path]) -> None:
     said = run("verify", str(llama()), "--blocks", "1", AGENT_MEMORY_CACHE_DIR="none").stdout
-    assert "recorded nowhere: there is no cache_dir." in said
+    assert "recorded nowhere: there is no folder for sessions." in said

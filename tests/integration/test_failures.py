@@ -192,7 +192,7 @@ def test_damage_on_disk_costs_time_and_is_told(llama: str, open_driver: Open, tm
     driver = open_driver(llama)
     question = [{"role": "user", "content": "7" * 300}]
     first = driver.turn(question, "s")
-    path = sorted((tmp_path / "store").rglob("b/*/*.safetensors"))[0]
+    path = sorted((tmp_path / "store").rglob("blocks/*/*.safetensors"))[0]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -215,7 +215,7 @@ def test_without_an_mlx_backend_one_sentence_names_the_extra(tmp_path: Path) -> 
     fake = tmp_path / "mlx"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
-    code = "import agent_memory_core"
+    code = "from agent_memory_core import AgentMemory; AgentMemory(cache_dir=None).load()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -37,7 +37,7 @@ def test_a_new_session_with_a_known_system_prompt_computes_and_stores_only_its_o
     assert second.cache_read > 1000
     assert second.prompt_tokens - second.cache_read <= own
     new = {path: size for path, size in files(tmp_path / "store").items() if path not in before}
-    assert not [path for path in new if "/b/" in str(path)], "no full block is written twice"
+    assert not [path for path in new if "/blocks/" in str(path)], "no full block is written twice"
     assert sum(new.values()) < sum(before.values()) / 4
     shared = sum(files(tmp_path / "store").values())
     assert shared < sum(info.nbytes for info in driver.memory.sessions())

@@ -174,7 +174,7 @@ FILE_HARMS: dict[str, Callable[[bytes], bytes]] = {
     "many more tokens": said(ntok="9" * 400),
     "fewer tokens than none": said(ntok="-4"),
     "another kind": said(kind="tail"),
-    "another schema": said(schema="2"),
+    "another schema": said(schema="1"),
     "another checksum": said(xxh3_128="0" * 32),
     "a number instead of a text": said(ntok=4),
     "a list instead of a text": said(key=["a"]),
@@ -310,7 +310,7 @@ def test_writing_never_follows_a_link_in_the_place_of_a_block(store: BlockStore,
     victim.write_text("precious")
     tokens = (*TOKENS[: 2 * BLOCK], 70, 71, 72, 73)
     key = records(tokens)[2].key
-    path = store.path / "ns" / ROOT.hex() / "b" / key.hex()[:2] / f"{key.hex()}.safetensors"
+    path = store.path / "ns" / ROOT.hex() / "blocks" / key.hex()[:2] / f"{key.hex()}.safetensors"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.symlink_to(victim)
     turn(store, tokens, "other")

@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -162,6 +161,7 @@ def test_what_is_asked_for_was_told_in_full_blocks() -> None:
             assert message["content"] in tokenizer.decode(walk.ids[turn.answer : turn.stop])
 
 
+@pytest.mark.model
 def test_a_walk_without_rounding_is_the_model_alone() -> None:
     model, tokenizer = load(str(quality.TOKENIZER))[:2]
     walk = talks.tokenize(tokenizer, talks.recall(0))
@@ -197,12 +197,22 @@ def test_what_is_lost_is_measured_against_chance() -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_run_judges_every_candidate(tmp_path: Path) -> None:
+@pytest.mark.model
+def test_a_quick_run_judges_every_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One conversation, short keys, and one candidate of each sort: the way through the program is the same."""
+    sorts = ("raw", "8/4", "6/4 by channel", "4 by channel, first block 8/4")
+    monkeypatch.setattr(quality, "CANDIDATES", {name: quality.CANDIDATES[name] for name in sorts})
+    monkeypatch.setattr(quality, "KEYS_ONLY", {"6/4 rotated": quality.KEYS_ONLY["6/4 rotated"]})
+    monkeypatch.setattr(quality, "QUICK", {"tool calls": 1})
+    monkeypatch.setattr(quality.outliers, "TOKENS", 2 * talks.BLOCK)
     out = tmp_path / "quick.json"
-    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--quick", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    codecs = json.loads(out.read_text())["results"]["codecs"]
-    assert set(codecs) == set(quality.CANDIDATES)
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--quick", "--out", str(out)])
+    quality.main()
+    results = json.loads(out.read_text())["results"]
+    codecs = results["codecs"]
+    assert list(codecs) == list(sorts)
+    assert results["default"] == "6/4 by channel"
+    assert set(results["key errors"]) == {*sorts[:3], "6/4 rotated"}
     assert (codecs["raw"]["loss"], codecs["raw"]["agreement"]) == (0, 1)
     assert all(row["loss"] != 0 for name, row in codecs.items() if name != "raw")
 

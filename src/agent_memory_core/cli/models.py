@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from agent_memory_core import AgentMemory, ParityResult
 from agent_memory_core.config import KvBits
 from agent_memory_core.environment import from_environment
 from agent_memory_core.errors import InvalidSetting
@@ -28,7 +29,6 @@ from agent_memory_core.models.cache_spec import (
 )
 from agent_memory_core.models.folder import find_model
 from agent_memory_core.models.loader import LoadedModel, load_model
-from agent_memory_core.models.parity import ParityCheck, ParityResult
 from agent_memory_core.models.profile import (
     CONFIGS_VARIABLE,
     Profile,
@@ -41,7 +41,6 @@ from agent_memory_core.models.profile import (
 )
 from agent_memory_core.models.profile_text import profile_text, stated_sampling, stated_thinking
 from agent_memory_core.storage.block_file import ALIGNMENT
-from agent_memory_core.storage.block_store import BlockStore
 
 app = typer.Typer(no_args_is_help=True, help="Profiles of models: listed, shown, written.")
 out = Console(markup=False, highlight=False)
@@ -136,26 +135,19 @@ def verify(
     blocks: Annotated[int, typer.Option(min=1, help="How many block boundaries to resume at.")] = 8,
 ) -> None:
     """Compare a model's logits: in a batch and alone, resumed and uninterrupted. What is found is recorded."""
-    config = settings_for({"model": model})
-    store = BlockStore(config.cache_dir) if config.cache_dir is not None else None
-    try:
-        loaded = _loaded(model)
-        layout = KvLayout(loaded.model)
-        catalog = store.catalog if store is not None else None
-        gate = ParityCheck(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
-        result = gate.verify(config.block_tokens, blocks)
-    finally:
-        if store is not None:
-            store.close()
+    with AgentMemory(model=model) as memory:
+        with err.status(f"loading {model}"):
+            memory.load()
+        with err.status("comparing logits"):
+            result = memory.verify(blocks)
+        folder = memory.config.cache_dir
     out.print(_verdict_table(result))
     if not result.batched:
-        _say(f"it decodes one sequence at a time: {result.reason}.")
-    if layout.unknown:
-        _say(f"it cannot be stored: it keeps its state in {', '.join(layout.unknown)}.")
+        _say(f"the model decodes one sequence at a time: {result.reason}.")
     _say(
-        f"recorded in {config.cache_dir}."
-        if store is not None
-        else "recorded nowhere: there is no cache_dir."
+        f"recorded in {folder}."
+        if folder is not None
+        else "recorded nowhere: there is no folder for sessions."
     )
     if not result.resumed:
         raise typer.Exit(1)

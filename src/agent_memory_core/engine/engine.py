@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection, Sequence as ReadOnly
 from typing import Any
 
+import mlx.core as mx
+
 from agent_memory_core.blocks.block import Block, BlockHash, common_prefix, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
@@ -26,8 +28,9 @@ from agent_memory_core.engine.retention import Keeper
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner, SessionBook, snapshot
-from agent_memory_core.engine.turn import DISCARD, Counters, OutputSink, Turn
-from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.engine.sinks import DISCARD, OutputSink
+from agent_memory_core.engine.turn import Counters, Turn
+from agent_memory_core.errors import Cancelled, InvalidRequest, SessionNotFound
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import (
@@ -592,6 +595,7 @@ class Engine:
             if not self.resume.at_any_token:
                 self.keeper.checkpoint(turn, cache, turn.sequence.num_computed)
         self._close(turn)
+        turn.sink.fail(Cancelled("the turn was cancelled before it ended; its session is as it was."))
         return True
 
     def fail_all(self, error: Exception) -> None:
@@ -611,6 +615,11 @@ class Engine:
             self.reader.close()
         if self.store is not None:
             self.store.close()
+
+    def leave_thread(self) -> None:
+        """Prepare the end of the thread that ran this engine: one that ran MLX and simply ends aborts the process."""
+        mx.synchronize()
+        mx.clear_streams()
 
 
 def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:

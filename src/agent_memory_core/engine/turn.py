@@ -6,13 +6,13 @@ import dataclasses
 import time
 from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.engine.model_runner import DecodeSlot
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
+from agent_memory_core.engine.sinks import OutputSink
 from agent_memory_core.messages import (
     ChatRequest,
     Delta,
@@ -27,31 +27,6 @@ from agent_memory_core.messages import (
 from agent_memory_core.structured.mask import LogitsProcessor
 from agent_memory_core.text.detokenizer import Detokenizer
 from agent_memory_core.text.token_text import TokenText
-
-
-class OutputSink(Protocol):
-    """The caller's end of a turn. Both calls may come from any thread."""
-
-    def deliver(self, delta: Delta) -> None:
-        """Hand out a piece of the answer."""
-        ...
-
-    def fail(self, error: Exception) -> None:
-        """Hand out why there is no answer."""
-        ...
-
-
-class _Discard:
-    """The end of a turn that no caller waits for."""
-
-    def deliver(self, delta: Delta) -> None:
-        pass
-
-    def fail(self, error: Exception) -> None:
-        pass
-
-
-DISCARD: OutputSink = _Discard()
 
 
 @dataclass(slots=True, eq=False)

@@ -24,9 +24,7 @@ import xxhash
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind
 from agent_memory_core.storage.catalog import BlockRow
-
-SCHEMA = 1
-"""Version of the file, and of the folder it lies in."""
+from agent_memory_core.storage.folder import FORMAT
 
 ALIGNMENT = 4096
 MAX_HEADER = 2**20
@@ -143,7 +141,7 @@ def transfer(views: Sequence[memoryview], move: Callable[[list[memoryview], int]
 def _said_of(row: BlockRow) -> dict[str, str]:
     """What the header of a block says of it."""
     return {
-        "schema": str(SCHEMA),
+        "schema": str(FORMAT),
         "root": row.root.hex(),
         "key": row.key.hex(),
         "parent": row.parent.hex(),

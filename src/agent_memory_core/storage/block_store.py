@@ -1,8 +1,8 @@
 """Blocks, tails and other records on disk: one safetensors file each, immutable, found through the catalog.
 
     <root>/  0700   SCHEMA   catalog.db   tmp/   quarantine/
-      ns/<root hash>/identity.json   b/<hh>/<block hash>.safetensors
-                                     t/ for tails, w/ for windows, x/ for words alike
+      ns/<root hash>/identity.json   blocks/<hh>/<block hash>.safetensors
+                                     and in the same way tails/ windows/ token_tails/
 
 A turn is written in this order: reserve room, write each file under a temporary name, link it to its own, then
 one catalog transaction. So the catalog never names bytes that are not there, and a process that is killed leaves
@@ -36,7 +36,6 @@ from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.messages import SessionInfo
 from agent_memory_core.storage.block_file import (
-    SCHEMA,
     Allocate,
     Damaged,
     HostTensor,
@@ -65,9 +64,9 @@ CATALOG_ROOM = 16 * 2**20
 MAX_QUARANTINED = 8
 """Most damaged files that are kept to be looked at."""
 
-_FOLDERS: dict[RecordKind, str] = dict(zip(RECORD_KINDS, "btwx", strict=True))
+_FOLDERS: dict[RecordKind, str] = {kind: f"{kind}s" for kind in RECORD_KINDS}
 _KINDS = {folder: kind for kind, folder in _FOLDERS.items()}
-_FILE = re.compile(r"([0-9a-f]{64})/([btwx])/([0-9a-f]{2})/(\3[0-9a-f]{62})\.safetensors")
+_FILE = re.compile(rf"([0-9a-f]{{64}})/({'|'.join(_KINDS)})/([0-9a-f]{{2}})/(\3[0-9a-f]{{62}})\.safetensors")
 _IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _STALE_SECONDS = 3600.0
@@ -148,7 +147,7 @@ class BlockStore:
         self._counting = threading.Lock()
         self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
         prepare_root(path)
-        with opening(path / "SCHEMA", SCHEMA):
+        with opening(path / "SCHEMA"):
             for folder in (self._tmp, self._quarantine, self._ns):
                 make_dir(folder)
             for leftover in self._leftovers():

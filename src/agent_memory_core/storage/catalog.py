@@ -19,7 +19,8 @@ from typing import Any, Literal
 from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, unpack_tokens
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreFull
 from agent_memory_core.messages import SessionInfo, validate_session_id
-from agent_memory_core.storage.database import VERSION, Database, is_alive, process_name
+from agent_memory_core.storage.database import Database, is_alive, process_name
+from agent_memory_core.storage.folder import FORMAT
 
 SessionState = Literal["new", "live", "evicted", "other_model"]
 
@@ -223,7 +224,7 @@ class Catalog(Database):
                 if db.execute("SELECT 1 FROM blocks WHERE key = ? AND stored", (row.key,)).fetchone() is None:
                     self._put(db, row, 0, used)
                     new += 1
-            db.execute(f"PRAGMA user_version = {VERSION}")
+            db.execute(f"PRAGMA user_version = {FORMAT}")
         return new
 
     def _put(self, db: sqlite3.Connection, row: BlockRow, owner: int, now: float) -> None:

@@ -6,6 +6,7 @@ of the store against all of them.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sqlite3
@@ -20,10 +21,10 @@ from typing import Any
 
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.storage.folder import require_version
 
 log = logging.getLogger("agent_memory")
 
-VERSION = 1
 _BUSY_SECONDS = 10.0
 _LIFE = uuid.uuid4().hex[:12]
 # A damaged database can make SQLite say things that are no text.
@@ -151,6 +152,7 @@ class Database:
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._idle: deque[sqlite3.Connection] = deque()
         weakref.finalize(self, _close_all, self._idle)
+        _databases.add(self)
         self._local = threading.local()
         self._closed = False
         self.failed_reads = 0
@@ -179,12 +181,9 @@ class Database:
                     f"{self._path} cannot have a log here. Set a cache_dir on a local disk."
                 )
             version: int = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise StoreUnreadable(
-                    f"{self._path} is of version {version}, newer than {VERSION}: upgrade agent-memory-mlx or set "
-                    f"another cache_dir."
-                )
-            if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            if version:
+                require_version(self._path, version)
+            elif not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # A database of something else fails here.
             tables = "roots, sessions, branches, dependencies, blocks, totals, reservations, holds, verdicts"
@@ -263,6 +262,24 @@ class Database:
         """Close every connection. Reads and writes afterwards raise StoreError."""
         self._closed = True
         _close_all(self._idle)
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    """In a forked child: leave every connection of the parent alone.
+
+    SQLite forbids a child to use a connection that was opened before the fork, and even to close it. So each is kept
+    for ever: a reference that nobody gives back also keeps the interpreter's end from closing it.
+    """
+    for database in list(_databases):
+        database._closed = True
+        while database._idle:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(database._idle.pop()))
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _close_all(idle: deque[sqlite3.Connection]) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shlex
 import shutil
 import stat
 import sys
@@ -14,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent_memory_core.errors import StoreUnreadable
+
+FORMAT = 2
+"""Version of everything on disk: the folder, the catalog and the header of each file."""
 
 REMOTE = {"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "fuse.sshfs"}
 """File systems of other machines, which are refused."""
@@ -66,8 +70,21 @@ def file_system(path: Path) -> str:
     return max(over, default=(0, ""), key=lambda mount: mount[0])[1]
 
 
+def require_version(path: Path, version: int) -> None:
+    """Refuse a store of another version. ``path`` is the file in the store's folder that says its version."""
+    if version > FORMAT:
+        raise StoreUnreadable(
+            f"{path} says version {version}, newer than {FORMAT}: upgrade agent-memory-mlx or set another cache_dir."
+        )
+    if version < FORMAT:
+        raise StoreUnreadable(
+            f"{path} says version {version}, which this agent-memory-mlx cannot read: set another cache_dir, or start "
+            f"anew by deleting the old store with: cd {shlex.quote(str(path.parent))} && rm -r SCHEMA catalog.db* ns"
+        )
+
+
 @contextmanager
-def opening(path: Path, version: int) -> Iterator[None]:
+def opening(path: Path) -> Iterator[None]:
     """Let one process at a time open the store whose version stands in ``path``, if it can be read."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -77,13 +94,11 @@ def opening(path: Path, version: int) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         text = os.pread(fd, 32, 0).decode(errors="replace").strip()
         if not text:
-            os.pwrite(fd, f"{version}\n".encode(), 0)
+            os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
         elif not text.isdecimal():
             raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
-        elif int(text) > version:
-            raise StoreUnreadable(
-                f"{path} says version {text}, newer than {version}: upgrade agent-memory-mlx or set another cache_dir."
-            )
+        else:
+            require_version(path, int(text))
         yield
     finally:
         os.close(fd)

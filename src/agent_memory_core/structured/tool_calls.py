@@ -15,10 +15,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import json_tools
 
 from agent_memory_core.messages import ChatRequest, ToolCall
-from agent_memory_core.structured.tool_schema import plainly_typed
-
-Tool = Mapping[str, Any]
-"""An OpenAI function schema."""
+from agent_memory_core.structured.tool_schema import Tool, plainly_typed
 
 _UNREADABLE = (
     ArithmeticError,

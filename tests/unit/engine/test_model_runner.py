@@ -18,6 +18,8 @@ from agent_memory_core.engine.model_runner import PADDING_FLOOR, DecodeSlot, Mod
 from agent_memory_core.engine.sampling import make_processors, make_sampler
 from agent_memory_core.kv.layout import KvLayout
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def model() -> Any:

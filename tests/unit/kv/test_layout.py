@@ -12,6 +12,8 @@ from support import families, tiny_models
 
 from agent_memory_core.kv.layout import KvLayout, TokenGroup, round_up, slice_tokens
 
+pytestmark = pytest.mark.model
+
 CONFIGS = [tiny_models.LLAMA, tiny_models.QWEN3, tiny_models.MISTRAL, tiny_models.DEEPSEEK_V2]
 IDS = [(7 * i) % 900 + 3 for i in range(400)]
 

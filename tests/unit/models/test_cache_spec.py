@@ -13,6 +13,8 @@ from agent_memory_core.kv.codec import GROUPS
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models.cache_spec import ModelCacheSpec, cache_spec
 
+pytestmark = pytest.mark.model
+
 LLAMA = tiny_models.LLAMA | {"vocab_size": 100}
 GEMMA4 = {
     "model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 10, "intermediate_size": 64,

@@ -26,6 +26,8 @@ from agent_memory_core.models.parity import (
 )
 from agent_memory_core.storage.catalog import Catalog
 
+pytestmark = pytest.mark.model
+
 SIZE = 500
 """Token ids that the prompts of these tests are made of."""
 

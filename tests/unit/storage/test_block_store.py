@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import mlx.core as mx
 import pytest
 import xxhash
 from safetensors import safe_open
+from support import stored_turns
 from support.stored_turns import (
     BLOCK,
     FILE,
@@ -56,7 +58,12 @@ from agent_memory_core.storage.catalog import BranchRow
 
 MANY = 1000 * FILE
 OTHER = root_hash({"model": "other"})
-FOLDERS: dict[RecordKind, str] = {"block": "b", "tail": "t", "window": "w", "token_tail": "x"}
+FOLDERS: dict[RecordKind, str] = {
+    "block": "blocks",
+    "tail": "tails",
+    "window": "windows",
+    "token_tail": "token_tails",
+}
 
 
 def ids(count: int, start: int = 0) -> tuple[int, ...]:
@@ -103,7 +110,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
     )
     store.commit([Record(key, ROOT, tokens, "block", tensors)], wanted(tokens))
     path = path_of(store, key)
-    assert path == store.path / "ns" / ROOT.hex() / "b" / key.hex()[:2] / f"{key.hex()}.safetensors"
+    assert path == store.path / "ns" / ROOT.hex() / "blocks" / key.hex()[:2] / f"{key.hex()}.safetensors"
     arrays = mx.load(str(path))
     assert isinstance(arrays, dict)
     assert {name: (x.dtype, tuple(x.shape)) for name, x in arrays.items()} == {
@@ -119,7 +126,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
     raw = path.read_bytes()
     checksum = xxhash.xxh3_128_hexdigest(raw[ALIGNMENT:])
     assert said | {"header_xxh3_128": ""} == {
-        "schema": "1",
+        "schema": "2",
         "root": ROOT.hex(),
         "key": key.hex(),
         "parent": ROOT.hex(),
@@ -661,12 +668,38 @@ def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> Non
     refused(tmp_path / "link", "cannot be made")
 
 
-@pytest.mark.parametrize(("text", "match"), [("2\n", "upgrade"), ("many", "'many'")])
+@pytest.mark.parametrize(("text", "match"), [("3\n", "upgrade"), ("many", "'many'")])
 def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
     open_store(folder).close()
     (folder / "SCHEMA").write_text(text)
     refused(folder, match)
     assert (folder / "SCHEMA").read_text() == text
+
+
+@pytest.mark.parametrize("lost", ["", "SCHEMA", "catalog.db"])
+def test_a_store_of_version_1_is_refused_with_the_command_that_starts_anew(folder: Path, lost: str) -> None:
+    """The folder was written by agent-memory as it was before this version; without its catalog nothing is found."""
+    folder.mkdir(mode=0o700)
+    with tarfile.open(Path(stored_turns.__file__).with_name("store_of_version_1.tar.gz")) as archive:
+        archive.extractall(folder, filter="data")
+    if lost:
+        (folder / lost).unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        StoreUnreadable, match="version 1, which this agent-memory-mlx cannot read"
+    ) as refusal:
+        BlockStore(folder)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+    command = str(refusal.value).partition("with: ")[2]
+    (folder / "transcripts").mkdir()
+    subprocess.run(command, shell=True, check=False, stderr=subprocess.DEVNULL)
+    store = open_store(folder)
+    turn(store, ids(9))
+    assert is_whole(store, ids(9))
+    assert store.check().clean
+    assert (folder / "transcripts").is_dir()
+    store.close()
 
 
 def test_the_file_system_of_the_tests_is_told_and_not_a_remote_one(tmp_path: Path) -> None:
@@ -741,7 +774,7 @@ def test_a_lost_or_damaged_catalog_is_rebuilt_from_the_files(
     store = open_store(folder)
     turn(store, tokens)
     store.close()
-    (folder / "ns" / ROOT.hex() / "b" / "not ours").write_text("")
+    (folder / "ns" / ROOT.hex() / "blocks" / "not ours").write_text("")
     harm(folder)
     store = BlockStore(folder, quota_bytes=MANY)
     made = records(tokens)
@@ -754,7 +787,7 @@ def test_a_lost_or_damaged_catalog_is_rebuilt_from_the_files(
     assert store.catalog.branch_tokens(branch) == tokens
     assert store.sessions()[0].model == "made"
     assert store.check().clean is False
-    (folder / "ns" / ROOT.hex() / "b" / "not ours").unlink()
+    (folder / "ns" / ROOT.hex() / "blocks" / "not ours").unlink()
     assert store.check().clean
     store.close()
 

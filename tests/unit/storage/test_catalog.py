@@ -693,7 +693,7 @@ def test_a_catalog_damaged_while_open_knows_nothing_and_refuses_writes(tmp_path:
 
 def test_a_database_of_another_kind_is_damage_and_a_newer_one_is_refused(tmp_path: Path) -> None:
     foreign = sqlite3.connect(tmp_path / "foreign.db")
-    foreign.executescript("CREATE TABLE blocks (x); PRAGMA user_version = 1")
+    foreign.executescript("CREATE TABLE blocks (x); PRAGMA user_version = 2")
     foreign.close()
     with pytest.raises(CatalogDamaged):
         Catalog(tmp_path / "foreign.db")

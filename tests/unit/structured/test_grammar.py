@@ -17,9 +17,10 @@ from support import made_tokenizers as made, tiny_models
 from support.json_forms import SCHEMAS, fits, tool
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, InvalidRequest, Message, SamplingParams
-from agent_memory_core.structured.grammar import KEPT, Grammars, call_form
+from agent_memory_core.structured.grammar import MAX_GRAMMARS, Grammars, find_tool_syntax
 from agent_memory_core.structured.mask import Ban, Mask
-from agent_memory_core.structured.tool_calls import parser_for
+from agent_memory_core.structured.tool_calls import model_parser, parser_for
+from agent_memory_core.structured.tool_syntax import JsonToolSyntax
 from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.text.token_text import Prompt
@@ -196,7 +197,7 @@ def test_equal_forms_are_compiled_once() -> None:
     held = grammars(made.tiny_chat())
     first = held.grammar(ChatRequest(ASK, response_schema=SCHEMAS["enum"]), "")
     assert held.grammar(ChatRequest(ASK, response_schema=dict(SCHEMAS["enum"])), "") is first
-    for n in range(KEPT):
+    for n in range(MAX_GRAMMARS):
         held.grammar(ChatRequest(ASK, response_schema={"const": n}), "")
     assert held.grammar(ChatRequest(ASK, response_schema=SCHEMAS["enum"]), "") is not first
 
@@ -322,9 +323,9 @@ def test_another_syntax_is_learnt_from_the_template() -> None:
 def test_a_syntax_that_only_reads_json_is_forced_in_json_and_others_are_refused() -> None:
     call = "'<tool_call>' ~ c.function.name ~ '</tool_call>'"
     read = with_tools(glm47, call)
-    form = call_form(read, ChatTemplate(read))
-    assert form is not None
-    assert form.head == '\n{"name": "'
+    syntax = find_tool_syntax(ChatTemplate(read), model_parser(read))
+    assert isinstance(syntax, JsonToolSyntax)
+    assert syntax.before_name == '\n{"name": "'
     refused = with_tools(qwen3_coder, call)
     with pytest.raises(InvalidRequest, match="cannot be forced"):
         Answer(refused, ChatRequest(ASK, TOOLS, tool_choice="required"), 0)
@@ -349,6 +350,7 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentMemory]:
         yield opened
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("kind", ["schema", "call"])
 def test_random_answers_of_a_random_model_are_all_valid(memory: AgentMemory, kind: str) -> None:
     forms = [SCHEMAS[name] for name in ("string", "enum", "nested", "array", "optional", "ünï")]

@@ -16,10 +16,10 @@ from support.json_forms import SCHEMAS, fits, tool
 from unit.structured.test_grammar import ASK, Answer, with_tools
 
 from agent_memory_core import AgentMemory, ChatRequest, InvalidRequest, Message, SamplingParams, ToolCall
-from agent_memory_core.structured.grammar import call_form
-from agent_memory_core.structured.tool_calls import parser_for
-from agent_memory_core.structured.tool_schema import kinds, plainly_typed
-from agent_memory_core.structured.tool_syntax_xml import ParameterForm
+from agent_memory_core.structured.grammar import find_tool_syntax
+from agent_memory_core.structured.tool_calls import model_parser, parser_for
+from agent_memory_core.structured.tool_schema import plainly_typed, schema_types
+from agent_memory_core.structured.tool_syntax_xml import XmlToolSyntax
 from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.detokenizer import Detokenizer
 
@@ -73,11 +73,12 @@ STYLES = list(tokenizers())
 by_style = pytest.mark.parametrize("style", STYLES)
 
 
-def form_of(style: str) -> ParameterForm:
+@cache
+def syntax_of(style: str) -> XmlToolSyntax:
     tokenizer = tokenizers()[style]
-    form = call_form(tokenizer, ChatTemplate(tokenizer))
-    assert isinstance(form, ParameterForm)
-    return form
+    syntax = find_tool_syntax(ChatTemplate(tokenizer), model_parser(tokenizer))
+    assert isinstance(syntax, XmlToolSyntax)
+    return syntax
 
 
 def props(**properties: Any) -> dict[str, Any]:
@@ -157,14 +158,14 @@ MEANT: dict[str, tuple[Any, Any]] = {
 
 def taken(style: str, schema: Any, value: Any) -> tuple[bool, Any]:
     """Whether a model that means this value may write it, and what is read of its call."""
-    tokenizer, form = tokenizers()[style], form_of(style)
+    tokenizer, syntax = tokenizers()[style], syntax_of(style)
     parameters = {
         **props(**{"the key": schema} if "glm" in style else {"key": schema}),
         "$defs": {"point": POINT},
     }
     (key,) = parameters["properties"]
     offered = tool("find", parameters)
-    likes = form.start + form.inside("find", [(key, form.write(value))]) + form.end
+    likes = syntax.parser.start + syntax.inside("find", [(key, syntax.write(value))]) + syntax.parser.end
     request = ChatRequest(ASK, (offered,), tool_choice="find")
     answer = Answer(
         tokenizer, request, 0, most=len(tokenizer.encode(likes, add_special_tokens=False)), likes=likes
@@ -248,16 +249,16 @@ def test_what_cannot_be_held_is_refused_by_name_and_left_free_where_nothing_is_f
     either = tool("pick", {"anyOf": [POINT, SCHEMAS["nothing"]], "type": "object"})
     with pytest.raises(InvalidRequest, match=r"'pick' cannot be forced.*anyOf"):
         Answer(tokenizer, ChatRequest(ASK, (either,), tool_choice="required"), 0)
-    form = form_of("qwen3_coder")
-    call = form.start + form.inside("book", [("day", "2024-01-01")]) + form.end
+    syntax = syntax_of("qwen3_coder")
+    call = syntax.parser.start + syntax.inside("book", [("day", "2024-01-01")]) + syntax.parser.end
     request = ChatRequest(ASK, (dated,), parallel_tool_calls=False)
     (said,) = Answer(tokenizer, request, 0, likes=call).read().tool_calls
     assert said.arguments == {"day": "2024-01-01"}
 
 
-def test_a_template_that_quotes_its_strings_is_no_such_form() -> None:
+def test_a_template_that_quotes_its_strings_has_no_such_syntax() -> None:
     quoted = with_tools(qwen3_coder, QWEN3_CODER.replace(VALUE, "(v | tojson)"))
-    assert call_form(quoted, ChatTemplate(quoted)) is None
+    assert find_tool_syntax(ChatTemplate(quoted), model_parser(quoted)) is None
 
 
 # What parsers are told
@@ -296,9 +297,9 @@ def test_a_parameter_of_one_type_beside_null_says_so() -> None:
     assert plainly_typed({"name": "f"}) == {"name": "f"}
 
 
-def test_kinds_of_a_schema() -> None:
+def test_types_of_a_schema() -> None:
     def names(schema: Any) -> list[str]:
-        return [kind for kind, _ in kinds(schema, {})]
+        return [found.name for found in schema_types(schema, {})]
 
     assert names({"const": 1}) == ["enum"]
     assert names({"oneOf": [{"type": "string"}, {"enum": [1]}]}) == ["string", "enum"]
@@ -309,17 +310,18 @@ def test_kinds_of_a_schema() -> None:
 
 @pytest.mark.parametrize("value", [12, None, "12"])
 def test_a_free_call_is_read_by_the_type_of_an_optional_parameter(value: Any) -> None:
-    tokenizer, form = tokenizers()["qwen3_coder"], form_of("qwen3_coder")
+    tokenizer, syntax = tokenizers()["qwen3_coder"], syntax_of("qwen3_coder")
     kind = "string" if isinstance(value, str) else "integer"
     optional = {"anyOf": [{"type": kind}, {"type": "null"}]}
     calls = parser_for(tokenizer, ChatRequest(ASK, (tool("f", props(key=optional)),)))
     reader = Detokenizer(tokenizer, calls=calls)
-    text = form.start + form.inside("f", [("key", form.write(value))]) + form.end
+    text = syntax.parser.start + syntax.inside("f", [("key", syntax.write(value))]) + syntax.parser.end
     deltas = [reader.push(token) for token in tokenizer.encode(text, add_special_tokens=False)]
     read: list[ToolCall] = [call for delta in [*deltas, reader.finish()] for call in delta.tool_calls]
     assert [call.arguments for call in read] == [{"key": value}]
 
 
+@pytest.mark.model
 def test_a_whole_engine_forces_them_in_a_batch(tmp_path: Path) -> None:
     """mlx-lm itself recognises this template, and chooses the parser."""
     folder = tmp_path / "model"
