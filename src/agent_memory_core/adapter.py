@@ -20,11 +20,11 @@ from agent_memory_core.config import (
     Durability,
     EngineConfig,
     KvBits,
-    ModelName,
     Prewarm,
     SamplingParams,
     absolute,
     as_model_name,
+    check_model_name,
     choice_of,
     source_of,
 )
@@ -133,7 +133,7 @@ class AdapterSettings(BaseModel):
     @field_validator("model", mode="wrap")
     @classmethod
     def _remember_where_the_model_is(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        return as_model_name(value, check)
+        return check_model_name(value, check)
 
     @field_validator("cache_dir", "adapter_path", mode="before")
     @classmethod
@@ -167,8 +167,8 @@ class AdapterSettings(BaseModel):
                     f"{field}={value!r} and {name}={settings[name]!r} disagree: give one of them."
                 )
         if model is not None:
-            chosen, own = ModelName(model), settings.get("model", "")
-            if chosen.location != (own.location if isinstance(own, ModelName) else own):
+            chosen, own = as_model_name(model), settings.get("model")
+            if own is None or chosen.location != as_model_name(own).location:
                 # LoRA adapters fit one model: those that the fields or the environment name are not for this one.
                 settings |= {"model": chosen, "adapter_path": None}
         return settings

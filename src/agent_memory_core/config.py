@@ -72,8 +72,13 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def as_model_name(value: Any, check: Callable[[Any], str]) -> ModelName:
-    """For pydantic: the `ModelName` of a text or path; one that was made before keeps its location."""
+def as_model_name(model: str) -> ModelName:
+    """``model`` with its location; one that has a location already keeps it."""
+    return model if isinstance(model, ModelName) else ModelName(model)
+
+
+def check_model_name(value: Any, check: Callable[[Any], str]) -> ModelName:
+    """For pydantic: the `ModelName` of a text or a path."""
     text = check(os.fspath(value) if isinstance(value, os.PathLike) else value)
     return value if isinstance(value, ModelName) else ModelName(text)
 
@@ -200,7 +205,7 @@ class EngineConfig(_Settings):
 
     model: Annotated[
         str,
-        WrapValidator(as_model_name),
+        WrapValidator(check_model_name),
         Source(older_variables=("SEMANTIC_MLX_MODEL_ID",), values="an embedded name, a folder or a hub id"),
     ] = Field(
         default="tiny-chat",
@@ -292,7 +297,7 @@ class EngineConfig(_Settings):
     @property
     def model_location(self) -> str:
         """The absolute folder of a local model, and the name itself of any other."""
-        return self.model.location if isinstance(self.model, ModelName) else self.model
+        return as_model_name(self.model).location
 
     def _identity(self) -> tuple[Any, ...]:
         return (
