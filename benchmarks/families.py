@@ -57,7 +57,7 @@ def measured(name: str) -> dict[str, Any]:
         layout = engine.blocks.layout
         verdict: ParityResult = engine.parity.verify(BLOCK, BOUNDARIES)
         tokens = converse(engine)
-        stored = store.catalog.total_bytes()
+        stored = store.catalog.budget.total_bytes()
         engine.close()
     full = tokens * (layout.bytes_per_token + layout.window_bytes)
     return {

@@ -46,9 +46,9 @@ from agent_memory_core.models.cache_spec import cache_spec
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.models.parity import ParityCheck
 from agent_memory_core.models.profile import Profile
-from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import BranchRow
+from agent_memory_core.storage.branches import BranchRow
+from agent_memory_core.storage.record import Record
 from agent_memory_core.structured.grammar import Grammars
 from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.text.chat_template import ChatTemplate
@@ -101,7 +101,7 @@ class Engine:
         self._turns: dict[int, Turn] = {}
         self._next_id = 0
         self._roots: dict[str, BlockHash] = {}
-        self._loads: queue.SimpleQueue[tuple[int, list[LoadedBlock]]] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[tuple[int, list[Record[Any]]]] = queue.SimpleQueue()
         self.on_load: Callable[[], None] = lambda: None
 
     # -- a turn's beginning -------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class Engine:
         return self._roots[namespace]
 
     def _match(self, sequence: Sequence, without: Collection[BlockHash] = ()) -> Match:
-        tier = self.store.catalog if self.store is not None and sequence.reads_tier else None
+        tier = self.store.catalog.records if self.store is not None and sequence.reads_tier else None
         return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, tier, without)
 
     def _estimate(self, sequence: Sequence) -> int:
@@ -235,7 +235,7 @@ class Engine:
             return "template" if shared >= nearest.prompt_tokens else "diverged"
         if self.store is None or key.session_id is None:
             return "new"
-        return _STATES[self.store.catalog.session_state(root, key.namespace, key.session_id)]
+        return _STATES[self.store.catalog.branches.session_state(root, key.namespace, key.session_id)]
 
     def _promised(self, known: int, state: MissReason) -> int:
         """How many of the tokens that a branch knows can be expected to be reused."""
@@ -280,7 +280,7 @@ class Engine:
         assert self.reader is not None
         turn.tier = "warm"
 
-        def done(loaded: list[LoadedBlock]) -> None:
+        def done(loaded: list[Record[Any]]) -> None:
             self._loads.put((sequence.seq_id, loaded))
             self.on_load()
 
@@ -296,7 +296,7 @@ class Engine:
             if turn is not None:
                 self._loaded(turn, loaded)
 
-    def _loaded(self, turn: Turn, loaded: list[LoadedBlock]) -> None:
+    def _loaded(self, turn: Turn, loaded: list[Record[Any]]) -> None:
         sequence = turn.sequence
         found = {block.hash: block for block in (self._usable(sequence, x) for x in loaded) if block}
         lost = self.scheduler.loaded(sequence, found)
@@ -309,14 +309,14 @@ class Engine:
         self.scheduler.rematch(sequence, self._match(sequence, turn.lost))
         self._load(turn)
 
-    def _usable(self, sequence: Sequence, loaded: LoadedBlock) -> Block | None:
+    def _usable(self, sequence: Sequence, loaded: Record[Any]) -> Block | None:
         """The block as the pool wants it, if its arrays are of the right form and its tokens are the prompt's."""
         tokens = self._tokens_of(sequence, loaded)
         if not self.blocks.fits(loaded.tensors, len(tokens), loaded.kind):
             return None
         return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, loaded.kind)
 
-    def _tokens_of(self, sequence: Sequence, loaded: LoadedBlock) -> tuple[int, ...]:
+    def _tokens_of(self, sequence: Sequence, loaded: Record[Any]) -> tuple[int, ...]:
         if loaded.key in sequence.hashes:
             # A catalog rebuilt from the files has lost the ids; the name alone proves them.
             start, stop = sequence.block_range(sequence.hashes.index(loaded.key))
@@ -501,7 +501,7 @@ class Engine:
         """The sessions on disk, or in memory where there is no disk."""
         self.flush()
         if self.store is not None:
-            return self.store.sessions(namespace)
+            return self.store.catalog.branches.sessions(namespace)
         return [
             self._info(owner, s) for owner, s in self.sessions if namespace in (None, owner[0]) and s.branches
         ]
@@ -510,7 +510,7 @@ class Engine:
         """Give another session the branches of this one."""
         self.flush()
         if self.store is not None:
-            self.store.fork(*old, new_session_id)
+            self.store.catalog.branches.fork(*old, new_session_id)
             return
         source = self.sessions.open(self.root(old[0]), old)
         if not source.branches:

@@ -89,7 +89,7 @@ class Keeper:
 
     def _stored(self, names: ReadOnly[BlockHash]) -> set[BlockHash]:
         """Records that somebody stored while a turn computed them: theirs are the ones that count."""
-        return self._catalog.stored(names) if self._catalog is not None else set()
+        return self._catalog.records.stored(names) if self._catalog is not None else set()
 
     # -- into a branch ------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class ParityCheck:
         self._model, self._layout, self._vocab_size = model, layout, vocab_size
         self._catalog = catalog
         self._key = parity_key(fingerprint, layout)
-        recorded = catalog.verdict(self._key) if catalog is not None else None
+        recorded = catalog.note(self._key) if catalog is not None else None
         self.result = _read(recorded) if recorded is not None else None
         if self.result is not None and not self.resumes:
             log.warning(
@@ -108,7 +108,7 @@ class ParityCheck:
         self.result = _FOUND[self._key] = result
         if self._catalog is not None:
             try:
-                self._catalog.record_verdict(self._key, result.to_json())
+                self._catalog.write_note(self._key, result.to_json())
             except StoreError as error:
                 log.warning("a result could not be recorded: %s", error)
 
@@ -128,7 +128,7 @@ def _read(recorded: str) -> ParityResult | None:
 def parity_key(fingerprint: str, layout: KvLayout) -> str:
     """What a result is about: it holds for this model, on this device, with these versions."""
     versions = [f"{name} {version(name)}" for name in ("mlx", "mlx-lm")]
-    return json.dumps([fingerprint, layout.describe(), str(mx.default_device()), *versions])
+    return json.dumps(["parity", fingerprint, layout.describe(), str(mx.default_device()), *versions])
 
 
 def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> ParityResult:

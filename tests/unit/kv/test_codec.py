@@ -132,7 +132,7 @@ def test_a_block_read_from_disk_decodes_to_the_same_bits(name: str, tmp_path: Pa
         again.close()
         assert loaded is not None
         assert same(loaded.tensors, encoded)
-        assert same(codec.decode([loaded.tensors]), codec.decode([encoded]))
+        assert same(codec.decode([dict(loaded.tensors)]), codec.decode([encoded]))
 
 
 def test_a_block_without_rounding_comes_back_whole() -> None:

@@ -252,7 +252,7 @@ def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) 
     assert looked > 0
     assert gate.may_batch()
     assert seen.batches == looked
-    recorded = catalog.verdict(parity_key("m", layout))
+    recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
     assert ParityResult.from_json(recorded) == gate.result
 
@@ -299,7 +299,7 @@ def test_what_one_engine_found_another_of_the_process_knows(model: Any, catalog:
     looked = wrong.batches
     assert not ParityCheck(wrong, layout, "m", SIZE, catalog).may_batch()
     assert wrong.batches == looked
-    assert catalog.verdict(parity_key("m", layout)) is not None
+    assert catalog.note(parity_key("m", layout)) is not None
 
 
 def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -> None:
@@ -328,12 +328,12 @@ def test_a_verdict_that_cannot_be_read_is_none(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     layout = KvLayout(model)
-    catalog.record_verdict(parity_key("m", layout), text)
+    catalog.write_note(parity_key("m", layout), text)
     gate = ParityCheck(model, layout, "m", SIZE, catalog)
     assert gate.result is None
     assert "cannot be read" in caplog.text
     assert gate.may_batch()
-    recorded = catalog.verdict(parity_key("m", layout))
+    recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
     assert ParityResult.from_json(recorded).batched
 
