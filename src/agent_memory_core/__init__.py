@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from agent_memory_core.memory import AgentMemory
     from agent_memory_core.models.parity import ParityResult
     from agent_memory_core.models.profile import sampling_for, settings_for
-    from agent_memory_core.storage.block_store import CheckReport
+    from agent_memory_core.storage.audit import CheckReport
 
 _MODULES = {
     "AdapterSettings": "adapter",
@@ -68,7 +68,7 @@ _MODULES = {
     "AsyncChatStream": "engine.streams",
     "BlocksEvicted": "engine.events",
     "ChatStream": "engine.streams",
-    "CheckReport": "storage.block_store",
+    "CheckReport": "storage.audit",
     "FirstToken": "engine.events",
     "MemoryStats": "engine.stats",
     "Stats": "engine.stats",

@@ -53,7 +53,8 @@ from agent_memory_core.messages import (
 )
 from agent_memory_core.models.folder import configured_context
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
-from agent_memory_core.storage.block_store import BlockStore, CheckReport
+from agent_memory_core.storage.audit import CheckReport
+from agent_memory_core.storage.block_store import BlockStore
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.block_io import Results
@@ -170,7 +171,7 @@ class AgentMemory:
         Raises:
             SessionNotFound: there is no such session on disk.
         """
-        rows = self._required_store(session_id).session_branches(namespace, session_id)
+        rows = self._required_store(session_id).catalog.branches.of_session(namespace, session_id)
         if not rows:
             raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
         return [

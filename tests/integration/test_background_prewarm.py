@@ -27,6 +27,7 @@ from agent_memory_core.engine.prewarm import answer_of, lasting_prefix
 from agent_memory_core.messages import InvalidToolCall
 from agent_memory_core.models.loader import load_model
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.branches import Branches
 from agent_memory_core.text.chat_template import ChatTemplate
 from langchain_agent_memory import ChatMLXPersistent
 from llama_index_agent_memory import MLXPersistentLLM
@@ -296,8 +297,8 @@ def test_a_withdrawn_one_leaves_the_session_as_it_was(
     engine.fail_all(RuntimeError("closing"))  # what the engine's thread does when it is closed
     engine.close()
     store = BlockStore(tmp_path / "store")
-    (row,) = store.catalog.branches(engine.intake.root("default"), "default", "s")
-    kept = store.catalog.branch_tokens(row)
+    (row,) = store.catalog.branches.of_session("default", "s", engine.intake.root("default"))
+    kept = store.catalog.branches.tokens(row)
     assert kept[: len(prompt)] == prompt
     assert list(kept[len(prompt) :]) == heard.token_ids[: len(kept) - len(prompt)]
     assert store.check().clean
@@ -325,7 +326,7 @@ def test_a_forgotten_session_does_not_come_back(
         pass
     engine.flush()
     assert not engine.busy, "its background work is forgotten too"
-    assert store.sessions() == []
+    assert store.catalog.branches.sessions() == []
     other = engine.submit(request("What is 7?", new=NEW), SessionKey(), RecordingSink())
     turn(engine, request(ASK["content"], new=8), "s")
     engine.flush()
@@ -334,8 +335,38 @@ def test_a_forgotten_session_does_not_come_back(
     while engine.step():
         pass
     engine.flush()
-    assert store.sessions() == []
+    assert store.catalog.branches.sessions() == []
     store.close()
+
+
+@pytest.mark.parametrize("order", ["before the rows are read", "after they were read"])
+def test_a_turn_committed_while_its_session_is_looked_up_is_not_lost(
+    open_engine: Callable[..., SteppedEngine], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """The engine has not been told of the commit yet: the branch must be there once, and as the turn left it."""
+    engine = open_engine(prewarm="off")
+    of_session = Branches.of_session
+
+    def while_committed(*arguments: Any) -> Any:
+        if order == "before the rows are read":
+            engine.disk.flush()
+        found = of_session(*arguments)
+        engine.disk.flush()
+        return found
+
+    for asked in (request("What is 7?"), request("What is 7?", "It is.", "And 8?")):
+        seq_id = engine.submit(asked, SessionKey("s"), RecordingSink())
+        while seq_id in engine.turns:
+            engine.step()
+        (session,) = [live for _, live in engine.sessions]
+        held = [branch.token_ids for branch in session.branches]
+        with monkeypatch.context() as patch:
+            patch.setattr(Branches, "of_session", while_committed)
+            opened = engine.sessions.open(engine.intake.root("default"), ("default", "s"))
+        assert [branch.token_ids for branch in opened.branches] == held
+        engine.flush()
+        opened = engine.sessions.open(engine.intake.root("default"), ("default", "s"))
+        assert [branch.token_ids for branch in opened.branches] == held
 
 
 def test_calls_without_a_session_leave_nothing_to_do(open_engine: Callable[..., SteppedEngine]) -> None:

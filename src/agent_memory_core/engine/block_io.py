@@ -17,16 +17,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.errors import StoreError
-from agent_memory_core.storage.block_file import HostTensor, LoadedBlock, Record
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import BranchCommit, BranchRow
+from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.record import HostTensor, Record
 
 log = logging.getLogger("agent_memory")
 
@@ -53,12 +53,12 @@ def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[mx.array, memoryview]:
     return array, memoryview(array).cast("B")  # type: ignore[arg-type]
 
 
-def to_record(block: Block) -> Record:
+def to_record(block: Block) -> Record[HostTensor]:
     """The host form of a block whose arrays are evaluated. It shares their memory."""
-    tensors = tuple(
-        HostTensor(name, _NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
+    tensors = {
+        name: HostTensor(_NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
         for name, x in block.kv.items()
-    )
+    }
     return Record(block.hash, block.parent, block.tokens, block.kind, tensors)
 
 
@@ -133,7 +133,7 @@ class Loaded:
     """Records that were read for a turn."""
 
     seq_id: int
-    blocks: list[LoadedBlock]
+    blocks: list[Record[Any]]
     """In the order that they were asked for, up to the first that could not be had."""
 
 
@@ -246,7 +246,7 @@ class BlockReader:
 
     def submit(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Load records in order, for the turn of that id."""
-        loaded: list[LoadedBlock] = []
+        loaded: list[Record[Any]] = []
 
         def job() -> None:
             try:
@@ -260,7 +260,7 @@ class BlockReader:
         """Finish what is queued, then end."""
         self._worker.close()
 
-    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[LoadedBlock]) -> None:
+    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[Record[Any]]) -> None:
         for key in keys:
             block = self._store.load(root, key, allocate if self._writes_into_arrays else _HostBytes.allocate)
             if block is None:

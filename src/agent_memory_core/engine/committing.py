@@ -15,11 +15,11 @@ from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.engine.block_io import Save, Saved
 from agent_memory_core.engine.persistence import Persistence
-from agent_memory_core.engine.retention import Keeper
+from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.session_book import LiveSession, PendingCommit, SessionBook
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.messages import Delta, TurnReport
-from agent_memory_core.storage.catalog import BranchCommit
+from agent_memory_core.storage.branches import BranchCommit
 from agent_memory_core.text.token_text import ExactTokenizer, TokenText
 
 
@@ -53,7 +53,7 @@ class Committing:
         self,
         disk: Persistence,
         sessions: SessionBook,
-        retention: Keeper,
+        retention: KvRetention,
         pool: BlockPool,
         tokenizer: ExactTokenizer,
     ) -> None:
@@ -77,7 +77,7 @@ class Committing:
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
-        before = self._retention.own(branch)
+        before = self._retention.exclusive_records(branch)
         branch.dependencies = self._retention.dependencies(turn)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))

@@ -188,7 +188,7 @@ class Engine:
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = step.token in self._eos or turn.hand_out(step.token, step.logprobs)
-        if self.retention.passes_block(turn):
+        if self.retention.completes_window(turn):
             self.retention.take_window(turn, self.runner.peek(step.slot))
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")

@@ -9,7 +9,7 @@ from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.persistence import Persistence
 from agent_memory_core.engine.prewarm import Prewarm
-from agent_memory_core.engine.retention import Keeper
+from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import SessionBook
 from agent_memory_core.engine.sinks import DISCARD, OutputSink
@@ -38,7 +38,7 @@ class Intake:
         template: ChatTemplate,
         blocks: KvBlocks,
         sessions: SessionBook,
-        retention: Keeper,
+        retention: KvRetention,
         disk: Persistence,
     ) -> None:
         self._loaded = loaded

@@ -29,6 +29,10 @@ class Persistence(Protocol):
         """Turns that could not be saved."""
         ...
 
+    def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
+        """Which records of these names are kept there now."""
+        ...
+
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Write down what a root was hashed from.
 
@@ -74,13 +78,17 @@ class Disk:
 
     @property
     def tier(self) -> Tier:
-        """The store's catalog."""
-        return self._store.catalog
+        """The records of the store."""
+        return self._store.catalog.records
 
     @property
     def failed(self) -> int:
         """Turns that could not be saved."""
         return self._writer.failed
+
+    def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
+        """Which records of these names are in the store now."""
+        return self._store.catalog.records.stored(names)
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Write down what a root was hashed from."""
@@ -115,6 +123,10 @@ class NoDisk:
     keeps_turns = False
     tier = None
     failed = 0
+
+    def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
+        """None."""
+        return set()
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Nothing is written down."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from agent_memory_core.blocks.block import Block
 from agent_memory_core.engine.block_io import Loaded
@@ -12,7 +13,7 @@ from agent_memory_core.engine.scheduler import Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.kv.records import KvBlocks
-from agent_memory_core.storage.block_file import LoadedBlock
+from agent_memory_core.storage.record import Record
 
 
 class Restoring:
@@ -59,14 +60,14 @@ class Restoring:
         self._restore(turn)
         return True
 
-    def _usable(self, sequence: Sequence, loaded: LoadedBlock) -> Block | None:
+    def _usable(self, sequence: Sequence, loaded: Record[Any]) -> Block | None:
         """The block for the pool, if its arrays have the right form."""
         tokens = self._tokens_of(sequence, loaded)
         if not self._blocks.fits(loaded.tensors, len(tokens), loaded.kind):
             return None
         return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, loaded.kind)
 
-    def _tokens_of(self, sequence: Sequence, loaded: LoadedBlock) -> tuple[int, ...]:
+    def _tokens_of(self, sequence: Sequence, loaded: Record[Any]) -> tuple[int, ...]:
         if loaded.key in sequence.hashes:
             # A catalog that was rebuilt from the files has lost the ids; the name alone proves them.
             start, stop = sequence.block_range(sequence.hashes.index(loaded.key))

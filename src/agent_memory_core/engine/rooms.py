@@ -14,7 +14,7 @@ from agent_memory_core.engine.model_runner import ModelRunner
 from agent_memory_core.engine.persistence import Disk, NoDisk, Persistence
 from agent_memory_core.engine.prewarm import BackgroundPrewarm
 from agent_memory_core.engine.restoring import Restoring
-from agent_memory_core.engine.retention import Keeper
+from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.scheduler import Limits, MatchFunction, Scheduler
 from agent_memory_core.engine.session_book import CatalogSessionBook, MemorySessionBook, SessionBook
 from agent_memory_core.kv.layout import KvLayout
@@ -51,7 +51,7 @@ class Rooms:
     """Requests to turns."""
     restoring: Restoring
     """Stored prompts to live caches."""
-    retention: Keeper
+    retention: KvRetention
     """What is kept of a live cache."""
     committing: Committing
     """Ended turns to sessions."""
@@ -75,12 +75,12 @@ def make_rooms(
     limits = _limits(loaded, config, layout)
     eos = sorted(loaded.tokenizer.eos_token_ids)
     runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
-    retention = Keeper(blocks, pool, catalog, config.block_tokens)
     disk: Persistence = NoDisk()
     sessions: SessionBook = MemorySessionBook(pool)
     if store is not None:
         disk = Disk(store, results)
-        sessions = CatalogSessionBook(pool, store.catalog, template.tokenizer, config.block_tokens)
+        sessions = CatalogSessionBook(pool, store.catalog.branches, template.tokenizer, config.block_tokens)
+    retention = KvRetention(blocks, pool, disk, config.block_tokens)
     scheduler = Scheduler(pool, limits, _match_function(PrefixCache(pool, blocks.resume), disk))
     prewarms = config.prewarm == "idle" and not blocks.resume.unsupported
     return Rooms(
@@ -112,14 +112,15 @@ def _match_function(prefixes: PrefixCache, disk: Persistence) -> MatchFunction:
 
 
 def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:
+    live = layout.live_bytes
     return Limits(
         max_batch_size=config.max_batch_size,
         prefill_chunk=config.prefill_chunk,
         prefill_chunk_busy=config.prefill_chunk_busy,
         block_tokens=config.block_tokens,
-        bytes_per_token=layout.bytes_per_token,
+        bytes_per_token=live.per_token,
         context_length=min(config.context_length or loaded.context_length, loaded.context_length),
-        window=layout.reach,
-        window_bytes=layout.window_bytes,
-        fixed_bytes=layout.fixed_bytes,
+        window=live.window,
+        window_bytes=live.per_window_token,
+        fixed_bytes=live.fixed,
     )

@@ -24,7 +24,7 @@ from agent_memory_core.blocks.branch import Branch, Session
 from agent_memory_core.engine.block_io import BranchPosition
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.messages import MissReason, SessionInfo
-from agent_memory_core.storage.catalog import BranchCommit, BranchRow, Catalog
+from agent_memory_core.storage.branches import BranchCommit, Branches, BranchRow
 from agent_memory_core.text.token_text import ExactTokenizer, TokenText
 
 Owner = tuple[str, str]
@@ -189,7 +189,7 @@ class CatalogSessionBook(SessionBook):
     def __init__(
         self,
         pool: BlockPool,
-        catalog: Catalog,
+        catalog: Branches,
         tokenizer: ExactTokenizer,
         block_tokens: int,
         max_live: int = MAX_LIVE,
@@ -203,7 +203,7 @@ class CatalogSessionBook(SessionBook):
     def open(self, root: BlockHash, owner: Owner) -> LiveSession:
         """Return a session in step with the catalog, empty if there is none."""
         session = self._touch(root, owner)
-        self._refresh(session, self._catalog.branches(root, *owner))
+        self._refresh(session, self._catalog.of_session(*owner, root))
         self._let_go()
         return session
 
@@ -228,7 +228,7 @@ class CatalogSessionBook(SessionBook):
                 session.branches[session.branches.index(branch)] = self._load(row)
 
     def _load(self, row: BranchRow) -> Branch[TokenText]:
-        token_ids = self._catalog.branch_tokens(row)
+        token_ids = self._catalog.tokens(row)
         return Branch(
             token_ids=token_ids,
             text=self._tokenizer.text_of(token_ids),

@@ -58,17 +58,17 @@ class StoredSessionControl:
     def list(self, namespace: str | None) -> list[SessionInfo]:
         """The sessions of a namespace, or of all; the most recently used first."""
         self._thread.flush()
-        return self._open_store().sessions(namespace)
+        return self._open_store().catalog.branches.sessions(namespace)
 
     def fork(self, owner: Owner, new_session_id: str) -> None:
         """Begin a new session with everything another one knows; nothing is copied."""
         self._thread.flush()
-        self._open_store().fork(*owner, new_session_id)
+        self._open_store().catalog.branches.fork(*owner, new_session_id)
 
     def pin(self, owner: Owner, *, pinned: bool) -> None:
         """Keep a session on disk whatever the budget, or no longer."""
         self._thread.flush()
-        self._open_store().pin(*owner, pinned)
+        self._open_store().catalog.branches.pin(*owner, pinned)
 
     def forget(self, owner: Owner) -> bool:
         """Delete a session from memory and disk, and say whether there was one."""

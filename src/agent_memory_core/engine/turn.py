@@ -83,7 +83,7 @@ class Turn:
     """When its first token was sampled; 0 before that."""
     windows: dict[int, Block] = field(default_factory=dict)
     """Window records of its latest blocks, by the number of the block."""
-    kept: dict[BlockHash, Block] = field(default_factory=dict)
+    retained: dict[BlockHash, Block] = field(default_factory=dict)
     """Records that its branch needs besides blocks and tail."""
     unreadable: set[BlockHash] = field(default_factory=set)
     """Names of records that were matched on disk and could not be loaded."""
