@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
     from agent_memory_core.models.parity import ParityResult
     from agent_memory_core.models.profile import sampling_for, settings_for
-    from agent_memory_core.storage.block_store import CheckReport
+    from agent_memory_core.storage.audit import CheckReport
 
 _MODULES = {
     "AdapterSettings": "adapter",
     "AgentMemory": "memory",
     "AsyncChatStream": "memory",
     "ChatStream": "memory",
-    "CheckReport": "storage.block_store",
+    "CheckReport": "storage.audit",
     "sampling_for": "models.profile",
     "settings_for": "models.profile",
 }
