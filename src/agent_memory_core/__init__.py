@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from agent_memory_core.models.new_profile import NewProfile, write_profile
     from agent_memory_core.models.parity import ParityResult
     from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
-    from agent_memory_core.storage.block_store import CheckReport
+    from agent_memory_core.storage.audit import CheckReport
 
 _MODULES = {
     "AdapterSettings": "adapter",
     "AgentMemory": "memory",
     "AsyncChatStream": "memory",
     "ChatStream": "memory",
-    "CheckReport": "storage.block_store",
+    "CheckReport": "storage.audit",
     "Profile": "models.profile",
     "list_profiles": "models.profile",
     "sampling_for": "models.profile",

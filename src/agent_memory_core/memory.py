@@ -45,7 +45,8 @@ from agent_memory_core.messages import (
 )
 from agent_memory_core.models.folder import configured_context
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
-from agent_memory_core.storage.block_store import BlockStore, CheckReport
+from agent_memory_core.storage.audit import CheckReport
+from agent_memory_core.storage.block_store import BlockStore
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.engine import Engine
@@ -149,7 +150,7 @@ class AgentMemory:
         if self._thread.started:
             return self._thread.call(lambda engine: engine.list_sessions(namespace)).result()
         store = self._open_store()
-        return store.sessions(namespace) if store is not None else []
+        return store.catalog.branches.sessions(namespace) if store is not None else []
 
     def branches(self, session_id: str, namespace: str = "default") -> list[BranchInfo]:
         """The branches of a session on disk, oldest first.
@@ -157,7 +158,7 @@ class AgentMemory:
         Raises:
             SessionNotFound: there is no such session on disk.
         """
-        rows = self._required_store(session_id).session_branches(namespace, session_id)
+        rows = self._required_store(session_id).catalog.branches.of_session(namespace, session_id)
         if not rows:
             raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
         return [
@@ -178,7 +179,7 @@ class AgentMemory:
         if self._thread.started:
             self._thread.call(lambda engine: engine.fork(old, new)).result()
         else:
-            self._required_store(session_id).fork(namespace, session_id, new)
+            self._required_store(session_id).catalog.branches.fork(namespace, session_id, new)
 
     def pin(self, session_id: str, namespace: str = "default", *, pinned: bool = True) -> None:
         """Keep a session on disk whatever the budget, or no longer.
@@ -189,7 +190,7 @@ class AgentMemory:
         self._thread.check_open()
         if self._thread.started:
             self._thread.call(lambda engine: engine.flush()).result()
-        self._required_store(session_id).pin(namespace, session_id, pinned)
+        self._required_store(session_id).catalog.branches.pin(namespace, session_id, pinned)
 
     def forget(self, session_id: str, namespace: str = "default") -> bool:
         """Delete a session from memory and disk at once; what others share stays. Say whether there was one."""

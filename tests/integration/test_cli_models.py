@@ -208,7 +208,7 @@ def chatted(folder: Path, store: Path) -> subprocess.CompletedProcess[str]:
 def recorded(store: Path) -> list[tuple[str, ParityResult]]:
     """What a store's catalog holds of models, as one who opens it later reads it."""
     with closing(sqlite3.connect(store / "catalog.db")) as db:
-        found = db.execute("SELECT subject, verdict FROM verdicts").fetchall()
+        found = db.execute("SELECT key, text FROM notes").fetchall()
     return [(subject, ParityResult.from_json(text)) for subject, text in found]
 
 
@@ -226,7 +226,7 @@ def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(
     assert good.returncode == 0, good.stderr
     assert "nothing of it is stored" not in good.stderr
     with closing(Catalog(store / "catalog.db")) as catalog:
-        catalog.record_verdict(subject, replace(verdict, resumed=False, resumed_gap=0.25).to_json())
+        catalog.write_note(subject, replace(verdict, resumed=False, resumed_gap=0.25).to_json())
     bad = chatted(folder, store)
     assert bad.returncode == 0, bad.stderr
     assert "by 0.25 of its logits' spread): nothing of it is stored" in bad.stderr.replace("\n", " ")

@@ -12,7 +12,7 @@ from agent_memory_core.config import KvBits
 from agent_memory_core.environment import from_environment
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.kv.codec import KvCodec
-from agent_memory_core.kv.layout import KvLayout, TokenGroup
+from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models.cache_spec import (
     GLOBAL,
     HYBRID,
@@ -109,7 +109,7 @@ def describe_model(model: str, *, load: bool = False) -> ModelDescription:
 def inspect_caches(loaded: LoadedModel) -> tuple[ModelCacheSpec, int]:
     """What the live caches of a model show, and the bytes of one number in them."""
     groups = KvLayout(loaded.model).groups
-    sizes = [group.dtype.size for group in groups if isinstance(group, TokenGroup)]
+    sizes = [group.shape.dtype.size for group in groups if group.shape is not None]
     return cache_spec(groups, loaded.config), max(sizes, default=2)
 
 

@@ -24,14 +24,20 @@ from typing import Any
 
 from agent_memory_core.config import (
     EngineConfig,
-    ModelName,
     SamplingParams,
     absolute,
+    as_model_name,
     check_setting,
     may_be_none,
     profile_keys,
 )
-from agent_memory_core.environment import ALWAYS_ON, RETIRED, resolve_sampling, resolve_settings
+from agent_memory_core.environment import (
+    ALWAYS_ON,
+    RETIRED,
+    from_environment,
+    resolve_sampling,
+    resolve_settings,
+)
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.models.cache_spec import LAYER_TYPES, ModelCacheSpec
 
@@ -145,10 +151,10 @@ def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profil
     Raises:
         InvalidSetting: the profile cannot be read, or a key of it is unknown.
     """
+    name = as_model_name(model)
     for directory in profile_directories(environ):
         files = _files(directory, _last_change(directory))
-        location = model.location if isinstance(model, ModelName) else model
-        found = _find(model, location, tuple((path, _last_change(path)) for path in files))
+        found = _find(name, name.location, tuple((path, _last_change(path)) for path in files))
         if found is not None:
             return found
     return None
@@ -191,9 +197,9 @@ def settings_for(explicit: Mapping[str, Any], environ: Mapping[str, str] | None 
     Raises:
         InvalidSetting: a name or value of any source cannot be used.
     """
-    config = resolve_settings(explicit, environ)
-    profile = find_profile(config.model, environ)
-    return resolve_settings(explicit, environ, profile.settings) if profile else config
+    model = {**from_environment(environ), **explicit}.get("model", EngineConfig.model_fields["model"].default)
+    profile = find_profile(os.fspath(model), environ) if isinstance(model, (str, os.PathLike)) else None
+    return resolve_settings(explicit, environ, profile.settings if profile else None)
 
 
 def sampling_for(

@@ -350,6 +350,7 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentMemory]:
         yield opened
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("kind", ["schema", "call"])
 def test_random_answers_of_a_random_model_are_all_valid(memory: AgentMemory, kind: str) -> None:
     forms = [SCHEMAS[name] for name in ("string", "enum", "nested", "array", "optional", "ünï")]

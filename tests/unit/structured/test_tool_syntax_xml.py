@@ -321,6 +321,7 @@ def test_a_free_call_is_read_by_the_type_of_an_optional_parameter(value: Any) ->
     assert [call.arguments for call in read] == [{"key": value}]
 
 
+@pytest.mark.model
 def test_a_whole_engine_forces_them_in_a_batch(tmp_path: Path) -> None:
     """mlx-lm itself recognises this template, and chooses the parser."""
     folder = tmp_path / "model"
