@@ -83,6 +83,7 @@ def test_the_wheel_holds_every_profile_and_finds_them(tmp_path: Path) -> None:
     assert Path(folder) == tmp_path / "installed" / "agent_memory_core" / "model_configs"
     assert names == sorted(path.stem for path in (SRC.parent / "model_configs").glob("*.toml"))
     assert (tmp_path / "installed" / "agent_memory_core" / "tiny_chat" / "model.safetensors").is_file()
+    assert (tmp_path / "installed" / "agent_memory_core" / "storage" / "schema.sql").is_file()
 
 
 def tree(cls: type, depth: int = 0) -> list[str]:
