@@ -77,7 +77,9 @@ def _named_in_order(validator: Any, properties: dict[str, Any], value: Any, sche
         yield ValidationError(f"{list(value)} are not properties of {list(properties)} in this order")
 
 
-_Judge = validators.extend(Draft202012Validator, {"properties": _named_in_order})
+_Judge = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"properties": _named_in_order}
+)
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:

@@ -190,7 +190,7 @@ def test_limits_of_a_text_are_kept(style: str) -> None:
 @by_style
 def test_optional_parameters_may_be_left_out_and_required_ones_may_not(style: str) -> None:
     names = ("a", "b", "c")
-    parameters = {**props(**dict.fromkeys(names, {"type": "integer"})), "required": ["b"]}
+    parameters = {**props(**{name: {"type": "integer"} for name in names}), "required": ["b"]}
     for count in range(4):
         for given_names in combinations(names, count):
             arguments = dict.fromkeys(given_names, 7)
