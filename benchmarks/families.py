@@ -57,9 +57,10 @@ def measured(name: str) -> dict[str, Any]:
         layout = engine.blocks.layout
         verdict: ParityResult = engine.parity.verify(BLOCK, BOUNDARIES)
         tokens = converse(engine)
-        stored = store.catalog.total_bytes()
+        stored = store.catalog.budget.total_bytes()
         engine.close()
-    full = tokens * (layout.bytes_per_token + layout.window_bytes)
+    live = layout.live_bytes
+    full = tokens * (live.per_token + live.per_window_token)
     return {
         "layers": kinds(layout),
         "resumed gap": verdict.resumed_gap,

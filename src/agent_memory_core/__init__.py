@@ -1,8 +1,15 @@
 """Persistent KV-cache memory for LLM agents on MLX.
 
-`AgentMemory` is the way in; the other names are what crosses its border.
+`AgentMemory` is the way in; the other names are what crosses its border. Errors, settings and messages come with the
+package. The other names are imported when they are first used, so that importing the package costs little.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from agent_memory_core.backend import require_mlx
+from agent_memory_core.config import EngineConfig, SamplingParams
+from agent_memory_core.environment import resolve_sampling, resolve_settings
 from agent_memory_core.errors import (
     AgentMemoryError,
     BackendMissing,
@@ -18,20 +25,8 @@ from agent_memory_core.errors import (
     StoreFull,
     StoreUnreadable,
 )
-
-try:
-    import mlx.core  # noqa: F401
-except ImportError as error:
-    raise BackendMissing(
-        "MLX has no backend on this machine: install one with the extra cpu, cuda12 or cuda13, "
-        "for example pip install 'agent-memory-mlx[cpu]'."
-    ) from error
-
-from agent_memory_core.adapter import AdapterSettings
-from agent_memory_core.config import EngineConfig, SamplingParams
-from agent_memory_core.environment import resolve_sampling, resolve_settings
-from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
 from agent_memory_core.messages import (
+    BranchInfo,
     ChatRequest,
     ChatResult,
     Delta,
@@ -44,7 +39,57 @@ from agent_memory_core.messages import (
     TurnReport,
     Usage,
 )
-from agent_memory_core.models.profile import sampling_for, settings_for
+
+if TYPE_CHECKING:
+    from agent_memory_core.adapter import AdapterSettings
+    from agent_memory_core.memory import AgentMemory, AsyncChatStream, ChatStream
+    from agent_memory_core.models.description import KnownValue, KvCost, ModelDescription, describe_model
+    from agent_memory_core.models.new_profile import NewProfile, write_profile
+    from agent_memory_core.models.parity import ParityResult
+    from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
+    from agent_memory_core.storage.audit import CheckReport
+
+_MODULES = {
+    "AdapterSettings": "adapter",
+    "AgentMemory": "memory",
+    "AsyncChatStream": "memory",
+    "ChatStream": "memory",
+    "CheckReport": "storage.audit",
+    "Profile": "models.profile",
+    "list_profiles": "models.profile",
+    "sampling_for": "models.profile",
+    "settings_for": "models.profile",
+}
+"""Where the names are that are imported when they are first used."""
+
+_MODULES_WITH_MLX = {
+    "KnownValue": "models.description",
+    "KvCost": "models.description",
+    "ModelDescription": "models.description",
+    "NewProfile": "models.new_profile",
+    "ParityResult": "models.parity",
+    "describe_model": "models.description",
+    "write_profile": "models.new_profile",
+}
+"""The same for names whose modules import MLX."""
+
+
+if not TYPE_CHECKING:  # A type checker would believe that every name exists.
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES_WITH_MLX:
+            require_mlx()
+        module = _MODULES.get(name) or _MODULES_WITH_MLX.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AdapterSettings",
@@ -52,19 +97,27 @@ __all__ = [
     "AgentMemoryError",
     "AsyncChatStream",
     "BackendMissing",
+    "BranchInfo",
     "Cancelled",
     "ChatRequest",
     "ChatResult",
     "ChatStream",
+    "CheckReport",
     "Delta",
     "EngineConfig",
     "EngineStopped",
     "InvalidRequest",
     "InvalidSetting",
     "InvalidToolCall",
+    "KnownValue",
+    "KvCost",
     "Message",
+    "ModelDescription",
     "ModelError",
     "ModelNotFound",
+    "NewProfile",
+    "ParityResult",
+    "Profile",
     "PromptTooLong",
     "SamplingParams",
     "SessionInfo",
@@ -77,8 +130,11 @@ __all__ = [
     "ToolCall",
     "TurnReport",
     "Usage",
+    "describe_model",
+    "list_profiles",
     "resolve_sampling",
     "resolve_settings",
     "sampling_for",
     "settings_for",
+    "write_profile",
 ]

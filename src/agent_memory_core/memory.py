@@ -12,21 +12,25 @@ kept here beyond the ids of its tokens.
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from agent_memory_core.backend import require_mlx
 from agent_memory_core.config import (
     EngineConfig,
     SamplingParams,
     default_memory_budget_bytes,
     known_settings,
 )
-from agent_memory_core.engine.engine import Engine
-from agent_memory_core.engine.thread import AsyncQueueSink, EngineThread, QueueSink, TurnHandle
-from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
+from agent_memory_core.engine.thread import EngineThread, TurnHandle
+from agent_memory_core.errors import AgentMemoryError, InvalidRequest, SessionNotFound, StoreError
 from agent_memory_core.messages import (
+    BranchInfo,
     ChatRequest,
     ChatResult,
     Delta,
@@ -40,9 +44,13 @@ from agent_memory_core.messages import (
     validate_session_id,
 )
 from agent_memory_core.models.folder import configured_context
-from agent_memory_core.models.loader import load_model
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
+from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
+
+if TYPE_CHECKING:
+    from agent_memory_core.engine.engine import Engine
+    from agent_memory_core.models.parity import ParityResult
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""
@@ -70,6 +78,7 @@ class AgentMemory:
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
         self._thread = EngineThread(self._build)
+        _memories.add(self)
 
     @classmethod
     def shared(cls, **settings: Any) -> AgentMemory:
@@ -137,10 +146,25 @@ class AgentMemory:
 
     def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
         """All sessions of a namespace, or of every namespace; the most recently used first."""
+        self._thread.check_open()
         if self._thread.started:
             return self._thread.call(lambda engine: engine.list_sessions(namespace)).result()
         store = self._open_store()
-        return store.sessions(namespace) if store is not None else []
+        return store.catalog.branches.sessions(namespace) if store is not None else []
+
+    def branches(self, session_id: str, namespace: str = "default") -> list[BranchInfo]:
+        """The branches of a session on disk, oldest first.
+
+        Raises:
+            SessionNotFound: there is no such session on disk.
+        """
+        rows = self._required_store(session_id).catalog.branches.of_session(namespace, session_id)
+        if not rows:
+            raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
+        return [
+            BranchInfo(row.branch_id, row.tokens, row.prompt_tokens, row.lane, row.created, row.last_use)
+            for row in rows
+        ]
 
     def fork(self, session_id: str, new_session_id: str, namespace: str = "default") -> None:
         """Begin a new session with everything another one knows; nothing is copied.
@@ -151,10 +175,11 @@ class AgentMemory:
         """
         old, new = (namespace, validate_session_id(session_id)), validate_session_id(new_session_id)
         validate_namespace(namespace)
+        self._thread.check_open()
         if self._thread.started:
             self._thread.call(lambda engine: engine.fork(old, new)).result()
         else:
-            self._required_store(session_id).fork(namespace, session_id, new)
+            self._required_store(session_id).catalog.branches.fork(namespace, session_id, new)
 
     def pin(self, session_id: str, namespace: str = "default", *, pinned: bool = True) -> None:
         """Keep a session on disk whatever the budget, or no longer.
@@ -162,22 +187,38 @@ class AgentMemory:
         Raises:
             SessionNotFound: there is no such session on disk.
         """
+        self._thread.check_open()
         if self._thread.started:
             self._thread.call(lambda engine: engine.flush()).result()
-        self._required_store(session_id).pin(namespace, session_id, pinned)
+        self._required_store(session_id).catalog.branches.pin(namespace, session_id, pinned)
 
     def forget(self, session_id: str, namespace: str = "default") -> bool:
         """Delete a session from memory and disk at once; what others share stays. Say whether there was one."""
         owner = (namespace, session_id)
+        self._thread.check_open()
         if self._thread.started:
             return self._thread.call(lambda engine: engine.forget(owner)).result()
         store = self._open_store()
         return store.forget(namespace, session_id) if store is not None else False
 
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """Compare every file of the store with the catalog and its checksum; with ``fix``, repair what can be.
+
+        Nothing sound is deleted, however much is stored. Reads every file, so it takes as long as that takes.
+
+        Raises:
+            StoreError: there is no cache directory, or it cannot be used.
+        """
+        store = self._open_store()
+        if store is None:
+            raise StoreError("there is no store to check: this memory has no cache_dir.")
+        return store.check(fix)
+
     # -- the engine ---------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
         """Counters of the engine, the pool and the store; only the store's where nothing was asked yet."""
+        self._thread.check_open()
         if self._thread.started:
             return self._thread.call(lambda engine: engine.stats()).result()
         store = self._open_store()
@@ -211,6 +252,15 @@ class AgentMemory:
             return stated
         return self._thread.call(lambda engine: engine.limits.context_length).result()
 
+    def verify(self, blocks: int = 8) -> ParityResult:
+        """Compare the model's logits: in a batch and alone, resumed at ``blocks`` block boundaries and uninterrupted.
+
+        Loads the model. The result is recorded in the store and counts from the next start.
+        """
+        return self._thread.call(
+            lambda engine: engine.parity.verify(engine.config.block_tokens, blocks)
+        ).result()
+
     def load(self) -> None:
         """Load the model now rather than at the first turn."""
         self._thread.call(lambda engine: None).result()
@@ -239,6 +289,12 @@ class AgentMemory:
     def _build(self) -> Engine:
         # The store first: a directory that cannot be used is known before gigabytes are loaded.
         store = self._open_store()
+        require_mlx()
+        # Imported here because they import MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
+        # printing help must not wait for what only a loaded model needs.
+        from agent_memory_core.engine.engine import Engine
+        from agent_memory_core.models.loader import load_model
+
         loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
         budget = self.config.memory_budget_mb
         memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()
@@ -288,8 +344,25 @@ class AgentMemory:
         return dataclasses.replace(request, template_kwargs=said)
 
 
+_memories: weakref.WeakSet[AgentMemory] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A lock may be held by a thread that the child does not have, and the parent's files are not the child's."""
+    AgentMemory._shared_lock = threading.Lock()
+    for memory in list(_memories):
+        memory._lock = threading.Lock()
+        memory._store = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class ChatStream(Iterator[Delta]):
-    """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn."""
+    """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn.
+
+    Any thread may close it. Whoever reads it then gets `Cancelled`, also while waiting for the next delta.
+    """
 
     def __init__(self, sink: QueueSink, handle: TurnHandle) -> None:
         self._sink = sink
@@ -302,7 +375,11 @@ class ChatStream(Iterator[Delta]):
             raise StopIteration
         try:
             delta = self._sink.get()
+        except AgentMemoryError:
+            self._done = True
+            raise
         except BaseException:
+            # The caller was interrupted while it waited: nobody will read the rest.
             self.close()
             raise
         if delta.report is not None:
@@ -310,9 +387,8 @@ class ChatStream(Iterator[Delta]):
         return delta
 
     def close(self) -> None:
-        """Withdraw the turn if it has not ended."""
+        """Withdraw the turn if it has not ended. The next read raises `Cancelled`."""
         if not self._done:
-            self._done = True
             self._handle.cancel()
 
     def __enter__(self) -> Self:
@@ -328,7 +404,7 @@ class ChatStream(Iterator[Delta]):
 
 
 class AsyncChatStream(AsyncIterator[Delta]):
-    """`ChatStream` for coroutines."""
+    """`ChatStream` for coroutines: any task may close it."""
 
     def __init__(self, sink: AsyncQueueSink, handle: TurnHandle) -> None:
         self._sink = sink
@@ -341,8 +417,12 @@ class AsyncChatStream(AsyncIterator[Delta]):
             raise StopAsyncIteration
         try:
             delta = await self._sink.get()
+        except AgentMemoryError:
+            self._done = True
+            raise
         except BaseException:
-            await self.aclose()
+            # The task was cancelled while it waited: nobody will read the rest.
+            self._withdraw()
             raise
         if delta.report is not None:
             self.report, self._done = delta.report, True
@@ -365,7 +445,6 @@ class AsyncChatStream(AsyncIterator[Delta]):
 
     def _withdraw(self) -> None:
         if not self._done:
-            self._done = True
             self._handle.cancel()
 
 

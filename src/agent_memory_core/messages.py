@@ -217,3 +217,20 @@ class SessionInfo:
     created: float
     last_use: float
     is_thread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BranchInfo:
+    """One branch of a session on disk: a line of turns that continued each other."""
+
+    branch_id: int
+    tokens: int
+    """All tokens of the branch, prompt and answers."""
+    prompt_tokens: int
+    """The position of the token at which the model's last answer begins."""
+    lane: str
+    """The lane of the branch's last turn."""
+    created: float
+    """Seconds since the epoch."""
+    last_use: float
+    """Seconds since the epoch."""

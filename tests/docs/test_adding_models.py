@@ -35,7 +35,7 @@ def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
     make_model(tmp_path)
     shim = tmp_path / "bin" / "agent-memory"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agent_memory_core.cli.main "$@"\n')
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agent_memory_core.cli "$@"\n')
     shim.chmod(0o755)
     environ = {
         **os.environ, "HOME": str(tmp_path), "PATH": f"{shim.parent}:{os.environ['PATH']}",
@@ -51,8 +51,8 @@ def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
     assert profile.sampling == {"temperature": 0.7}
     assert re.search(r"temperature\s*│ 0.7\s*│ profile", done.stdout)
     assert re.search(r"global layers: head_dim\s*│ 80\s*│ live caches", done.stdout)
-    assert re.search(r"resumed, uninterrupted at 8 boundaries\s*│ 0.0\s*│ \S+\s*│ equal", done.stdout)
-    assert "going on with 2 messages" in done.stderr
+    assert re.search(r"resumed and uninterrupted, at 8 boundaries\s*│ 0.0\s*│ \S+\s*│ equal", done.stdout)
+    assert "after 2 messages" in done.stderr
     assert "(warm)" in done.stderr
     assert "'try' was forgotten" in done.stdout
 

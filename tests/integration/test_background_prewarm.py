@@ -295,8 +295,8 @@ def test_a_withdrawn_one_leaves_the_session_as_it_was(
     engine.fail_all(RuntimeError("closing"))  # what the engine's thread does when it is closed
     engine.close()
     store = BlockStore(tmp_path / "store")
-    (row,) = store.catalog.branches(engine.root("default"), "default", "s")
-    kept = store.catalog.branch_tokens(row)
+    (row,) = store.catalog.branches.of_session("default", "s", engine.root("default"))
+    kept = store.catalog.branches.tokens(row)
     assert kept[: len(prompt)] == prompt
     assert list(kept[len(prompt) :]) == heard.token_ids[: len(kept) - len(prompt)]
     assert store.check().clean
@@ -338,7 +338,7 @@ def test_a_turn_committed_while_its_session_is_looked_up_is_not_lost(
 ) -> None:
     engine = open_engine(prewarm="off")
     assert engine.store is not None
-    rows = engine.store.catalog.branches
+    rows = engine.store.catalog.branches.of_session
 
     def then_committed(*owner: Any) -> Any:
         found = rows(*owner)
@@ -350,7 +350,7 @@ def test_a_turn_committed_while_its_session_is_looked_up_is_not_lost(
         (session,) = [live for _, live in engine.sessions]
         held = [branch.token_ids for branch in session.branches]
         with monkeypatch.context() as patch:
-            patch.setattr(engine.store.catalog, "branches", then_committed)
+            patch.setattr(engine.store.catalog.branches, "of_session", then_committed)
             opened = engine.sessions.open(engine.root("default"), ("default", "s"))
         assert [branch.token_ids for branch in opened.branches] == held
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support import engine_driver
-from typer.testing import CliRunner
+from support import command_line, engine_driver
 
-from agent_memory_core.cli import main as cli
 from agent_memory_core.demos import restart as demo
 
 Open = Callable[..., engine_driver.Driver]
@@ -27,22 +22,12 @@ def store(llama: str, open_driver: Open, tmp_path: Path, monkeypatch: pytest.Mon
         driver.turn([{"role": "user", "content": "A shared beginning. " * 20 + name}], name)
     driver.memory.close()
     monkeypatch.setenv("AGENT_MEMORY_CACHE_DIR", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "store"
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    done = CliRunner().invoke(cli.app, list(arguments))
-    assert done.exit_code == code, done.output
-    return done.output
-
-
-def program(*arguments: str, typed: str = "", store: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0"}
-    return subprocess.run(
-        [sys.executable, "-m", "agent_memory_core.cli.main", *arguments],
-        env=environment, input=typed, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = command_line.command(*arguments, code=code)
+    return done.stdout + done.stderr
 
 
 def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
@@ -51,11 +36,11 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
     assert "bob" in listed
     assert "branch 1" in run("sessions", "show", "ada")
     run("sessions", "pin", "ada")
-    assert "pinned=True" in run("sessions", "show", "ada")
+    assert ", pinned" in run("sessions", "show", "ada")
     run("sessions", "pin", "ada", "--off")
-    assert "pinned=False" in run("sessions", "show", "ada")
+    assert ", pinned" not in run("sessions", "show", "ada")
     files = len(list(store.rglob("*.safetensors")))
-    assert "was forgotten" in run("sessions", "forget", "ada")
+    assert "was deleted" in run("sessions", "forget", "ada")
     assert "ada" not in run("sessions", "list")
     assert 0 < len(list(store.rglob("*.safetensors"))) < files
     assert "no session" in run("sessions", "forget", "ada")
@@ -76,23 +61,128 @@ def test_stats_are_json(store: Path) -> None:
     assert json.loads(run("stats"))["files"] == len(list(store.rglob("*.safetensors")))
 
 
+def test_a_check_keeps_every_session_and_knows_the_budget(
+    llama: str, open_driver: Open, tmp_path: Path
+) -> None:
+    driver, store = open_driver(llama), tmp_path / "store"
+    for name in ("ada", "bob", "cyd"):
+        driver.turn([{"role": "user", "content": f"I am {name}. " * 300}], name)
+    driver.memory.close()
+    files = sorted(store.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) > 2**20, "more than the smallest budget holds"
+    (tmp_path / "small.toml").write_text('[model]\nmodel_id = "small"\n[thresholds]\ndisk_budget_mb = 1\n')
+    profiles = {"AGENT_MEMORY_MODEL_CONFIGS": str(tmp_path)}
+    for budget, options, variables in (
+        (1, [], {"AGENT_MEMORY_DISK_BUDGET_MB": "1"}),
+        (1, [], {"AGENT_MEMORY_MODEL": "small", **profiles}),
+        (1, ["--model", "small"], profiles),
+        (1, ["--disk-budget-mb", "1"], {"AGENT_MEMORY_DISK_BUDGET_MB": "200000"}),
+        (200000, [], {"AGENT_MEMORY_DISK_BUDGET_MB": "200000"}),
+    ):
+        checked = command_line.process("check", "--fix", *options, store=store, **variables)
+        assert checked.returncode == 0, checked.stderr
+        assert ("over the disk budget" in checked.stdout) == (budget == 1)
+        assert sorted(store.rglob("*.safetensors")) == files
+        stats = json.loads(command_line.process("stats", *options, store=store, **variables).stdout)
+        assert stats["quota"] == budget * 2**20
+    listed = run("sessions", "list", "--cache-dir", str(store))
+    assert [name for name in ("ada", "bob", "cyd") if name in listed] == ["ada", "bob", "cyd"]
+
+
 def test_a_chat_goes_on_in_another_process(tmp_path: Path) -> None:
-    first = program(
+    first = command_line.process(
         "chat", "--session", "s", typed="My favourite colour is teal.\n\n", store=tmp_path / "store"
     )
     assert first.returncode == 0, first.stderr
-    second = program(
+    second = command_line.process(
         "chat", "--session", "s", typed="What is my favourite colour?\n\n", store=tmp_path / "store"
     )
     assert "teal" in second.stdout
-    assert "going on with 2 messages" in second.stderr
+    assert "after 2 messages" in second.stderr
     assert "(warm)" in second.stderr
-    listed = program("sessions", "list", store=tmp_path / "store")
+    listed = command_line.process("sessions", "list", store=tmp_path / "store")
     assert "s" in listed.stdout
 
 
-def test_an_error_is_one_sentence(tmp_path: Path) -> None:
-    done = program("chat", "--model", "./no-such-folder", typed="hi\n", store=tmp_path / "store")
+def test_a_chat_without_a_folder_answers_and_says_that_nothing_is_kept(tmp_path: Path) -> None:
+    done = command_line.process(
+        "chat", typed="My name is Ada.\nWhat is my name?\n\n", store="none", HOME=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ada" in done.stdout
+    assert "nothing of this chat is kept" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+STORE_COMMANDS = (
+    ("sessions", "list"),
+    ("sessions", "show", "s"),
+    ("sessions", "forget", "s"),
+    ("sessions", "pin", "s"),
+    ("check",),
+    ("stats",),
+)
+COMMANDS = (
+    *STORE_COMMANDS, ("chat",), ("models", "show", "tiny-chat"), ("models", "verify", "tiny-chat", "--blocks", "1")
+)  # fmt: skip
+
+
+def failed(*arguments: str, **variables: str) -> str:
+    """The one sentence with which a command fails. Any exception but ours is a failed test."""
+    done = command_line.command(*arguments, code=1, typed="hi\n\n", **variables)
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return sentence
+
+
+@pytest.mark.parametrize("command", STORE_COMMANDS, ids=" ".join)
+def test_without_a_folder_a_command_says_how_to_name_one(command: tuple[str, ...]) -> None:
+    assert "give --cache-dir" in failed(*command, AGENT_MEMORY_CACHE_DIR="none")
+
+
+@pytest.mark.parametrize("command", [*STORE_COMMANDS, ("chat",), COMMANDS[-1]], ids=" ".join)
+@pytest.mark.parametrize("kind", ["a file", "a place that cannot be", "read only"])
+def test_a_folder_that_cannot_be_used_is_named(command: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    if kind == "a file":
+        folder.write_text("")
+    elif kind == "a place that cannot be":
+        folder = Path("/dev/null/sessions")
+    else:
+        folder.mkdir(mode=0o500)
+    assert str(folder) in failed(*command, AGENT_MEMORY_CACHE_DIR=str(folder))
+    assert not (tmp_path / "folder" / "catalog.db").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_setting_that_is_wrong_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    sentence = failed(*command, AGENT_MEMORY_CACHE_DIR=store, AGENT_MEMORY_DISK_BUDGET_MB="lots")
+    assert "lots" in sentence
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("chat", "--model"), ("models", "show", "--load"), ("models", "verify"), ("models", "new")],
+    ids=" ".join,
+)
+def test_a_model_that_is_not_there_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    assert "./no-such-folder" in failed(*command, "./no-such-folder", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.parametrize("command", [("show",), ("pin",)], ids=" ".join)
+def test_a_session_that_is_not_there_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    assert "'nobody'" in failed("sessions", *command, "nobody", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
+
+
+def test_a_damaged_transcript_is_named(tmp_path: Path) -> None:
+    command_line.command("chat", typed="hi\n\n", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
+    (transcript,) = (tmp_path / "transcripts").iterdir()
+    transcript.write_text("[1]")
+    assert str(transcript) in failed("chat", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
+
+
+def test_an_error_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
+    done = command_line.process("chat", "--model", "./no-such-folder", typed="hi\n", store=tmp_path / "store")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -215,7 +215,7 @@ def test_without_an_mlx_backend_one_sentence_names_the_extra(tmp_path: Path) -> 
     fake = tmp_path / "mlx"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
-    code = "import agent_memory_core"
+    code = "from agent_memory_core import AgentMemory; AgentMemory(cache_dir=None).load()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

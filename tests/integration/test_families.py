@@ -1,4 +1,8 @@
-"""Every kind of attention: resumed is uninterrupted, whatever the layers keep."""
+"""Every kind of attention: a resumed turn is the uninterrupted one, whatever the layers keep.
+
+That a turn's bits do not depend on where its KV lay is tried on every family. The other properties follow from the
+kinds of layers alone, so they are tried on one family for each combination of kinds.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,17 @@ from agent_memory_core.models import parity
 from agent_memory_core.storage.block_store import BlockStore
 
 BLOCK = 64
-ROUNDED = ("gemma3", "gpt_oss", "deepseek_v3", "qwen3_next", "mamba2", "baichuan_m1", "recurrent_gemma")
-"""Families of every kind, which are also tried in the default encoding."""
+REPRESENTATIVES = (
+    "gemma3",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_next",
+    "mamba2",
+    "baichuan_m1",
+    "recurrent_gemma",
+    "llama4",
+)
+"""One family for each combination of layer kinds; these are also tried in the default encoding."""
 MIB = 2**20
 Talk = list[Message]
 
@@ -120,9 +133,19 @@ def opened() -> Iterator[Callable[..., Watched]]:
         engine.close()
 
 
-@pytest.fixture(params=families.CONFIGS)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+every_family = pytest.mark.parametrize("name", families.CONFIGS)
+one_of_each_kind = pytest.mark.parametrize("name", REPRESENTATIVES)
+
+
+def layer_kinds(name: str) -> frozenset[tuple[str, bool]]:
+    """The kinds of a family's layers, and whether their window is shorter than a block."""
+    layout = KvLayout(families.loaded(name).model)
+    return frozenset((group.kind, 0 < group.live_bytes.window < BLOCK) for group in layout.groups)
+
+
+def test_every_combination_of_layer_kinds_has_its_representative() -> None:
+    represented = {layer_kinds(name) for name in REPRESENTATIVES}
+    assert {name for name in families.CONFIGS if layer_kinds(name) not in represented} == set()
 
 
 def plain(name: str, prompt: list[int], new: int) -> list[int]:
@@ -148,14 +171,15 @@ def user(count: int, digit: str = "1") -> Message:
 
 
 def conversation(count: int = 4) -> list[Message]:
-    """Questions of such lengths that branches end before, on and behind blocks and windows."""
+    """Questions of such lengths that branches end before, on and after blocks and windows."""
     return [user(80, "1"), user(11, "2"), user(130, "3"), user(47, "4")][:count]
 
 
+@every_family
 def test_hot_evicted_and_restarted_turns_are_the_same_bits(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
-    for bits in (None, "6/4") if name in ROUNDED else (None,):
+    for bits in (None, "6/4") if name in REPRESENTATIVES else (None,):
         store = tmp_path / str(bits).replace("/", "-")
         hot, evicted = (opened(name, store / kind, kv_bits=bits) for kind in ("hot", "evicted"))
         talk: Talk = [Message("system", "You are terse. " * 12)]
@@ -180,6 +204,7 @@ def test_hot_evicted_and_restarted_turns_are_the_same_bits(
         )
 
 
+@every_family
 def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -202,6 +227,7 @@ def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
         engine.close()
 
 
+@one_of_each_kind
 def test_chunked_is_whole(name: str, opened: Callable[..., Watched]) -> None:
     question = [user(230)]
     small, large = opened(name, None, prefill_chunk=64), opened(name, None, prefill_chunk=2048)
@@ -211,6 +237,7 @@ def test_chunked_is_whole(name: str, opened: Callable[..., Watched]) -> None:
     assert mx.abs(small.logits[-1] - large.logits[-1]).max() <= 1e-3 * scale
 
 
+@one_of_each_kind
 def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -234,6 +261,7 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
             assert got == opening
 
 
+@one_of_each_kind
 def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., Watched]) -> None:
     engine = opened(name, None)
     brief = Message("system", "You are terse and kind. " * 20)
@@ -245,6 +273,7 @@ def test_a_fan_out_shares_what_it_begins_with(name: str, opened: Callable[..., W
         assert sink.token_ids == plain(name, prompt, 8)[: len(sink.token_ids)]
 
 
+@one_of_each_kind
 def test_a_question_asked_again_goes_on_behind_the_messages(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -261,6 +290,7 @@ def test_a_question_asked_again_goes_on_behind_the_messages(
     assert once_more.report.usage.prompt_tokens - once_more.report.usage.cache_read <= 8
 
 
+@one_of_each_kind
 def test_a_fork_goes_on_as_the_original_does(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -279,6 +309,7 @@ def test_a_fork_goes_on_as_the_original_does(
     assert engine.store.check().clean
 
 
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "afm7"])
 def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., Watched]) -> None:
     questions = [[user(90, "1")], [user(20, "2")], [user(55, "3")]]
     alone = [opened(name, None).turn(question, None, 12).token_ids for question in questions]
@@ -288,6 +319,7 @@ def test_several_at_once_answer_as_each_alone(name: str, opened: Callable[..., W
     assert [sink.token_ids for sink in sinks] == alone
 
 
+@one_of_each_kind
 def test_an_answer_longer_than_the_window_is_resumed_too(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -301,6 +333,7 @@ def test_an_answer_longer_than_the_window_is_resumed_too(
     assert usage.cache_read == made.prompt_tokens + made.completion_tokens
 
 
+@one_of_each_kind
 def test_a_cancelled_prompt_keeps_what_was_computed(name: str, opened: Callable[..., Watched]) -> None:
     engine = opened(name, None)
     sink = engine.start([user(400)], None)
@@ -314,7 +347,7 @@ def test_a_cancelled_prompt_keeps_what_was_computed(name: str, opened: Callable[
     assert engine.turn([user(400)], None).report.usage.cache_read == computed
 
 
-@pytest.mark.parametrize("name", ["nemotron_h", "lfm2"], indirect=False)
+@pytest.mark.parametrize("name", ["nemotron_h", "lfm2"])
 def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -337,7 +370,7 @@ def test_a_stop_string_costs_the_end_of_its_turn_and_nothing_else(
     )
 
 
-@pytest.mark.parametrize("name", ["lfm2", "baichuan_m1"], indirect=False)
+@pytest.mark.parametrize("name", ["lfm2", "baichuan_m1"])
 def test_an_opening_is_shared_again_after_its_catalog_was_lost(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -389,7 +422,7 @@ def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
     engine = opened("afm7", tmp_path / "store")
     engine.turn([user(20)], None)
     assert engine.engine.parity.result is None, "one sequence alone is nothing to look into"
@@ -397,7 +430,7 @@ def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
         engine.start([user(20, digit)], None)
     engine.run()
     assert "decodes one sequence at a time: its logits in a batch differ" in caplog.text
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
     monkeypatch.setattr(parity, "check_batched", None)
     result = opened("afm7", tmp_path / "store").engine.parity.result
     assert result is not None
@@ -410,10 +443,10 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
     engine = opened("llama", tmp_path / "store")
     cut = KvLayout.cut
 
-    def wrong(self: KvLayout, cache: Any, start: int, stop: int) -> Any:
-        return {name: x * 1.01 for name, x in cut(self, cache, start, stop).items()}
+    def wrong(self: KvLayout, *args: Any) -> Any:
+        return {name: x * 1.01 for name, x in cut(self, *args).items()}
 
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
     monkeypatch.setattr(KvLayout, "cut", wrong)
     result = engine.engine.parity.verify(BLOCK)
     assert (result.batched, result.resumed, result.boundaries) == (True, False, 8)
@@ -429,7 +462,7 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"], indirect=False)
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"])
 def test_window_layers_take_no_more_than_the_windows_of_live_branches(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
@@ -451,7 +484,7 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
         assert kinds.count("window") <= 2 * most
     files = engine.store.check()
     assert files.clean
-    layout = engine.engine.blocks.layout
-    full = length * (layout.bytes_per_token + layout.window_bytes)
+    live = engine.engine.blocks.layout.live_bytes
+    full = length * (live.per_token + live.per_window_token)
     if name == "gemma3":
         assert full > 2.5 * files.nbytes, "most layers of it are of the window kind"

@@ -31,8 +31,8 @@ from support.stored_turns import (
 )
 
 from agent_memory_core.errors import StoreUnreadable
-from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.record import Record
 
 TOKENS = tuple(range(2 * BLOCK + 2))
 FIRST, SECOND, TAIL = (made.key for made in records(TOKENS))
@@ -54,7 +54,7 @@ class Meter:
     def __init__(self) -> None:
         self.nbytes = 0
 
-    def __call__(self, dtype: str, shape: tuple[int, ...]) -> tuple[bytearray, memoryview]:
+    def __call__(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
         array, view = allocate(dtype, shape)
         self.nbytes += len(array)
         return array, view
@@ -215,11 +215,11 @@ def test_a_harmed_file_is_a_miss_set_aside_and_replaced_by_the_next_turn(
     (aside,) = (store.path / "quarantine").iterdir()
     assert aside.read_bytes() == harmed
     assert store.stats()["miss_damaged"] == 1
-    assert store.catalog.known_prefix([FIRST, SECOND]) == 1
+    assert store.catalog.records.known_prefix([FIRST, SECOND]) == 1
     assert store.load(ROOT, SECOND, allocate) is None
     assert store.stats()["miss_unknown"] == 1
-    (branch,) = store.catalog.branches(ROOT, "default", "s")
-    assert store.catalog.branch_tokens(branch) == TOKENS
+    (branch,) = store.catalog.branches.of_session("default", "s", ROOT)
+    assert store.catalog.branches.tokens(branch) == TOKENS
     turn(store, TOKENS, "s", branch)
     assert is_whole(store, TOKENS)
     assert store.check().clean
@@ -245,7 +245,7 @@ def test_a_harmed_file_cannot_keep_a_lost_catalog_from_being_rebuilt(store: Bloc
     assert path.exists() == (name in BELIEVED)
     branch = turn(again, TOKENS, token_ids=TOKENS)
     assert is_whole(again, TOKENS)
-    assert again.catalog.branch_tokens(branch) == TOKENS
+    assert again.catalog.branches.tokens(branch) == TOKENS
     assert again.check().clean
     again.close()
 
@@ -300,7 +300,7 @@ def test_what_is_not_a_file_is_never_followed_nor_waited_for(
     assert time.perf_counter() - started < 2
     assert not os.path.lexists(path)
     assert store.stats()["quarantined"] == 1
-    (branch,) = store.catalog.branches(ROOT, "default", "s")
+    (branch,) = store.catalog.branches.of_session("default", "s", ROOT)
     turn(store, TOKENS, "s", branch)
     assert is_whole(store, TOKENS)
 
@@ -353,7 +353,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlockStore]:
 def test_whatever_bytes_are_changed_a_load_gives_the_right_ones_or_none(
     kept: BlockStore, at: int, new: bytes, cut: int
 ) -> None:
-    (branch,) = kept.catalog.branches(ROOT, "default", "s")
+    (branch,) = kept.catalog.branches.of_session("default", "s", ROOT)
     turn(kept, TOKENS, "s", branch)
     path = path_of(kept, FIRST)
     before = path.read_bytes()
@@ -369,12 +369,12 @@ def test_whatever_bytes_are_changed_a_load_gives_the_right_ones_or_none(
         assert as_made(block)
 
 
-def as_made(block: LoadedBlock) -> bool:
+def as_made(block: Record[Any]) -> bool:
     made = records(TOKENS)[0]
     return (block.tokens, block.parent, [*block.tensors]) == (
         made.tokens,
         made.parent,
-        [t.name for t in made.tensors],
+        [*made.tensors],
     )
 
 
@@ -401,9 +401,9 @@ def test_whatever_happens_to_the_catalog_a_store_opens_and_gives_no_wrong_bytes(
     for key in (FIRST, SECOND, TAIL):
         block = store.load(ROOT, key, allocate)
         assert block is None or is_right(block)
-    tokens = store.catalog.branch_tokens(branch)
+    tokens = store.catalog.branches.tokens(branch)
     assert tokens == TOKENS[: len(tokens)]
-    assert {row.tokens for row in store.catalog.children(ROOT)} <= {TOKENS[:BLOCK], ()}
+    assert {row.tokens for row in store.catalog.records.children(ROOT)} <= {TOKENS[:BLOCK], ()}
     store.close()
 
 
@@ -427,10 +427,10 @@ def test_no_name_becomes_a_path_or_a_statement(tmp_path: Path, name: str) -> Non
     store = BlockStore(tmp_path / "store", quota_bytes=2**30)
     store.identify(ROOT, IDENTITY, name)
     branch = turn(store, TOKENS, name, namespace=name)
-    store.fork(name, name, name + "2")
-    store.pin(name, name + "2", True)
-    assert store.catalog.branches(ROOT, name, name) == [branch]
-    assert {i.session_id for i in store.sessions(name)} == {name, name + "2"}
+    store.catalog.branches.fork(name, name, name + "2")
+    store.catalog.branches.pin(name, name + "2", True)
+    assert store.catalog.branches.of_session(name, name, ROOT) == [branch]
+    assert {i.session_id for i in store.catalog.branches.sessions(name)} == {name, name + "2"}
     assert store.forget(name, name)
     assert is_whole(store, TOKENS)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -16,7 +16,8 @@ import pytest
 from support import stored_turns
 from support.stored_turns import BLOCK, FILE, ROOT, files, is_whole, turn
 
-from agent_memory_core.storage.block_store import CATALOG_ROOM, BlockStore, CheckReport
+from agent_memory_core.storage.audit import CheckReport
+from agent_memory_core.storage.block_store import CATALOG_ROOM, BlockStore
 
 MANY = 2**40
 
@@ -41,9 +42,10 @@ class Acked:
     def verify(self, store: BlockStore, killed: int = 1) -> None:
         """Every branch is there, at most one turn for each killed process further; what was told last loads right."""
         for branch_id, (session, generation, tokens) in self.branches.items():
-            (row,) = [b for b in store.catalog.branches(ROOT, "default", session) if b.branch_id == branch_id]
+            branches = store.catalog.branches.of_session("default", session, ROOT)
+            (row,) = [branch for branch in branches if branch.branch_id == branch_id]
             assert generation <= row.generation <= generation + killed
-            found = store.catalog.branch_tokens(row)
+            found = store.catalog.branches.tokens(row)
             assert len(found) == row.tokens
             assert found[: len(tokens)] == tokens
             assert branch_id not in self.fresh or is_whole(store, found)
@@ -145,9 +147,9 @@ def test_kills_amid_evictions_leave_a_store_that_is_sound_and_within_its_budget(
         report = checked(store)
         assert store.stats()["bytes"] <= quota
         assert report.nbytes <= quota + sum(path.stat().st_size for path in report.unknown)
-        for info in store.sessions():
-            for row in store.catalog.branches(ROOT, "default", info.session_id):
-                assert is_whole(store, store.catalog.branch_tokens(row))
+        for info in store.catalog.branches.sessions():
+            for row in store.catalog.branches.of_session("default", info.session_id, ROOT):
+                assert is_whole(store, store.catalog.branches.tokens(row))
         store.close()
     store = BlockStore(folder, quota_bytes=quota)
     store.check(fix=True)

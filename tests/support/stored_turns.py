@@ -12,7 +12,9 @@ import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 if __name__ == "__main__":
     # The package brings in MLX, which takes seconds and is not needed to store bytes.
@@ -22,12 +24,9 @@ if __name__ == "__main__":
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind, record_hash, root_hash
 from agent_memory_core.errors import StoreFull
-from agent_memory_core.storage.block_file import HostTensor, Record
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import BranchCommit, BranchRow
-
-if TYPE_CHECKING:
-    from agent_memory_core.storage.block_file import LoadedBlock
+from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.record import HostTensor, Record
 
 BLOCK = 4
 IDENTITY = {"model": "made", "namespace": "default"}
@@ -46,21 +45,21 @@ def content(key: BlockHash, nbytes: int = PAYLOAD) -> bytes:
 
 def record(
     parent: BlockHash, tokens: Sequence[int], *, kind: RecordKind = "block", nbytes: int = PAYLOAD
-) -> Record:
+) -> Record[HostTensor]:
     """A block or tail of that many payload bytes (a multiple of 8)."""
     key = record_hash(kind, parent, tokens)
     data = memoryview(content(key, nbytes))
     half = nbytes // 2
-    tensors = (
-        HostTensor("0.k.codes", "U32", (half // 4,), data[:half]),
-        HostTensor("0.v", "BF16", (2, half // 4), data[half:]),
-    )
+    tensors = {
+        "0.k.codes": HostTensor("U32", (half // 4,), data[:half]),
+        "0.v": HostTensor("BF16", (2, half // 4), data[half:]),
+    }
     return Record(key, parent, tuple(tokens), kind, tensors)
 
 
-def records(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = PAYLOAD) -> list[Record]:
+def records(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = PAYLOAD) -> list[Record[HostTensor]]:
     """All blocks of ``tokens``, and their tail where one is left over."""
-    made: list[Record] = []
+    made: list[Record[HostTensor]] = []
     parent = root
     for start in range(0, len(tokens), BLOCK):
         part = tokens[start : start + BLOCK]
@@ -110,16 +109,16 @@ def turn(
     return store.commit(records(tokens, root, nbytes), wanted(tokens, session, branch, root=root, **others))
 
 
-def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[bytearray, memoryview]:
+def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[np.ndarray[Any, Any], memoryview]:
     """What an engine would allocate, in plain memory."""
     nbytes = {"U32": 4, "BF16": 2, "U8": 1}[dtype]
     for n in shape:
         nbytes *= n
-    array = bytearray(nbytes)
-    return array, memoryview(array)
+    array = np.zeros(nbytes, np.uint8)
+    return array, array.data
 
 
-def is_right(block: LoadedBlock) -> bool:
+def is_right(block: Record[Any]) -> bool:
     """Whether a loaded block has the bytes of its name."""
     return b"".join(block.tensors.values()) == content(block.key, block.nbytes)
 
@@ -146,9 +145,9 @@ def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbyte
     chance = random.Random(seed)
     while True:
         session = f"s{chance.randrange(sessions)}"
-        branches = store.catalog.branches(ROOT, "default", session)
+        branches = store.catalog.branches.of_session("default", session, ROOT)
         branch = max(branches, key=lambda b: b.last_use) if branches else None
-        known = store.catalog.branch_tokens(branch) if branch else ()
+        known = store.catalog.branches.tokens(branch) if branch else ()
         if len(known) > 20 * BLOCK:
             branch, known = None, known[: 2 * BLOCK]
         tokens = (*known, *(chance.randrange(1000) for _ in range(chance.randint(1, 2 * BLOCK))))
@@ -165,14 +164,14 @@ def _fill(path: Path) -> None:
         turn(store, tokens, f"s{n}")
         assert is_whole(store, tokens)
     assert store.stats()["evicted"] > 20
-    for info in store.sessions():
-        store.pin("default", info.session_id, True)
+    for info in store.catalog.branches.sessions():
+        store.catalog.branches.pin("default", info.session_id, True)
     refused = 0
     for n in range(150, 170):
         before = files(store)
         try:
             turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}")
-            store.pin("default", f"s{n}", True)
+            store.catalog.branches.pin("default", f"s{n}", True)
         except StoreFull:
             refused += 1
             assert files(store) == before

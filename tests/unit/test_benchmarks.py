@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -113,13 +112,16 @@ def test_the_four_bit_setting_is_the_best_of_its_size_on_outlier_keys() -> None:
     assert min(rivals, key=lambda row: row["key error"])["setting"] == 4
 
 
-def test_sizes_and_forms_are_those_of_the_codecs_in_use() -> None:
+def test_sizes_and_encodings_are_those_of_the_codecs_in_use() -> None:
     for name, row in report.read("quality")["results"]["codecs"].items():
-        form = quality.CANDIDATES[name].form
-        assert row["form"] == {"keys": form.keys.name(), "values": form.values.name()}
-        assert row["bytes"] == quality.bytes_per_token(form)
+        encoding = quality.CANDIDATES[name].encoding
+        assert row["encoding"] == {
+            "keys": encoding.keys.name(),
+            "values": encoding.values.name(),
+        }
+        assert row["bytes"] == quality.bytes_per_token(encoding)
         if "setting" in row:
-            assert quality.FORMS[row["setting"]] == form
+            assert quality.ENCODINGS[row["setting"]] == encoding
 
 
 def test_the_picture_was_drawn_from_the_result(tmp_path: Path) -> None:
@@ -162,10 +164,11 @@ def test_what_is_asked_for_was_told_in_full_blocks() -> None:
             assert message["content"] in tokenizer.decode(walk.ids[turn.answer : turn.stop])
 
 
+@pytest.mark.model
 def test_a_walk_without_rounding_is_the_model_alone() -> None:
     model, tokenizer = load(str(quality.TOKENIZER))[:2]
     walk = talks.tokenize(tokenizer, talks.recall(0))
-    memory = talks.Memory(model, quality.codec(quality.FORMS[None]))
+    memory = talks.Memory(model, quality.codec(quality.ENCODINGS[None]))
     scores = talks.walk(model, walk, talks.begin(model, walk), memory)
     logits = model(mx.array([walk.ids]))[0].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -197,12 +200,22 @@ def test_what_is_lost_is_measured_against_chance() -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_run_judges_every_candidate(tmp_path: Path) -> None:
+@pytest.mark.model
+def test_a_quick_run_judges_every_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One conversation, short keys, and one candidate of each sort: the way through the program is the same."""
+    sorts = ("raw", "8/4", "6/4 by channel", "4 by channel, first block 8/4")
+    monkeypatch.setattr(quality, "CANDIDATES", {name: quality.CANDIDATES[name] for name in sorts})
+    monkeypatch.setattr(quality, "KEYS_ONLY", {"6/4 rotated": quality.KEYS_ONLY["6/4 rotated"]})
+    monkeypatch.setattr(quality, "QUICK", {"tool calls": 1})
+    monkeypatch.setattr(quality.outliers, "TOKENS", 2 * talks.BLOCK)
     out = tmp_path / "quick.json"
-    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--quick", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    codecs = json.loads(out.read_text())["results"]["codecs"]
-    assert set(codecs) == set(quality.CANDIDATES)
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--quick", "--out", str(out)])
+    quality.main()
+    results = json.loads(out.read_text())["results"]
+    codecs = results["codecs"]
+    assert list(codecs) == list(sorts)
+    assert results["default"] == "6/4 by channel"
+    assert set(results["key errors"]) == {*sorts[:3], "6/4 rotated"}
     assert (codecs["raw"]["loss"], codecs["raw"]["agreement"]) == (0, 1)
     assert all(row["loss"] != 0 for name, row in codecs.items() if name != "raw")
 

@@ -42,6 +42,18 @@ def test_public_names_are_sorted_and_there(package: str) -> None:
     assert [name for name in names if not hasattr(module, name)] == []
 
 
+def test_names_that_are_imported_late_are_listed_and_typos_are_not_forgiven() -> None:
+    program = (
+        "import agent_memory_core as core\n"
+        "assert set(core.__all__) <= set(dir(core))\n"
+        "from agent_memory_core import *\n"
+        "assert AgentMemory.__module__ == 'agent_memory_core.memory'\n"
+        "assert core.AgentMemory is AgentMemory\n"
+        "print(hasattr(core, 'AgentMemry'))\n"
+    )
+    assert run(program) == "False"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_say_that_they_are_typed(package: str) -> None:
     assert (SRC / package / "py.typed").is_file()

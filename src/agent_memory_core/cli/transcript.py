@@ -1,7 +1,7 @@
-"""The text of a command-line conversation, so that it can be given whole at its next turn.
+"""The text of a conversation in the terminal, because the whole history is given again at each turn.
 
 A JSON file a session under ``<cache_dir>/transcripts``, mode 0600, named by a hash of namespace and session id.
-Applications keep their own history and never come here.
+Applications keep their own history and do not use this.
 """
 
 from __future__ import annotations
@@ -11,39 +11,56 @@ import json
 import os
 from pathlib import Path
 
-from agent_memory_core.messages import validate_namespace, validate_session_id
+from agent_memory_core import StoreError
 
 History = list[dict[str, str]]
 
 
 class Transcript:
-    """The messages of one session on disk.
-
-    Raises:
-        InvalidRequest: the namespace or the session id cannot be used.
-    """
+    """The messages of one session on disk."""
 
     def __init__(self, cache_dir: Path, namespace: str, session_id: str) -> None:
-        validate_namespace(namespace)
-        validate_session_id(session_id)
         name = hashlib.sha256(json.dumps([namespace, session_id]).encode()).hexdigest()
         self._file = cache_dir / "transcripts" / f"{name}.json"
 
     def read(self) -> History:
-        """The messages so far."""
-        if not self._file.exists():
+        """The messages so far.
+
+        Raises:
+            StoreError: the file cannot be read, or is not a transcript.
+        """
+        try:
+            history: History = json.loads(self._file.read_text(encoding="utf-8"))
+            return [{"role": message["role"], "content": message["content"]} for message in history]
+        except FileNotFoundError:
             return []
-        history: History = json.loads(self._file.read_text())
-        return history
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"the transcript {self._file} cannot be read ({error}): delete it, or use another session."
+            ) from error
 
     def write(self, history: History) -> None:
-        """Replace the messages at once."""
-        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Replace the whole file.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
         draft = self._file.with_suffix(f".{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(history, ensure_ascii=False))
-        draft.replace(self._file)
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps(history), encoding="utf-8")
+            draft.replace(self._file)
+        except OSError as error:
+            raise StoreError(f"the transcript {self._file} cannot be written: {error}.") from error
 
     def delete(self) -> None:
-        """Forget the messages."""
-        self._file.unlink(missing_ok=True)
+        """Delete the file, if there is one.
+
+        Raises:
+            StoreError: the file cannot be deleted.
+        """
+        try:
+            self._file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"the transcript {self._file} cannot be deleted: {error}.") from error

@@ -14,15 +14,16 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.errors import StoreError
-from agent_memory_core.storage.block_file import HostTensor, LoadedBlock, Record
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import BranchCommit, BranchRow
+from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.record import HostTensor, Record
 
 log = logging.getLogger("agent_memory")
 
@@ -49,12 +50,12 @@ def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[mx.array, memoryview]:
     return array, memoryview(array).cast("B")  # type: ignore[arg-type]
 
 
-def to_record(block: Block) -> Record:
+def to_record(block: Block) -> Record[HostTensor]:
     """The host form of a block whose arrays are evaluated. It shares their memory."""
-    tensors = tuple(
-        HostTensor(name, _NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
+    tensors = {
+        name: HostTensor(_NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
         for name, x in block.kv.items()
-    )
+    }
     return Record(block.hash, block.parent, block.tokens, block.kind, tensors)
 
 
@@ -180,10 +181,10 @@ class BlockReader:
         self._worker = _Worker("agent-memory-reader")
 
     def submit(
-        self, root: BlockHash, keys: Sequence[BlockHash], done: Callable[[list[LoadedBlock]], None]
+        self, root: BlockHash, keys: Sequence[BlockHash], done: Callable[[list[Record[Any]]], None]
     ) -> None:
         """Load blocks in order and hand the list, possibly shorter, to ``done`` on the reader's thread."""
-        loaded: list[LoadedBlock] = []
+        loaded: list[Record[Any]] = []
 
         def job() -> None:
             try:
@@ -197,7 +198,7 @@ class BlockReader:
         """Finish what is queued, then end."""
         self._worker.close()
 
-    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[LoadedBlock]) -> None:
+    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[Record[Any]]) -> None:
         for key in keys:
             block = self._store.load(root, key, allocate if self._writes_into_arrays else _HostBytes.allocate)
             if block is None:

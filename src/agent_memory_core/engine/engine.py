@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection, Sequence as ReadOnly
 from typing import Any
 
+import mlx.core as mx
+
 from agent_memory_core.blocks.block import Block, BlockHash, common_prefix, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
@@ -22,12 +24,13 @@ from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.engine.model_runner import ModelRunner, Step
 from agent_memory_core.engine.prewarm import BackgroundPrewarm
-from agent_memory_core.engine.retention import Keeper
+from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner, SessionBook, snapshot
-from agent_memory_core.engine.turn import DISCARD, Counters, OutputSink, Turn
-from agent_memory_core.errors import InvalidRequest, SessionNotFound
+from agent_memory_core.engine.sinks import DISCARD, OutputSink
+from agent_memory_core.engine.turn import Counters, Turn
+from agent_memory_core.errors import Cancelled, InvalidRequest, SessionNotFound
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import (
@@ -43,9 +46,9 @@ from agent_memory_core.models.cache_spec import cache_spec
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.models.parity import ParityCheck
 from agent_memory_core.models.profile import Profile
-from agent_memory_core.storage.block_file import LoadedBlock
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import BranchRow
+from agent_memory_core.storage.branches import BranchRow
+from agent_memory_core.storage.record import Record
 from agent_memory_core.structured.grammar import Grammars
 from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.text.chat_template import ChatTemplate
@@ -76,7 +79,7 @@ class Engine:
         self.resume = self.blocks.resume
         self.pool = BlockPool(memory_bytes)
         self.prefixes = PrefixCache(self.pool, self.resume)
-        self.keeper = Keeper(self.blocks, self.pool, catalog, config.block_tokens)
+        self.retention = KvRetention(self.blocks, self.pool, catalog, config.block_tokens)
         self.limits = _limits(loaded, config, layout)
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
         eos = sorted(loaded.tokenizer.eos_token_ids)
@@ -98,7 +101,7 @@ class Engine:
         self._turns: dict[int, Turn] = {}
         self._next_id = 0
         self._roots: dict[str, BlockHash] = {}
-        self._loads: queue.SimpleQueue[tuple[int, list[LoadedBlock]]] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[tuple[int, list[Record[Any]]]] = queue.SimpleQueue()
         self.on_load: Callable[[], None] = lambda: None
 
     # -- a turn's beginning -------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ class Engine:
         return self._roots[namespace]
 
     def _match(self, sequence: Sequence, without: Collection[BlockHash] = ()) -> Match:
-        tier = self.store.catalog if self.store is not None and sequence.reads_tier else None
+        tier = self.store.catalog.records if self.store is not None and sequence.reads_tier else None
         return self.prefixes.match(sequence.root, sequence.token_ids, sequence.hashes, tier, without)
 
     def _estimate(self, sequence: Sequence) -> int:
@@ -228,11 +231,11 @@ class Engine:
             return "unsupported"
         if nearest is not None:
             if shared == len(nearest.token_ids):
-                return "boundary" if self.keeper.ends_in_token_tail(root, nearest) else ""
+                return "boundary" if self.retention.ends_in_token_tail(root, nearest) else ""
             return "template" if shared >= nearest.prompt_tokens else "diverged"
         if self.store is None or key.session_id is None:
             return "new"
-        return _STATES[self.store.catalog.session_state(root, key.namespace, key.session_id)]
+        return _STATES[self.store.catalog.branches.session_state(root, key.namespace, key.session_id)]
 
     def _promised(self, known: int, state: MissReason) -> int:
         """How many of the tokens that a branch knows can be expected to be reused."""
@@ -277,7 +280,7 @@ class Engine:
         assert self.reader is not None
         turn.tier = "warm"
 
-        def done(loaded: list[LoadedBlock]) -> None:
+        def done(loaded: list[Record[Any]]) -> None:
             self._loads.put((sequence.seq_id, loaded))
             self.on_load()
 
@@ -293,7 +296,7 @@ class Engine:
             if turn is not None:
                 self._loaded(turn, loaded)
 
-    def _loaded(self, turn: Turn, loaded: list[LoadedBlock]) -> None:
+    def _loaded(self, turn: Turn, loaded: list[Record[Any]]) -> None:
         sequence = turn.sequence
         found = {block.hash: block for block in (self._usable(sequence, x) for x in loaded) if block}
         lost = self.scheduler.loaded(sequence, found)
@@ -306,14 +309,14 @@ class Engine:
         self.scheduler.rematch(sequence, self._match(sequence, turn.lost))
         self._load(turn)
 
-    def _usable(self, sequence: Sequence, loaded: LoadedBlock) -> Block | None:
+    def _usable(self, sequence: Sequence, loaded: Record[Any]) -> Block | None:
         """The block as the pool wants it, if its arrays are of the right form and its tokens are the prompt's."""
         tokens = self._tokens_of(sequence, loaded)
         if not self.blocks.fits(loaded.tensors, len(tokens), loaded.kind):
             return None
         return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, loaded.kind)
 
-    def _tokens_of(self, sequence: Sequence, loaded: LoadedBlock) -> tuple[int, ...]:
+    def _tokens_of(self, sequence: Sequence, loaded: Record[Any]) -> tuple[int, ...]:
         if loaded.key in sequence.hashes:
             # A catalog rebuilt from the files has lost the ids; the name alone proves them.
             start, stop = sequence.block_range(sequence.hashes.index(loaded.key))
@@ -356,7 +359,7 @@ class Engine:
             return
         self._seal(turn, turn.slot.cache, chunk.stop)
         if chunk.stop in sequence.checkpoints:
-            self.keeper.checkpoint(turn, turn.slot.cache, chunk.stop)
+            self.retention.checkpoint(turn, turn.slot.cache, chunk.stop)
 
     def _join(self, turn: Turn) -> None:
         assert turn.slot is not None
@@ -365,8 +368,8 @@ class Engine:
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = self._emit(turn, step.token, step.logprobs)
-        if self.keeper.passes_block(turn):
-            self.keeper.take_window(turn, self.runner.peek(step.slot))
+        if self.retention.completes_window(turn):
+            self.retention.take_window(turn, self.runner.peek(step.slot))
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")
         elif ended:
@@ -395,7 +398,7 @@ class Engine:
             reason = "tool_calls"
         self._keep(turn)
         self._seal(turn, cache, sequence.num_computed)
-        tail = self.keeper.checkpoint(turn, cache, sequence.num_computed)
+        tail = self.retention.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, background=sequence.background)
         self._commit(turn, tail, last, report)
@@ -414,7 +417,7 @@ class Engine:
         first, last = sequence.num_sealed, length // self.config.block_tokens
         if first >= last or self.resume.unsupported:
             return
-        fresh = self.keeper.seal(turn, cache, first, last)
+        fresh = self.retention.seal(turn, cache, first, last)
         self.counters.blocks_sealed += len(fresh)
         self.scheduler.sealed(
             sequence, last, fresh, persist=turn.session is not None and self.store is not None
@@ -447,7 +450,7 @@ class Engine:
 
         self.writer.submit(
             Save(
-                tuple(self.keeper.unsaved(turn, branch, tail)),
+                tuple(self.retention.unsaved(turn, branch, tail)),
                 lambda: dataclasses.replace(wanted, branch_id=branch.branch_id, generation=branch.generation),
                 done,
             )
@@ -463,8 +466,8 @@ class Engine:
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
-        before = self.keeper.own(branch)
-        branch.dependencies = self.keeper.dependencies(turn)
+        before = self.retention.exclusive_records(branch)
+        branch.dependencies = self.retention.dependencies(turn)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))
         branch.hashes = list(sequence.hashes)
@@ -498,7 +501,7 @@ class Engine:
         """The sessions on disk, or in memory where there is no disk."""
         self.flush()
         if self.store is not None:
-            return self.store.sessions(namespace)
+            return self.store.catalog.branches.sessions(namespace)
         return [
             self._info(owner, s) for owner, s in self.sessions if namespace in (None, owner[0]) and s.branches
         ]
@@ -507,7 +510,7 @@ class Engine:
         """Give another session the branches of this one."""
         self.flush()
         if self.store is not None:
-            self.store.fork(*old, new_session_id)
+            self.store.catalog.branches.fork(*old, new_session_id)
             return
         source = self.sessions.open(self.root(old[0]), old)
         if not source.branches:
@@ -590,8 +593,9 @@ class Engine:
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
             if not self.resume.at_any_token:
-                self.keeper.checkpoint(turn, cache, turn.sequence.num_computed)
+                self.retention.checkpoint(turn, cache, turn.sequence.num_computed)
         self._close(turn)
+        turn.sink.fail(Cancelled("the turn was cancelled before it ended; its session is as it was."))
         return True
 
     def fail_all(self, error: Exception) -> None:
@@ -612,18 +616,24 @@ class Engine:
         if self.store is not None:
             self.store.close()
 
+    def leave_thread(self) -> None:
+        """Prepare the end of the thread that ran this engine: one that ran MLX and simply ends aborts the process."""
+        mx.synchronize()
+        mx.clear_streams()
+
 
 def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:
+    live = layout.live_bytes
     return Limits(
         max_batch_size=config.max_batch_size,
         prefill_chunk=config.prefill_chunk,
         prefill_chunk_busy=config.prefill_chunk_busy,
         block_tokens=config.block_tokens,
-        bytes_per_token=layout.bytes_per_token,
+        bytes_per_token=live.per_token,
         context_length=min(config.context_length or loaded.context_length, loaded.context_length),
-        window=layout.reach,
-        window_bytes=layout.window_bytes,
-        fixed_bytes=layout.fixed_bytes,
+        window=live.window,
+        window_bytes=live.per_window_token,
+        fixed_bytes=live.fixed,
     )
 
 

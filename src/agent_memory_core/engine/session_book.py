@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from agent_memory_core.blocks.block import BlockHash, chain
 from agent_memory_core.blocks.branch import Branch, Session
-from agent_memory_core.storage.catalog import BranchCommit, BranchRow, Catalog
+from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.token_text import TokenText
 
@@ -65,7 +66,7 @@ class SessionBook:
         if self._catalog is not None:
             # Taken first: a turn that is committed while the rows are read is newer here than there.
             newer = [branch for branch in session.branches if branch in session.writing or branch.busy]
-            self._refresh(session, self._catalog.branches(root, *owner), newer)
+            self._refresh(session, self._catalog.branches.of_session(*owner, root), newer)
             self._let_go()
         return session
 
@@ -96,7 +97,7 @@ class SessionBook:
 
     def _load(self, row: BranchRow) -> Branch[TokenText]:
         assert self._catalog is not None
-        token_ids = self._catalog.branch_tokens(row)
+        token_ids = self._catalog.branches.tokens(row)
         return Branch(
             token_ids=token_ids,
             text=self._template.tokenizer.text_of(token_ids),
@@ -106,7 +107,7 @@ class SessionBook:
             lane=row.lane,
             branch_id=row.branch_id,
             generation=row.generation,
-            dependencies=frozenset(self._catalog.dependencies(row.branch_id)),
+            dependencies=frozenset(self._catalog.branches.dependencies(row.branch_id)),
         )
 
     def needed(self) -> set[BlockHash]:

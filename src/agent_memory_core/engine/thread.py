@@ -3,13 +3,15 @@
 MLX's streams and lazy arrays belong to the thread that made them, so the engine is built, stepped and closed on
 one thread of its own. The thread sleeps while nothing can be done; a job, or blocks that finished loading,
 wake it.
+
+This module imports no MLX: an AgentMemory that was never asked anything costs nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
+import os
 import queue
 import threading
 import time
@@ -17,46 +19,76 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
 
-import mlx.core as mx
-
-from agent_memory_core.engine.engine import Engine
-from agent_memory_core.engine.turn import OutputSink
+from agent_memory_core.engine.sinks import FORKED, OutputSink
 from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
-from agent_memory_core.messages import ChatRequest, Delta, SessionKey
+from agent_memory_core.messages import ChatRequest, SessionKey
+
+if TYPE_CHECKING:
+    from agent_memory_core.engine.engine import Engine
 
 log = logging.getLogger("agent_memory")
 
 T = TypeVar("T")
 
+CLOSED = "this engine was closed: open a new AgentMemory."
+
 
 class TurnHandle:
     """A turn under way, as its caller holds it."""
 
-    def __init__(self, thread: EngineThread) -> None:
+    def __init__(self, thread: EngineThread, sink: OutputSink) -> None:
         self._thread = thread
-        self.seq_id: int | None = None
+        self._sink = sink
+        self._withdrawn = False
+        self._seq_id: int | None = None
 
     def cancel(self) -> None:
-        """Withdraw the turn; nothing happens if it has ended. May be called from any thread."""
+        """Withdraw the turn; nothing happens if it has ended. May be called from any thread.
+
+        Its reader gets `Cancelled` at once, also while the engine is busy with something long. If the engine was
+        closed, the reader gets `EngineStopped` from there.
+        """
+        if self._withdrawn or self._thread.closed:
+            return
+        self._withdrawn = True
+        self._sink.fail(Cancelled("the turn was cancelled before it ended; its session is as it was."))
         self._thread.post(self._cancel)
 
+    def submit(
+        self, engine: Engine, request: ChatRequest, key: SessionKey, prewarm: bool, arrived: float
+    ) -> None:
+        """Queue the turn, unless it was withdrawn before the engine came to it. Runs on the engine's thread."""
+        if self._withdrawn:
+            return
+        try:
+            self._seq_id = engine.submit(request, key, self._sink, prewarm=prewarm, arrived=arrived)
+        except AgentMemoryError as error:
+            self._sink.fail(error)
+
     def _cancel(self, engine: Engine) -> None:
-        if self.seq_id is not None:
-            engine.cancel(self.seq_id)
+        if self._seq_id is not None:
+            engine.cancel(self._seq_id)
 
 
 class EngineThread:
-    """Starts an engine on first use and runs it until `close`."""
+    """Starts an engine on first use and runs it until `close`.
+
+    Args:
+        build: makes the engine; called on the engine's thread.
+    """
 
     def __init__(self, build: Callable[[], Engine]) -> None:
         self._build = build
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._reason: AgentMemoryError = EngineStopped("this engine was closed: open a new AgentMemory.")
-        self._closed = False
+        self._reason: AgentMemoryError = EngineStopped(CLOSED)
+        self._closed = _forked_after_start
+        if self._closed:
+            self._reason = EngineStopped(FORKED)
         _open.add(self)
 
     @property
@@ -69,6 +101,16 @@ class EngineThread:
         """Whether it takes no more turns."""
         return self._closed
 
+    def check_open(self) -> None:
+        """Raise why nothing runs here any more, if that is so.
+
+        Raises:
+            EngineStopped: the engine was closed, or the process was forked.
+            AgentMemoryError: why the engine could not be built.
+        """
+        if self._closed:
+            raise self._reason
+
     def submit(
         self, request: ChatRequest, key: SessionKey, sink: OutputSink, *, prewarm: bool = False
     ) -> TurnHandle:
@@ -77,15 +119,8 @@ class EngineThread:
         Raises:
             EngineStopped: the engine was closed.
         """
-        handle, arrived = TurnHandle(self), time.perf_counter()
-
-        def job(engine: Engine) -> None:
-            try:
-                handle.seq_id = engine.submit(request, key, sink, prewarm=prewarm, arrived=arrived)
-            except AgentMemoryError as error:
-                sink.fail(error)
-
-        self._put(_Job(job, sink.fail))
+        handle, arrived = TurnHandle(self, sink), time.perf_counter()
+        self._put(_Job(lambda engine: handle.submit(engine, request, key, prewarm, arrived), sink.fail))
         return handle
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
@@ -121,11 +156,24 @@ class EngineThread:
         self._inbox.put(None)
         self._thread.join()
 
+    def after_fork(self, *, refuse: bool) -> None:
+        """In a forked child: no thread but the caller's lives on, and any lock may be held by one that does not.
+
+        Args:
+            refuse: whether MLX had run before the fork, so that nothing can run here; otherwise an engine that was
+                never started can still be started.
+        """
+        self._lock = threading.Lock()
+        self._inbox = queue.SimpleQueue()
+        self._thread = None
+        if refuse:
+            self._closed, self._reason = True, EngineStopped(FORKED)
+
     def _put(self, job: _Job) -> None:
         with self._lock:
-            if self._closed:
-                raise self._reason
+            self.check_open()
             if self._thread is None:
+                _note_start()
                 self._thread = threading.Thread(target=self._run, name="agent-memory-engine", daemon=True)
                 self._thread.start()
             self._inbox.put(job)
@@ -140,6 +188,7 @@ class EngineThread:
             log.exception("the engine could not be built")
             self._refuse(EngineStopped(f"the engine could not be built: {error!r}"))
             return
+        _close_before_mlx()
         engine.on_load = lambda: self._inbox.put(_Job(lambda _: None, lambda error: None))
         try:
             self._serve(engine)
@@ -177,11 +226,8 @@ class EngineThread:
     def _end(self, engine: Engine) -> None:
         engine.fail_all(EngineStopped("the engine was closed while this turn was in flight."))
         engine.close()
-        del engine
-        # A thread that ran MLX and simply ends aborts the process at exit.
-        mx.synchronize()
-        mx.clear_streams()
-        self._refuse(EngineStopped("this engine was closed: open a new AgentMemory."))
+        engine.leave_thread()
+        self._refuse(EngineStopped(CLOSED))
 
     def _refuse(self, error: AgentMemoryError) -> None:
         """Give every queued job, and from now on every caller, the reason why nothing runs here."""
@@ -204,56 +250,16 @@ class _Job:
     refuse: Callable[[AgentMemoryError], None]
 
 
-class QueueSink:
-    """Deltas for a caller that blocks."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
-
-    def deliver(self, delta: Delta) -> None:
-        """Hand out a piece of the answer."""
-        self._queue.put(delta)
-
-    def fail(self, error: Exception) -> None:
-        """Hand out why there is no answer."""
-        self._queue.put(error)
-
-    def get(self) -> Delta:
-        """Wait for the next piece; raises what `fail` was given."""
-        item = self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-
-class AsyncQueueSink:
-    """Deltas for a coroutine: no thread waits, the engine wakes the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-
-    def deliver(self, delta: Delta) -> None:
-        """Hand out a piece of the answer."""
-        self._put(delta)
-
-    def fail(self, error: Exception) -> None:
-        """Hand out why there is no answer."""
-        self._put(error)
-
-    async def get(self) -> Delta:
-        """Wait for the next piece; raises what `fail` was given."""
-        item = await self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def _put(self, item: Delta | Exception) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-
-
 _open: weakref.WeakSet[EngineThread] = weakref.WeakSet()
+_started = False
+"""Whether any engine was started in this process, so that MLX's own threads run."""
+_forked_after_start = False
+"""Whether this process was forked from one in which an engine had been started."""
+
+
+def _note_start() -> None:
+    global _started
+    _started = True
 
 
 @atexit.register
@@ -263,4 +269,17 @@ def _close_all() -> None:
         thread.close()
 
 
-__all__ = ["AsyncQueueSink", "Cancelled", "EngineThread", "TurnHandle", "QueueSink"]
+@cache
+def _close_before_mlx() -> None:
+    """Close the engines before MLX cleans up at exit, although MLX was imported, and registered its own, later."""
+    atexit.register(_close_all)
+
+
+def _after_fork_in_child() -> None:
+    global _forked_after_start
+    _forked_after_start = _started
+    for thread in list(_open):
+        thread.after_fork(refuse=_started)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,13 +6,13 @@ import dataclasses
 import time
 from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.engine.model_runner import DecodeSlot
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
+from agent_memory_core.engine.sinks import OutputSink
 from agent_memory_core.messages import (
     ChatRequest,
     Delta,
@@ -29,31 +29,6 @@ from agent_memory_core.text.detokenizer import Detokenizer
 from agent_memory_core.text.token_text import TokenText
 
 
-class OutputSink(Protocol):
-    """The caller's end of a turn. Both calls may come from any thread."""
-
-    def deliver(self, delta: Delta) -> None:
-        """Hand out a piece of the answer."""
-        ...
-
-    def fail(self, error: Exception) -> None:
-        """Hand out why there is no answer."""
-        ...
-
-
-class _Discard:
-    """The end of a turn that no caller waits for."""
-
-    def deliver(self, delta: Delta) -> None:
-        pass
-
-    def fail(self, error: Exception) -> None:
-        pass
-
-
-DISCARD: OutputSink = _Discard()
-
-
 @dataclass(slots=True, eq=False)
 class Turn:
     """One request on its way through the engine.
@@ -61,7 +36,7 @@ class Turn:
     ``session`` is None where the turn owns nothing; ``branch`` is the one it continues. ``known`` is how many
     prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``checkpoints`` are
     places of the prompt where others may part from it, ``windows`` the window records of its latest blocks by index,
-    ``kept`` the records that its branch shall need beside blocks and tail; ``lost`` names what could not be loaded.
+    ``retained`` the records that its branch will need besides blocks and tail; ``lost`` names what could not be loaded.
     """
 
     sequence: Sequence
@@ -88,7 +63,7 @@ class Turn:
     damaged: bool = False
     checkpoints: tuple[int, ...] = ()
     windows: dict[int, Block] = field(default_factory=dict)
-    kept: dict[BlockHash, Block] = field(default_factory=dict)
+    retained: dict[BlockHash, Block] = field(default_factory=dict)
     lost: set[BlockHash] = field(default_factory=set)
 
     @property

@@ -1,8 +1,8 @@
-"""One block or tail as one safetensors file: written once, read only if it is exactly what it should be.
+"""One record as one safetensors file: written once, and read only if it is exactly what it should be.
 
-The header is padded so that the payload starts at 4096, or the next multiple for a long one. Its metadata says
-what the block is and holds a checksum of the payload and one of the tensors' table; token ids are not in it.
-Reading trusts nothing: a size, a shape or an offset is checked against the file before anything is allocated.
+The header is padded so that the payload starts at byte 4096, or at the next multiple for a long header. Its metadata
+describes the record and holds one checksum of the payload and one of the header; token ids are not in it. Reading
+trusts nothing: sizes, shapes and offsets are checked against the file before anything is allocated.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import stat
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind
-from agent_memory_core.storage.catalog import BlockRow
 from agent_memory_core.storage.folder import FORMAT
+from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 
 ALIGNMENT = 4096
 MAX_HEADER = 2**20
@@ -36,48 +37,11 @@ _MAX_CALL = 2**30
 _PIECE = 2**20
 _FOREIGN = {errno.ELOOP, errno.ENXIO}
 
-Allocate = Callable[[str, tuple[int, ...]], tuple[Any, memoryview]]
-"""From a safetensors dtype and a shape to an array and its writable bytes, which the store fills."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostTensor:
-    """One tensor in host memory. ``dtype`` is safetensors' name; ``data`` are its contiguous bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record to store, of whatever kind. ``tensors`` are laid down in this order, without gaps."""
-
-    key: BlockHash
-    parent: BlockHash
-    tokens: tuple[int, ...]
-    kind: RecordKind
-    tensors: tuple[HostTensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedBlock:
-    """One verified block. ``tensors`` are the arrays that were allocated for it; ``nbytes`` is their size.
-
-    ``tokens`` is empty where the catalog was rebuilt and the ids were not yet named again.
-    """
-
-    key: BlockHash
-    parent: BlockHash
-    tokens: tuple[int, ...]
-    kind: RecordKind
-    tensors: dict[str, Any]
-    nbytes: int
-
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
+    """One entry of a header's table."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -86,19 +50,23 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """A parsed header: what it says of its block, its tensors in order, and where the payload starts."""
+    """A parsed header."""
 
-    said: dict[str, str]
+    metadata: dict[str, str]
+    """what it says about its record"""
     tensors: tuple[_Tensor, ...]
+    """in the order of the payload"""
     start: int
+    """where the payload starts"""
 
     @property
     def payload(self) -> int:
+        """Bytes of the payload."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class Damaged(Exception):
-    """A file is proven not to be what the catalog says."""
+    """A file is proven not to be what it should be. The message completes a sentence about it."""
 
 
 def bytes_of(data: memoryview) -> memoryview:
@@ -138,39 +106,42 @@ def transfer(views: Sequence[memoryview], move: Callable[[list[memoryview], int]
     return done
 
 
-def _said_of(row: BlockRow) -> dict[str, str]:
-    """What the header of a block says of it."""
+def _metadata_of(record: StoredRecord) -> dict[str, str]:
+    """What the header of a record's file must say."""
     return {
         "schema": str(FORMAT),
-        "root": row.root.hex(),
-        "key": row.key.hex(),
-        "parent": row.parent.hex(),
-        "ntok": str(row.ntok),
-        "kind": row.kind,
-        "xxh3_128": row.checksum,
+        "root": record.root.hex(),
+        "key": record.key.hex(),
+        "parent": record.parent.hex(),
+        "ntok": str(record.ntok),
+        "kind": record.kind,
+        "xxh3_128": record.checksum,
     }
 
 
-def _digest_of(said: Mapping[str, str], table: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps([said, table], sort_keys=True).encode())
+def _digest_of(metadata: Mapping[str, str], table: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps([metadata, table], sort_keys=True).encode())
 
 
-def write_header(row: BlockRow, tensors: Sequence[HostTensor]) -> bytes:
-    """What stands before the payload. Its length does not depend on the checksum in ``row``."""
+def write_header(record: StoredRecord, tensors: Mapping[str, HostTensor]) -> bytes:
+    """All bytes before the payload. How many there are does not depend on the checksum in ``record``."""
     table: dict[str, Any] = {}
     end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.data.nbytes
-        table[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    said = {**_said_of(row), "writer": "agent-memory"}
-    said["header_xxh3_128"] = _digest_of(said, table)
-    text = json.dumps({"__metadata__": said, **table}, separators=(",", ":")).encode()
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        table[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    metadata = {**_metadata_of(record), "writer": "agent-memory"}
+    metadata["header_xxh3_128"] = _digest_of(metadata, table)
+    text = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
     return struct.pack("<Q", length) + text.ljust(length)
+
+
+def describe_new(root: BlockHash, record: Record[HostTensor]) -> StoredRecord:
+    """The description of a record that is to be written. Its checksum is all zeros: it takes a pass over the bytes."""
+    key, parent, tokens = record.key, record.parent, record.tokens
+    new = StoredRecord(key, parent, root, tokens, record.kind, 0, "0" * 32, len(tokens))
+    return replace(new, nbytes=len(write_header(new, record.tensors)) + record.nbytes)
 
 
 @contextmanager
@@ -191,63 +162,13 @@ def open_file(path: Path) -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
-def read_header(fd: int, size: int) -> _Header:
-    """Parse a header as strictly as it is written. Nothing is allocated by what it says."""
-    first = os.pread(fd, ALIGNMENT, 0)
-    if len(first) < ALIGNMENT:
-        raise Damaged("it is shorter than a header")
-    start = 8 + int.from_bytes(first[:8], "little")
-    if start % ALIGNMENT or not ALIGNMENT <= start <= min(MAX_HEADER, size):
-        raise Damaged("its header has no possible length")
-    text = first[8:] if start == ALIGNMENT else os.pread(fd, start - 8, 8)
-    try:
-        table = json.loads(text)
-        said = table.pop("__metadata__")
-        tensors = tuple(_tensor(name, entry) for name, entry in table.items())
-        bounds = [tuple(entry["data_offsets"]) for entry in table.values()]
-        digest = said.pop("header_xxh3_128")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged("its header cannot be read") from error
-    ends = list(itertools.accumulate(tensor.nbytes for tensor in tensors))
-    if bounds != list(zip([0, *ends], ends, strict=False)) or digest != _digest_of(said, table):
-        raise Damaged("its header contradicts itself")
-    if size != start + sum(tensor.nbytes for tensor in tensors):
-        raise Damaged("it is not as long as its header says")
-    return _Header(said, tensors, start)
-
-
-def _tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:
-    shape = tuple(entry["shape"])
-    if not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, *entry["data_offsets"])):
-        raise ValueError("a shape of whole numbers")
-    nbytes = _ITEM_BYTES[entry["dtype"]]
-    for n in shape:
-        nbytes *= n
-    return _Tensor(name, entry["dtype"], shape, nbytes)
-
-
-def _check_said(header: _Header, row: BlockRow) -> None:
-    for name, value in _said_of(row).items():
-        if header.said.get(name) != value:
-            raise Damaged(f"its {name} is {str(header.said.get(name))[:80]!r} instead of {value!r}")
-
-
-def _header_of(fd: int, size: int, row: BlockRow) -> _Header:
-    """The header of a file that has the size of its row and says the same."""
-    if size != row.nbytes:
-        raise Damaged(f"it has {size} bytes instead of {row.nbytes}")
-    header = read_header(fd, size)
-    _check_said(header, row)
-    return header
-
-
-def read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedBlock:
-    """Read and verify the block of ``row`` into arrays of ``allocate``.
+def read_record(fd: int, size: int, stored: StoredRecord, allocate: Allocate) -> Record[Any]:
+    """Read a file into arrays of ``allocate`` and verify it.
 
     Raises:
-        Damaged: the file is not what the row says.
+        Damaged: the file is not what its description says.
     """
-    header = _header_of(fd, size, row)
+    header = _header_of(fd, size, stored)
     arrays: dict[str, Any] = {}
     views: list[memoryview] = []
     for tensor in header.tensors:
@@ -257,34 +178,94 @@ def read_block(fd: int, size: int, row: BlockRow, allocate: Allocate) -> LoadedB
     moved = transfer(views, lambda batch, done: os.preadv(fd, batch, header.start + done))
     if moved != header.payload:
         raise Damaged("it was cut while it was read")
-    if checksum_of(views) != row.checksum:
+    if checksum_of(views) != stored.checksum:
         raise Damaged("its payload does not have its checksum")
-    return LoadedBlock(row.key, row.parent, row.tokens, row.kind, arrays, header.payload)
+    return Record(stored.key, stored.parent, stored.tokens, stored.kind, arrays)
 
 
-def row_of(fd: int, size: int, root: BlockHash, key: BlockHash, kind: RecordKind) -> BlockRow:
-    """The row of a file as its header has it, without token ids; its place must agree with its header."""
-    header = read_header(fd, size)
+def describe(fd: int, size: int, root: BlockHash, key: BlockHash, kind: RecordKind) -> StoredRecord:
+    """What a file's header says, without token ids. Root, key and kind are those of its path, which must agree.
+
+    Raises:
+        Damaged: the header cannot be read, or says something else than the path.
+    """
+    header = _read_header(fd, size)
     try:
-        parent, ntok = bytes.fromhex(header.said["parent"]), int(header.said["ntok"])
-        checksum = bytes.fromhex(header.said["xxh3_128"]).hex()
+        parent, ntok = bytes.fromhex(header.metadata["parent"]), int(header.metadata["ntok"])
+        checksum = bytes.fromhex(header.metadata["xxh3_128"]).hex()
     except (ValueError, TypeError, KeyError) as error:
         raise Damaged("its header cannot be read") from error
     if len(parent) != 32 or not 0 <= ntok < 2**31:
-        raise Damaged("its header is not one of a block")
-    row = BlockRow(key, parent, root, (), kind, size, checksum, ntok)
-    _check_said(header, row)
-    return row
+        raise Damaged("its header does not describe a record")
+    stored = StoredRecord(key, parent, root, (), kind, size, checksum, ntok)
+    _check_metadata(header, stored)
+    return stored
 
 
-def verify(fd: int, size: int, row: BlockRow) -> None:
-    """Compare a whole file with its row."""
-    header = _header_of(fd, size, row)
+def verify(fd: int, size: int, stored: StoredRecord) -> None:
+    """Compare a whole file with its description.
+
+    Raises:
+        Damaged: they differ.
+    """
+    header = _header_of(fd, size, stored)
     digest = xxhash.xxh3_128()
     piece = bytearray(_PIECE)
     at = header.start
     while moved := os.preadv(fd, [piece], at):
         digest.update(memoryview(piece)[:moved])
         at += moved
-    if digest.hexdigest() != row.checksum:
+    if digest.hexdigest() != stored.checksum:
         raise Damaged("its payload does not have its checksum")
+
+
+def _header_of(fd: int, size: int, stored: StoredRecord) -> _Header:
+    """The header of a file that has the size of its description and says the same."""
+    if size != stored.nbytes:
+        raise Damaged(f"it has {size} bytes instead of {stored.nbytes}")
+    header = _read_header(fd, size)
+    _check_metadata(header, stored)
+    return header
+
+
+def _check_metadata(header: _Header, stored: StoredRecord) -> None:
+    for name, value in _metadata_of(stored).items():
+        if header.metadata.get(name) != value:
+            raise Damaged(f"its {name} is {str(header.metadata.get(name))[:80]!r} instead of {value!r}")
+
+
+def _read_header(fd: int, size: int) -> _Header:
+    """Parse a header as strictly as it is written. Nothing is allocated because of what it says."""
+    first = os.pread(fd, ALIGNMENT, 0)
+    if len(first) < ALIGNMENT:
+        raise Damaged("it is shorter than a header")
+    start = 8 + int.from_bytes(first[:8], "little")
+    if start % ALIGNMENT or not ALIGNMENT <= start <= min(MAX_HEADER, size):
+        raise Damaged("its header has no possible length")
+    metadata, tensors = _parse(first[8:] if start == ALIGNMENT else os.pread(fd, start - 8, 8))
+    if size != start + sum(tensor.nbytes for tensor in tensors):
+        raise Damaged("it is not as long as its header says")
+    return _Header(metadata, tensors, start)
+
+
+def _parse(text: bytes) -> tuple[dict[str, str], tuple[_Tensor, ...]]:
+    """The metadata and the table of a header, without gaps and with the digest that it names."""
+    try:
+        table = json.loads(text)
+        metadata = table.pop("__metadata__")
+        tensors = tuple(_tensor(name, entry) for name, entry in table.items())
+        bounds = [tuple(entry["data_offsets"]) for entry in table.values()]
+        digest = metadata.pop("header_xxh3_128")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged("its header cannot be read") from error
+    ends = list(itertools.accumulate(tensor.nbytes for tensor in tensors))
+    if bounds != list(zip([0, *ends], ends, strict=False)) or digest != _digest_of(metadata, table):
+        raise Damaged("its header contradicts itself")
+    return metadata, tensors
+
+
+def _tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:
+    shape = tuple(entry["shape"])
+    if not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, *entry["data_offsets"])):
+        raise ValueError("a shape or an offset is not a whole number")
+    return _Tensor(name, entry["dtype"], shape, _ITEM_BYTES[entry["dtype"]] * math.prod(shape))

@@ -1,11 +1,12 @@
-"""The database below the catalog: its tables, the triggers that count for it, and who may use it when.
+"""The database below the catalog: opening it, and who may read and write it when. Its tables are in ``schema.sql``.
 
-Threads share one `Database` and never a connection; processes share the file. A transaction holds the write lock
-of the store against all of them.
+Threads share one `Database` but never a connection; processes share the file. A transaction holds the write lock of
+the store against all of them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sqlite3
@@ -15,114 +16,41 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreFull, StoreUnreadable
-from agent_memory_core.storage.folder import require_version
+from agent_memory_core.storage.folder import FORMAT, require_version
 
 log = logging.getLogger("agent_memory")
 
 _BUSY_SECONDS = 10.0
 _LIFE = uuid.uuid4().hex[:12]
-# A damaged database can make SQLite say things that are no text.
+_TABLES = "roots, sessions, branches, dependencies, records, totals, reservations, holds, notes"
+# A damaged database can make SQLite return an error message that is not valid text.
 _FAULTS = (sqlite3.Error, UnicodeDecodeError)
-# What may keep a sound database from being opened.
+# Errors that can keep a sound database from being opened.
 _PASSING = {
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
 }
 
-_SCHEMA = """
-CREATE TABLE roots (root BLOB PRIMARY KEY, namespace TEXT NOT NULL, model TEXT NOT NULL, identity TEXT NOT NULL);
-CREATE TABLE sessions (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, session_id TEXT NOT NULL, root BLOB NOT NULL,
-  pinned INTEGER NOT NULL, is_thread INTEGER NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL,
-  UNIQUE (namespace, session_id, root));
-CREATE TABLE branches (
-  branch_id INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL,
-  generation INTEGER NOT NULL, head BLOB NOT NULL, tail BLOB, tokens INTEGER NOT NULL,
-  prompt_tokens INTEGER NOT NULL, lane TEXT NOT NULL, created REAL NOT NULL, last_use REAL NOT NULL);
-CREATE INDEX branches_session ON branches (session);
-CREATE INDEX branches_head ON branches (head);
-CREATE INDEX branches_tail ON branches (tail);
-CREATE INDEX branches_age ON branches (last_use);
-CREATE TABLE dependencies (branch INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (branch, key)) WITHOUT ROWID;
-CREATE INDEX dependencies_key ON dependencies (key);
-CREATE TABLE blocks (
-  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, parent BLOB NOT NULL, root BLOB NOT NULL,
-  tokens BLOB NOT NULL, ntok INTEGER NOT NULL, kind TEXT NOT NULL, nbytes INTEGER NOT NULL,
-  checksum TEXT NOT NULL, stored INTEGER NOT NULL, refs INTEGER NOT NULL, owner INTEGER NOT NULL,
-  last_use REAL NOT NULL);
-CREATE INDEX blocks_parent ON blocks (parent);
-CREATE INDEX blocks_owner ON blocks (owner);
-CREATE INDEX blocks_free ON blocks (last_use) WHERE refs = 0;
-CREATE INDEX blocks_wordless ON blocks (root) WHERE tokens = x'' AND ntok > 0;
-CREATE TABLE verdicts (subject TEXT PRIMARY KEY, verdict TEXT NOT NULL, made REAL NOT NULL);
-CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO totals VALUES (0, 0);
-CREATE TABLE reservations (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT NOT NULL, bytes INTEGER NOT NULL);
-CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL);
-CREATE INDEX holds_reservation ON holds (reservation);
-CREATE INDEX holds_key ON holds (key);
-
-CREATE TRIGGER block_added AFTER INSERT ON blocks BEGIN
-  UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.parent;
-  UPDATE blocks SET refs = (SELECT count(*) FROM blocks WHERE parent = NEW.key)
-    + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
-    + (SELECT count(*) FROM holds WHERE key = NEW.key) + (SELECT count(*) FROM dependencies WHERE key = NEW.key)
-    WHERE id = NEW.id;
-END;
-CREATE TRIGGER block_changed AFTER UPDATE OF stored, nbytes ON blocks BEGIN
-  UPDATE totals SET files = files + NEW.stored - OLD.stored, bytes = bytes + NEW.nbytes - OLD.nbytes;
-END;
-CREATE TRIGGER block_removed AFTER DELETE ON blocks BEGIN
-  UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.parent;
-END;
-CREATE TRIGGER hold_added AFTER INSERT ON holds BEGIN
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.key;
-END;
-CREATE TRIGGER hold_removed AFTER DELETE ON holds BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
-END;
-CREATE TRIGGER dependency_added AFTER INSERT ON dependencies BEGIN
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.key;
-END;
-CREATE TRIGGER dependency_removed AFTER DELETE ON dependencies BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.key;
-END;
-CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
-END;
-CREATE TRIGGER branch_moved AFTER UPDATE OF head, tail ON branches BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.head;
-  UPDATE blocks SET refs = refs + 1 WHERE key = NEW.tail;
-END;
-CREATE TRIGGER branch_removed AFTER DELETE ON branches BEGIN
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.head;
-  UPDATE blocks SET refs = refs - 1 WHERE key = OLD.tail;
-  DELETE FROM dependencies WHERE branch = OLD.branch_id;
-END;
-"""
+_SCHEMA = resources.files("agent_memory_core.storage").joinpath("schema.sql").read_text()
 
 
 class CatalogDamaged(StoreError):
-    """The database file is not one, or its pages contradict each other."""
+    """The file is not a database, or not one of ours, or its pages contradict each other."""
 
 
 def process_name() -> str:
-    """This process: its id, and what tells it from an earlier one that had the same id."""
+    """A name for this process: its id, and a random part that an earlier process of the same id did not have."""
     return f"{os.getpid()}.{_LIFE}"
 
 
 def is_alive(process: str) -> bool:
-    """Whether the process of that name runs on this machine, as far as can be told."""
+    """Whether the process of that name still runs on this machine, as far as can be told."""
     pid = process.partition(".")[0]
     if pid == str(os.getpid()):
         return process == process_name()
@@ -136,21 +64,27 @@ def is_alive(process: str) -> bool:
 
 
 class Database:
-    """The file, open. ``created`` says that the tables were made by this opening.
+    """The database file, open.
 
-    Reads that fail (a locked or damaged database) answer that nothing is known, and are counted in
-    `failed_reads`; writes raise StoreError.
+    A read that fails (the database is locked or damaged) returns no rows and is counted in ``failed_reads``; a write
+    that fails raises StoreError.
 
     Raises:
-        CatalogDamaged: the file is not a sound database.
-        StoreUnreadable: it cannot be opened, or was written by a newer version.
+        CatalogDamaged: the file is not a sound database of ours.
+        StoreUnreadable: it cannot be opened, or is of another version.
     """
+
+    created: bool
+    """whether its tables are new: it is empty until `finish` is called"""
+    failed_reads: int
+    """how many reads have failed"""
 
     def __init__(self, path: Path, durability: Durability = "process") -> None:
         self._path = path
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
-        self._idle: deque[sqlite3.Connection] = deque()
-        weakref.finalize(self, _close_all, self._idle)
+        self._spare: deque[sqlite3.Connection] = deque()
+        weakref.finalize(self, _close_all, self._spare)
+        _databases.add(self)
         self._local = threading.local()
         self._closed = False
         self.failed_reads = 0
@@ -183,30 +117,33 @@ class Database:
                 require_version(self._path, version)
             elif not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            # A database of something else fails here.
-            tables = "roots, sessions, branches, dependencies, blocks, totals, reservations, holds, verdicts"
-            db.execute(f"SELECT 1 FROM {tables} LIMIT 0")
+            # The database of another program fails here.
+            db.execute(f"SELECT 1 FROM {_TABLES} LIMIT 0")
             return version == 0
 
     def _connect(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreError(f"the store at {self._path.parent} is closed.")
         db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA synchronous = {self._synchronous}")
-        # What was forgotten must not be left in free pages.
-        db.execute("PRAGMA secure_delete = ON")
-        db.execute(f"PRAGMA fullfsync = {int(self._synchronous == 'FULL')}")
+        try:
+            db.execute(f"PRAGMA synchronous = {self._synchronous}")
+            # What was forgotten must not stay in free pages.
+            db.execute("PRAGMA secure_delete = ON")
+            db.execute(f"PRAGMA fullfsync = {int(self._synchronous == 'FULL')}")
+        except BaseException:
+            db.close()
+            raise
         return db
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection for this thread alone; inside another use by the same thread, that one."""
+        """A connection for this thread alone. Where the thread is using one already, it is the same one."""
         current: sqlite3.Connection | None = getattr(self._local, "db", None)
         if current is not None:
             yield current
             return
         try:
-            db = self._idle.pop()
+            db = self._spare.pop()
         except IndexError:
             db = self._connect()
         self._local.db = db
@@ -214,15 +151,15 @@ class Database:
             yield db
         finally:
             self._local.db = None
-            self._idle.append(db)
+            self._spare.append(db)
             if self._closed:
                 self.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the write lock of the store, against all processes; of what is written inside, all or nothing stays.
+        """Hold the write lock of the store against all processes. Of what is written meanwhile, all or nothing stays.
 
-        Inside another transaction of the same thread it is part of that one.
+        Inside another transaction of the same thread it is a part of that one.
 
         Raises:
             StoreError: the database cannot be written, or stayed locked for ten seconds.
@@ -243,7 +180,7 @@ class Database:
             raise (StoreFull if full else StoreError)(f"{self._path} cannot be written: {error}.") from error
 
     def read(self, sql: str, values: Sequence[Any] = (), *, strict: bool = False) -> list[Any]:
-        """All rows of a query. One that fails has none, unless it is ``strict`` or part of a transaction."""
+        """All rows of a query. One that fails returns none, but raises if it is ``strict`` or part of a transaction."""
         try:
             with self._connection() as db:
                 return db.execute(sql, values).fetchall()
@@ -256,15 +193,42 @@ class Database:
             log.warning("the catalog could not be read: %s", error)
             return []
 
+    def finish(self) -> None:
+        """Note that a new database has all that was to be put into it. Until then every opening finds it new."""
+        with self.transaction() as db:
+            db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def scrub(self) -> None:
+        """Empty the database's log, where what was deleted can still be read."""
+        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Close every connection. Reads and writes afterwards raise StoreError."""
         self._closed = True
-        _close_all(self._idle)
+        _close_all(self._spare)
 
 
-def _close_all(idle: deque[sqlite3.Connection]) -> None:
-    while idle:
-        idle.pop().close()
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    """In a forked child: leave every connection of the parent alone.
+
+    SQLite forbids a child to use a connection that was opened before the fork, and even to close it. So each is kept
+    for ever: a reference that nobody gives back also keeps the interpreter's end from closing it.
+    """
+    for database in list(_databases):
+        database._closed = True
+        while database._spare:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(database._spare.pop()))
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
+def _close_all(connections: deque[sqlite3.Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _is_damage(error: Exception) -> bool:

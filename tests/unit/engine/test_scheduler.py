@@ -98,6 +98,7 @@ def test_a_live_caches_bytes_grow_with_its_tokens_up_to_the_window_and_never_wit
     assert fewer >= tokens * limits.bytes_per_token + min(tokens, full) * limits.window_bytes
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "lfm2", "mamba2", "recurrent_gemma"])
 def test_a_real_cache_keeps_to_the_bytes_that_are_reserved_for_it(name: str) -> None:
     """But for one step of growth: a buffer that grows does so from where its tokens end, on a step or not."""
@@ -108,11 +109,11 @@ def test_a_real_cache_keeps_to_the_bytes_that_are_reserved_for_it(name: str) -> 
         prefill_chunk=256,
         prefill_chunk_busy=64,
         block_tokens=64,
-        bytes_per_token=layout.bytes_per_token,
+        bytes_per_token=layout.live_bytes.per_token,
         context_length=10_000,
-        window=layout.reach,
-        window_bytes=layout.window_bytes,
-        fixed_bytes=layout.fixed_bytes,
+        window=layout.live_bytes.window,
+        window_bytes=layout.live_bytes.per_window_token,
+        fixed_bytes=layout.live_bytes.fixed,
     )
     cache = make_prompt_cache(model)
     length = 0

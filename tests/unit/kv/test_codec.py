@@ -12,19 +12,19 @@ from support.stored_turns import IDENTITY, ROOT, wanted
 
 from agent_memory_core.blocks.block import Block, block_hash
 from agent_memory_core.engine.block_io import allocate, to_record
-from agent_memory_core.kv.codec import FORMS, KvCodec, KvForm, TensorForm, rotate
+from agent_memory_core.kv.codec import ENCODINGS, KvCodec, KvEncoding, TensorEncoding, rotate
 from agent_memory_core.storage.block_store import BlockStore
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 TOKENS = (64, 128, 256)
 DTYPES = (mx.bfloat16, mx.float16, mx.float32)
 DIMS = {"0.k": 64, "0.v": 64, "1.k": 80, "1.v": 48}
-VALUES = TensorForm(4)
-EVERY: dict[str, KvForm] = {f"setting {bits}": form for bits, form in FORMS.items()} | {
-    "5/4": KvForm(TensorForm(5, "tokens"), VALUES),
-    "by token": KvForm(VALUES, VALUES),
-    "rotated": KvForm(TensorForm(4, rotated=True), TensorForm(4, rotated=True)),
-    "groups of 32": KvForm(TensorForm(4, "tokens", 32), TensorForm(4, group=32)),
+VALUES = TensorEncoding(4)
+EVERY: dict[str, KvEncoding] = {f"setting {bits}": form for bits, form in ENCODINGS.items()} | {
+    "5/4": KvEncoding(TensorEncoding(5, "tokens"), VALUES),
+    "by token": KvEncoding(VALUES, VALUES),
+    "rotated": KvEncoding(TensorEncoding(4, rotated=True), TensorEncoding(4, rotated=True)),
+    "groups of 32": KvEncoding(TensorEncoding(4, "tokens", 32), TensorEncoding(4, group=32)),
 }
 Raw = dict[str, mx.array]
 
@@ -132,7 +132,7 @@ def test_a_block_read_from_disk_decodes_to_the_same_bits(name: str, tmp_path: Pa
         again.close()
         assert loaded is not None
         assert same(loaded.tensors, encoded)
-        assert same(codec.decode([loaded.tensors]), codec.decode([encoded]))
+        assert same(codec.decode([dict(loaded.tensors)]), codec.decode([encoded]))
 
 
 def test_a_block_without_rounding_comes_back_whole() -> None:
@@ -177,21 +177,21 @@ def test_each_tensor_has_a_length_of_its_own(keys: int, values: int) -> None:
 @pytest.mark.parametrize(
     ("form", "tokens", "head_dim", "taken"),
     [
-        (TensorForm(4, "tokens"), 128, 80, TensorForm(4, "tokens")),
-        (TensorForm(4, "tokens"), 100, 128, TensorForm(8)),
-        (TensorForm(4, "tokens"), 32, 80, TensorForm(4, "tokens", 32)),
-        (TensorForm(4, "tokens"), 37, 96, TensorForm(8, group=32)),
-        (TensorForm(4, "tokens", 32), 96, 128, TensorForm(4, "tokens", 32)),
-        (TensorForm(4), 37, 128, TensorForm(4)),
-        (TensorForm(4), 128, 80, TensorForm(4, "tokens")),
-        (TensorForm(4), 37, 96, TensorForm(4, group=32)),
-        (TensorForm(4, rotated=True), 128, 80, TensorForm(4, "tokens", rotated=True)),
-        (TensorForm(4), 37, 80, TensorForm(None)),
-        (TensorForm(None), 37, 80, TensorForm(None)),
+        (TensorEncoding(4, "tokens"), 128, 80, TensorEncoding(4, "tokens")),
+        (TensorEncoding(4, "tokens"), 100, 128, TensorEncoding(8)),
+        (TensorEncoding(4, "tokens"), 32, 80, TensorEncoding(4, "tokens", 32)),
+        (TensorEncoding(4, "tokens"), 37, 96, TensorEncoding(8, group=32)),
+        (TensorEncoding(4, "tokens", 32), 96, 128, TensorEncoding(4, "tokens", 32)),
+        (TensorEncoding(4), 37, 128, TensorEncoding(4)),
+        (TensorEncoding(4), 128, 80, TensorEncoding(4, "tokens")),
+        (TensorEncoding(4), 37, 96, TensorEncoding(4, group=32)),
+        (TensorEncoding(4, rotated=True), 128, 80, TensorEncoding(4, "tokens", rotated=True)),
+        (TensorEncoding(4), 37, 80, TensorEncoding(None)),
+        (TensorEncoding(None), 37, 80, TensorEncoding(None)),
     ],
 )
 def test_what_does_not_fit_takes_the_next_form(
-    form: TensorForm, tokens: int, head_dim: int, taken: TensorForm
+    form: TensorEncoding, tokens: int, head_dim: int, taken: TensorEncoding
 ) -> None:
     assert form.of(tokens, head_dim) == taken
 
@@ -205,7 +205,7 @@ def with_outliers(tokens: int) -> Raw:
     return {"0.k": raw * mx.where(mx.arange(128) % 16 == 0, 40.0, 1.0)}
 
 
-def small_error(form: KvForm, tokens: int = 128) -> float:
+def small_error(form: KvEncoding, tokens: int = 128) -> float:
     """The relative error of the channels that are not great."""
     raw = with_outliers(tokens)
     codec = KvCodec(form, {"0.k": 128})
@@ -214,15 +214,15 @@ def small_error(form: KvForm, tokens: int = 128) -> float:
 
 
 def test_keys_with_outlier_channels_keep_the_other_channels() -> None:
-    assert small_error(FORMS[4]) < 0.12
-    assert small_error(FORMS["6/4"]) < 0.03 < small_error(FORMS["8/4"])
+    assert small_error(ENCODINGS[4]) < 0.12
+    assert small_error(ENCODINGS["6/4"]) < 0.03 < small_error(ENCODINGS["8/4"])
     assert small_error(EVERY["rotated"]) < 0.6 * small_error(EVERY["by token"])
     assert small_error(EVERY["by token"]) > 0.9
 
 
 def test_keys_too_few_for_a_group_keep_the_other_channels_too() -> None:
-    assert small_error(FORMS[4], 37) < 0.12
-    assert small_error(FORMS["6/4"], 37) < 0.12
+    assert small_error(ENCODINGS[4], 37) < 0.12
+    assert small_error(ENCODINGS["6/4"], 37) < 0.12
 
 
 # Rotation
@@ -251,4 +251,4 @@ def test_names_differ_exactly_when_the_encoding_does() -> None:
     names = [KvCodec(form, DIMS).name() for form in EVERY.values()]
     assert len(set(names)) == len(names)
     assert KvCodec(8, {"0.k": 64}).name() != KvCodec(8, {"0.k": 80}).name()
-    assert KvCodec(4, DIMS).name() == KvCodec(FORMS[4], DIMS).name()
+    assert KvCodec(4, DIMS).name() == KvCodec(ENCODINGS[4], DIMS).name()

@@ -22,6 +22,8 @@ from agent_memory_core import AgentMemory, EngineStopped, InvalidRequest, Sessio
 from langchain_agent_memory import ChatMLXPersistent
 from langchain_agent_memory.langgraph import areconcile, follow, reconcile
 
+pytestmark = pytest.mark.model
+
 
 class FullSaver(InMemorySaver):
     """In memory, with the methods that LangGraph's own in-memory saver leaves out, built on one another."""

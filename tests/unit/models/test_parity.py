@@ -14,6 +14,8 @@ from hypothesis import given, settings, strategies as st
 from mlx_lm.models.cache import KVCache
 from support import families, tiny_models
 
+from agent_memory_core.blocks.block import RecordKind
+from agent_memory_core.kv import parity_runs
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models import parity
 from agent_memory_core.models.parity import (
@@ -25,6 +27,8 @@ from agent_memory_core.models.parity import (
     parity_key,
 )
 from agent_memory_core.storage.catalog import Catalog
+
+pytestmark = pytest.mark.model
 
 SIZE = 500
 """Token ids that the prompts of these tests are made of."""
@@ -65,7 +69,7 @@ def model() -> Any:
 @pytest.fixture(autouse=True)
 def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test finds out of a model is not known to the next."""
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
 
 
 @pytest.fixture
@@ -148,8 +152,8 @@ def test_what_is_no_number_is_an_infinite_gap(model: Any) -> None:
     assert result.batched_gap == math.inf
     assert "differ from those of a row alone by inf" in result.reason
     some = mx.array([1.0, 2.0, 3.0])
-    assert parity._gap(some, mx.array([1.0, math.nan, 3.0])) == math.inf
-    assert parity._gap(some, some) == 0
+    assert parity_runs.gap_between(some, mx.array([1.0, math.nan, 3.0])) == math.inf
+    assert parity_runs.gap_between(some, some) == 0
 
 
 def test_a_family_without_batched_caches_is_refused_unseen() -> None:
@@ -172,21 +176,16 @@ class Layout(KvLayout):
 
     harm = ""
 
-    def cut(self, cache: Any, start: int, stop: int) -> Any:
-        raw = super().cut(cache, start, stop)
-        return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled" else raw
-
-    def cut_window(self, cache: Any, start: int, stop: int) -> Any:
-        raw = super().cut_window(cache, start, stop)
-        if self.harm == "rolled":
-            return {name: mx.roll(x, 1, 2) for name, x in raw.items()}
-        return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled windows" else raw
-
-    def snapshot(self, cache: Any) -> Any:
-        raw = super().snapshot(cache)
-        return {
-            name: x * 0 if self.harm == "emptied" and x.dtype == mx.float32 else x for name, x in raw.items()
-        }
+    def cut(self, cache: Any, record: RecordKind, start: int, stop: int) -> Any:
+        segment = super().cut(cache, record, start, stop)
+        match (self.harm, record):
+            case ("scaled", "block") | ("scaled windows", "window"):
+                return {name: x * 1.01 for name, x in segment.items()}
+            case ("rolled", "window"):
+                return {name: mx.roll(x, 1, 2) for name, x in segment.items()}
+            case ("emptied", "tail"):
+                return {name: x * 0 if x.dtype == mx.float32 else x for name, x in segment.items()}
+        return segment
 
 
 def test_a_layout_that_puts_back_what_it_took_leaves_no_gap(kept: Any) -> None:
@@ -209,13 +208,13 @@ def test_a_layout_that_loses_or_moves_anything_shows_in_the_gap(name: str, harm:
 def test_the_worst_boundary_counts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only fails at the third boundary is found, and looking at two of them does not find it."""
     layout = Layout(model)
-    copied = parity._copied
+    copied = parity_runs.copied
 
     def third(layout: Layout, live: Any, length: int, size: int) -> Any:
         layout.harm = "scaled" if length == 3 * size else ""
         return copied(layout, live, length, size)
 
-    monkeypatch.setattr(parity, "_copied", third)
+    monkeypatch.setattr(parity_runs, "copied", third)
     for blocks, good in ((2, True), (3, False), (5, False)):
         gap, limit = check_resumed(model, layout, SIZE, 16, blocks)
         assert (gap <= limit) == good
@@ -250,7 +249,7 @@ def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) 
     assert looked > 0
     assert gate.may_batch()
     assert seen.batches == looked
-    recorded = catalog.verdict(parity_key("m", layout))
+    recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
     assert ParityResult.from_json(recorded) == gate.result
 
@@ -263,7 +262,7 @@ def test_what_is_recorded_is_believed_and_said(
         False, 0.5, resumed=False, resumed_gap=0.25, boundaries=8, limit=0.1, reason="so it was"
     )
     ParityCheck(model, layout, "m", SIZE, catalog).record(said)
-    parity._FOUND.clear()
+    parity._RESULTS.clear()
     seen = InBatch(model, noise(0))
     gate = ParityCheck(seen, layout, "m", SIZE, catalog)
     assert gate.result == said
@@ -297,7 +296,7 @@ def test_what_one_engine_found_another_of_the_process_knows(model: Any, catalog:
     looked = wrong.batches
     assert not ParityCheck(wrong, layout, "m", SIZE, catalog).may_batch()
     assert wrong.batches == looked
-    assert catalog.verdict(parity_key("m", layout)) is not None
+    assert catalog.note(parity_key("m", layout)) is not None
 
 
 def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -> None:
@@ -307,7 +306,7 @@ def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -
     result = gate.verify(16, 3)
     assert (result.batched, result.resumed, result.boundaries, result.reason) == (True, True, 3, "")
     assert gate.may_batch()
-    parity._FOUND.clear()
+    parity._RESULTS.clear()
     assert ParityCheck(model, layout, "m", SIZE, catalog).result == result
 
 
@@ -326,12 +325,12 @@ def test_a_verdict_that_cannot_be_read_is_none(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     layout = KvLayout(model)
-    catalog.record_verdict(parity_key("m", layout), text)
+    catalog.write_note(parity_key("m", layout), text)
     gate = ParityCheck(model, layout, "m", SIZE, catalog)
     assert gate.result is None
     assert "cannot be read" in caplog.text
     assert gate.may_batch()
-    recorded = catalog.verdict(parity_key("m", layout))
+    recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
     assert ParityResult.from_json(recorded).batched
 

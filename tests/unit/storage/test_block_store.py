@@ -48,13 +48,15 @@ from agent_memory_core.blocks.block import (
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumePolicy
+from agent_memory_core.blocks.resume_policy import EveryToken, LastTokens, ResumePolicy, WholeState
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull, StoreUnreadable
-from agent_memory_core.storage import block_file, block_store, folder as store_folder
-from agent_memory_core.storage.block_file import ALIGNMENT, HostTensor, Record
+from agent_memory_core.storage import block_file, folder as store_folder
+from agent_memory_core.storage.block_file import ALIGNMENT
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.catalog import BranchRow
+from agent_memory_core.storage.branches import BranchRow
+from agent_memory_core.storage.record import HostTensor, Record
+from agent_memory_core.storage.record_files import MAX_QUARANTINED
 
 MANY = 1000 * FILE
 OTHER = root_hash({"model": "other"})
@@ -102,12 +104,12 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
     data = os.urandom(16)
     tokens = ids(BLOCK, 0x5EC8E701)
     key = block_hash(ROOT, tokens)
-    tensors = (
-        HostTensor("0.v", "BF16", (2, 4), memoryview(data)),
-        HostTensor("0.k.codes", "U32", (2, 2), memoryview(data)),
-        HostTensor("scales", "F16", (8,), memoryview(data)),
-        HostTensor("nothing", "F32", (0, 3), memoryview(b"")),
-    )
+    tensors = {
+        "0.v": HostTensor("BF16", (2, 4), memoryview(data)),
+        "0.k.codes": HostTensor("U32", (2, 2), memoryview(data)),
+        "scales": HostTensor("F16", (8,), memoryview(data)),
+        "nothing": HostTensor("F32", (0, 3), memoryview(b"")),
+    }
     store.commit([Record(key, ROOT, tokens, "block", tensors)], wanted(tokens))
     path = path_of(store, key)
     assert path == store.path / "ns" / ROOT.hex() / "blocks" / key.hex()[:2] / f"{key.hex()}.safetensors"
@@ -119,7 +121,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
         "scales": (mx.float16, (8,)),
         "nothing": (mx.float32, (0, 3)),
     }
-    assert all(bytes(memoryview(arrays[t.name]).cast("B")) == data for t in tensors[:3])
+    assert all(bytes(memoryview(arrays[name]).cast("B")) == data for name in list(tensors)[:3])
     with safe_open(path, framework="numpy") as opened:
         assert opened.get_tensor("0.k.codes").tobytes() == data
         said = opened.metadata()
@@ -143,7 +145,7 @@ def test_any_tool_reads_a_block_and_learns_what_it_is_but_not_its_tokens(store: 
 def test_a_long_header_ends_at_the_next_multiple_of_4096(store: BlockStore) -> None:
     tokens = ids(BLOCK)
     views = [memoryview(content(bytes([n]), 8)) for n in range(200)]
-    tensors = tuple(HostTensor(f"layer.{n}.keys", "U8", (8,), view) for n, view in enumerate(views))
+    tensors = {f"layer.{n}.keys": HostTensor("U8", (8,), view) for n, view in enumerate(views)}
     made = Record(block_hash(ROOT, tokens), ROOT, tokens, "block", tensors)
     store.commit([made], wanted(tokens))
     with path_of(store, made.key).open("rb") as file:
@@ -170,8 +172,8 @@ def test_what_was_committed_is_loaded_by_another_store(folder: Path, durability:
     finally:
         os.umask(with_mask)
     store = open_store(folder)
-    assert store.catalog.branches(ROOT, "default", "s") == [branch]
-    assert store.catalog.branch_tokens(branch) == tokens
+    assert store.catalog.branches.of_session("default", "s", ROOT) == [branch]
+    assert store.catalog.branches.tokens(branch) == tokens
     for made in records(tokens):
         loaded = store.load(ROOT, made.key, allocate)
         assert loaded is not None
@@ -257,7 +259,7 @@ def test_a_sound_file_without_a_row_is_kept_and_an_unsound_one_replaced(store: B
     paths = [path_of(store, key) for key in (first, second)]
     with store.catalog.transaction() as db:
         db.execute("DELETE FROM branches")
-        db.execute("DELETE FROM blocks")
+        db.execute("DELETE FROM records")
     inode = paths[0].stat().st_ino
     with paths[1].open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -272,7 +274,7 @@ def test_a_superseded_tail_goes_unless_a_fork_needs_it(store: BlockStore) -> Non
     first = turn(store, ids(5))
     second = turn(store, ids(6), "s", first)
     assert len(files(store)) == 2
-    store.fork("default", "s", "copy")
+    store.catalog.branches.fork("default", "s", "copy")
     turn(store, ids(7), "s", second)
     assert len(files(store)) == 3
     assert is_whole(store, ids(6))
@@ -282,13 +284,15 @@ def test_a_superseded_tail_goes_unless_a_fork_needs_it(store: BlockStore) -> Non
 def test_a_lost_race_between_two_stores_keeps_both_turns(folder: Path) -> None:
     one, two = open_store(folder), open_store(folder)
     base = turn(one, ids(6))
-    (seen,) = two.catalog.branches(ROOT, "default", "s")
+    (seen,) = two.catalog.branches.of_session("default", "s", ROOT)
     won = turn(one, (*ids(6), 100), "s", base)
     lost = turn(two, (*ids(6), 200), "s", seen)
     assert lost.branch_id != won.branch_id
     for store in (one, two):
-        for row, tokens in zip(store.catalog.branches(ROOT, "default", "s"), (100, 200), strict=True):
-            assert store.catalog.branch_tokens(row) == (*ids(6), tokens)
+        for row, tokens in zip(
+            store.catalog.branches.of_session("default", "s", ROOT), (100, 200), strict=True
+        ):
+            assert store.catalog.branches.tokens(row) == (*ids(6), tokens)
             assert is_whole(store, (*ids(6), tokens))
     assert one.check().clean
     one.close()
@@ -298,12 +302,12 @@ def test_a_lost_race_between_two_stores_keeps_both_turns(folder: Path) -> None:
 def test_a_file_that_was_stored_again_is_not_deleted_by_who_meant_the_old_one(store: BlockStore) -> None:
     first = turn(store, ids(5))
     assert first.tail is not None
-    old = store.catalog.row(first.tail)
+    old = store.catalog.records.get(first.tail)
     assert old is not None
     second = turn(store, ids(6), "s", first)
     assert store.load(ROOT, first.tail, allocate) is None
     turn(store, ids(5), "s", second)
-    store._unlink([old])
+    store._delete([old])
     assert is_whole(store, ids(5))
 
 
@@ -313,7 +317,7 @@ def test_a_turn_is_not_committed_over_a_file_that_went_away_while_it_was_written
     plan = store._plan(records(tokens), wanted(tokens, "other"))
     path_of(store, records(tokens)[0].key).unlink()
     assert store._attempt(plan, wanted(tokens, "other")) is None
-    assert store.catalog.session_state(ROOT, "default", "other") == "new"
+    assert store.catalog.branches.session_state(ROOT, "default", "other") == "new"
     turn(store, tokens, "other")
     assert is_whole(store, tokens)
 
@@ -326,7 +330,7 @@ def beside(store: BlockStore, kind: RecordKind) -> list[str]:
     return sorted(path.stem for path in store.path.glob(f"ns/{ROOT.hex()}/{FOLDERS[kind]}/*/*.safetensors"))
 
 
-def windows(tokens: tuple[int, ...], *indices: int) -> list[Record]:
+def windows(tokens: tuple[int, ...], *indices: int) -> list[Record[HostTensor]]:
     """Window parts of these blocks of ``tokens``."""
     chain = records(tokens, nbytes=8)
     return [record(chain[index].key, (), kind="window") for index in indices]
@@ -335,7 +339,7 @@ def windows(tokens: tuple[int, ...], *indices: int) -> list[Record]:
 def turn_with(
     store: BlockStore,
     tokens: tuple[int, ...],
-    parts: list[Record],
+    parts: list[Record[HostTensor]],
     session: str = "s",
     branch: BranchRow | None = None,
 ) -> BranchRow:
@@ -346,7 +350,9 @@ def turn_with(
 
 def test_every_kind_has_a_folder_and_comes_back_as_it_was(store: BlockStore) -> None:
     (block,) = records(ids(BLOCK))
-    words = Record(record_hash("token_tail", block.key, (7, 8)), block.key, (7, 8), "token_tail", ())
+    words: Record[HostTensor] = Record(
+        record_hash("token_tail", block.key, (7, 8)), block.key, (7, 8), "token_tail", {}
+    )
     made = [
         block,
         record(block.key, (), kind="window"),
@@ -374,7 +380,7 @@ def test_files_of_what_a_branch_needs_no_more_go_at_its_commit(store: BlockStore
     branch = turn_with(store, ids(13), [kept, new], "s", branch)
     assert beside(store, "window") == sorted(one.key.hex() for one in (kept, new))
     assert beside(store, "tail") == [records(ids(13))[-1].key.hex()]
-    store.fork("default", "s", "copy")
+    store.catalog.branches.fork("default", "s", "copy")
     branch = turn_with(store, ids(14), [], "s", branch)
     assert len(beside(store, "window")) == 2, "the fork needs them"
     assert store.check().clean
@@ -390,7 +396,7 @@ def test_what_a_turn_needs_is_not_evicted_to_make_room_for_it(folder: Path) -> N
     turn(store, ids(2 * BLOCK, 100), "young")
     tokens = ids(4 * BLOCK)
     branch = store.commit(records(tokens), wanted(tokens, "new", dependencies=(window.key,)))
-    assert store.catalog.dependencies(branch.branch_id) == {window.key}
+    assert store.catalog.branches.dependencies(branch.branch_id) == {window.key}
     assert store.load(ROOT, window.key, allocate) is not None
     assert store.check().clean
     store.close()
@@ -423,16 +429,16 @@ def test_forgetting_deletes_unshared_files_only_and_what_lies_in_quarantine(stor
 
 def test_pin_fork_and_list_reach_the_catalog(store: BlockStore) -> None:
     turn(store, ids(9), "a")
-    store.pin("default", "a", True)
-    store.fork("default", "a", "b")
-    assert [(i.session_id, i.pinned, i.nbytes) for i in store.sessions("default")] == [
+    store.catalog.branches.pin("default", "a", True)
+    store.catalog.branches.fork("default", "a", "b")
+    assert [(i.session_id, i.pinned, i.nbytes) for i in store.catalog.branches.sessions("default")] == [
         ("b", False, 3 * FILE),
         ("a", True, 3 * FILE),
     ]
-    assert [branch.tokens for branch in store.session_branches("default", "b")] == [9]
-    store.pin("default", "a", False)
+    assert [branch.tokens for branch in store.catalog.branches.of_session("default", "b")] == [9]
+    store.catalog.branches.pin("default", "a", False)
     with pytest.raises(SessionNotFound):
-        store.pin("default", "nobody", True)
+        store.catalog.branches.pin("default", "nobody", True)
 
 
 # Room
@@ -444,12 +450,12 @@ def test_the_budget_holds_after_every_turn_and_eviction_is_leaf_first(folder: Pa
     for n in range(60):
         session = f"s{n * n % 7}"
         tokens = (*known.get(session, ids(BLOCK)), *ids(1 + n % 6, 100 * n))[-6 * BLOCK :]
-        rows = store.catalog.branches(ROOT, "default", session)
+        rows = store.catalog.branches.of_session("default", session, ROOT)
         turn(store, tokens, session, rows[0] if rows else None)
         known[session] = tokens
         assert bytes_on_disk(store) == store.stats()["bytes"] <= 13 * FILE
         assert is_whole(store, tokens)
-        stored = store.catalog.rows(store.catalog.all_keys())
+        stored = store.catalog.records.get_many(store.catalog.records.keys())
         assert all(row.parent == ROOT or row.parent in stored for row in stored.values())
     assert store.stats()["evicted"] > 50
     assert store.check().clean
@@ -486,7 +492,7 @@ def test_nothing_is_written_beyond_the_budget_even_for_a_moment(folder: Path) ->
 def test_pinned_sessions_survive_and_what_cannot_be_stored_is_refused_early(folder: Path) -> None:
     store = open_store(folder, quota=8 * FILE)
     turn(store, ids(3 * BLOCK), "kept")
-    store.pin("default", "kept", True)
+    store.catalog.branches.pin("default", "kept", True)
     for n in range(20):
         turn(store, ids(2 * BLOCK, 100 * n + 50), f"s{n}")
     assert is_whole(store, ids(3 * BLOCK))
@@ -498,7 +504,7 @@ def test_pinned_sessions_survive_and_what_cannot_be_stored_is_refused_early(fold
         turn(store, ids(6 * BLOCK, 5000), "big")
     assert {path.name for path in files(store)} == before
     assert store.stats()["reserved"] == 0
-    assert store.catalog.session_state(ROOT, "default", "big") == "new"
+    assert store.catalog.branches.session_state(ROOT, "default", "big") == "new"
     turn(store, ids(5 * BLOCK, 5000), "fits")
     assert is_whole(store, ids(3 * BLOCK))
     assert is_whole(store, ids(5 * BLOCK, 5000))
@@ -521,14 +527,14 @@ def test_a_turn_never_evicts_what_it_builds_on(folder: Path) -> None:
     turn(store, tokens, "new")
     assert is_whole(store, tokens)
     longer = (*tokens, *ids(BLOCK, 90))
-    (row,) = store.catalog.branches(ROOT, "default", "new")
+    (row,) = store.catalog.branches.of_session("default", "new", ROOT)
     turn(store, longer, "new", row)
     assert is_whole(store, longer)
-    assert store.catalog.session_state(ROOT, "default", "old") == "evicted"
+    assert store.catalog.branches.session_state(ROOT, "default", "old") == "evicted"
     assert branch.tail is not None
     assert store.load(ROOT, branch.tail, allocate) is None
     with pytest.raises(StoreFull):
-        turn(store, (*longer, 1), "new", store.catalog.branches(ROOT, "default", "new")[0])
+        turn(store, (*longer, 1), "new", store.catalog.branches.of_session("default", "new", ROOT)[0])
     assert is_whole(store, longer)
     store.close()
 
@@ -596,11 +602,11 @@ def test_a_deleted_file_is_a_miss_and_comes_back_with_the_next_turn(store: Block
     branch = turn(store, tokens)
     chain = [made.key for made in records(tokens)]
     path_of(store, chain[1]).unlink()
-    assert store.catalog.known_prefix(chain) == 3
+    assert store.catalog.records.known_prefix(chain) == 3
     assert store.load(ROOT, chain[1], allocate) is None
     assert store.stats()["miss_gone"] == 1
-    assert store.catalog.known_prefix(chain) == 1
-    assert store.catalog.branch_tokens(branch) == tokens
+    assert store.catalog.records.known_prefix(chain) == 1
+    assert store.catalog.branches.tokens(branch) == tokens
     turn(store, (*tokens, 7), "s", branch)
     assert is_whole(store, (*tokens, 7))
 
@@ -715,7 +721,7 @@ def test_only_leftovers_of_dead_processes_are_removed(folder: Path) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
         dead = [f"{int(ended.stdout)}.0.0", f"{os.getpid()}.of-an-earlier-life.0", "nonsense"]
-        ours = Path(store._write_tmp([memoryview(b"x")])).name
+        ours = Path(store.files._write_tmp([memoryview(b"x")])).name
         kept = [f"{alive.pid}.0.0", f"{os.getppid()}.0.0", ours]
         for name in (*dead, *kept):
             (folder / "tmp" / name).touch()
@@ -779,13 +785,13 @@ def test_a_lost_or_damaged_catalog_is_rebuilt_from_the_files(
     store = BlockStore(folder, quota_bytes=MANY)
     made = records(tokens)
     assert store.stats()["files"] == 4
-    assert store.sessions() == []
-    assert store.catalog.known_prefix([block.key for block in made]) == 4
+    assert store.catalog.branches.sessions() == []
+    assert store.catalog.records.known_prefix([block.key for block in made]) == 4
     loaded = [store.load(ROOT, block.key, allocate) for block in made]
     assert all(block is not None and is_right(block) and block.tokens == () for block in loaded)
     branch = store.commit([], wanted(tokens, token_ids=tokens))
-    assert store.catalog.branch_tokens(branch) == tokens
-    assert store.sessions()[0].model == "made"
+    assert store.catalog.branches.tokens(branch) == tokens
+    assert store.catalog.branches.sessions()[0].model == "made"
     assert store.check().clean is False
     (folder / "ns" / ROOT.hex() / "blocks" / "not ours").unlink()
     assert store.check().clean
@@ -802,10 +808,12 @@ def test_windows_and_tails_come_back_from_their_files_and_a_tails_words_from_its
     lose(folder)
     store = open_store(folder)
     tokens = ids(2 * BLOCK)
-    whole = PrefixCache(BlockPool(10 * FILE), ResumePolicy(BLOCK, window=3, whole=True))
+    whole = PrefixCache(
+        BlockPool(10 * FILE), ResumePolicy(BLOCK, (EveryToken(), LastTokens(3), WholeState()))
+    )
 
     def resumed(prompt: list[int]) -> list[BlockHash]:
-        found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.catalog)
+        found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.catalog.records)
         return [hit.key for hit in found.hits]
 
     assert resumed([*tokens, 90]) == [chain[0].key, chain[1].key, empty.key, window.key]
@@ -846,8 +854,8 @@ def test_an_audit_finds_and_mends_every_kind_of_fault(folder: Path) -> None:
     os.truncate(shortened, FILE - 1)
     kept = path_of(store, unknown)
     with store.catalog.transaction() as db:
-        db.execute("DELETE FROM blocks WHERE key = ?", (unknown,))
-        db.execute("UPDATE blocks SET refs = 9 WHERE key = (SELECT max(key) FROM blocks)")
+        db.execute("DELETE FROM records WHERE key = ?", (unknown,))
+        db.execute("UPDATE records SET refs = 9 WHERE key = (SELECT max(key) FROM records)")
         db.execute("UPDATE totals SET bytes = bytes + 5")
     foreign = [
         kept.parent / "notes.txt",
@@ -890,15 +898,15 @@ def test_a_check_says_how_far_a_store_is_over_its_quota_and_evicts_nothing(folde
         turn(store, tokens, session)
     store.close()
     small = open_store(folder, quota)
-    before = (small.sessions(), files(small), small.stats())
+    before = (small.catalog.branches.sessions(), files(small), small.stats())
     for fix in (False, True, True):
         assert small.check(fix).over_quota == bytes_on_disk(small) - quota > 0
-        assert (small.sessions(), files(small), small.stats()) == before
+        assert (small.catalog.branches.sessions(), files(small), small.stats()) == before
     small.close()
     store = open_store(folder)
     for session, tokens in known.items():
-        (branch,) = store.catalog.branches(ROOT, "default", session)
-        assert store.catalog.branch_tokens(branch) == tokens
+        (branch,) = store.catalog.branches.of_session("default", session, ROOT)
+        assert store.catalog.branches.tokens(branch) == tokens
         assert is_whole(store, tokens)
     assert store.check().clean
     store.close()
@@ -912,8 +920,8 @@ def test_what_a_check_adopts_is_the_first_to_go_when_a_turn_needs_room(folder: P
         db.execute(
             "DELETE FROM branches WHERE session = (SELECT id FROM sessions WHERE session_id = 'loose')"
         )
-        db.execute("DELETE FROM blocks WHERE refs = 0")
-        db.execute("DELETE FROM blocks WHERE refs = 0 AND parent = ?", (ROOT,))
+        db.execute("DELETE FROM records WHERE refs = 0")
+        db.execute("DELETE FROM records WHERE refs = 0 AND parent = ?", (ROOT,))
     assert len(store.check(fix=True).unknown) == 2
     turn(store, ids(2 * BLOCK, 200), "new")
     assert is_whole(store, ids(3 * BLOCK))
@@ -929,4 +937,4 @@ def test_the_quarantine_keeps_the_newest_few(store: BlockStore) -> None:
         path_of(store, made.key).write_bytes(json.dumps(n).encode())
         assert store.load(ROOT, made.key, allocate) is None
     kept = sorted(int(path.read_text()) for path in (store.path / "quarantine").iterdir())
-    assert kept == list(range(12 - block_store.MAX_QUARANTINED, 12))
+    assert kept == list(range(12 - MAX_QUARANTINED, 12))

@@ -1,0 +1,91 @@
+"""`agent-memory sessions`: the sessions on disk, listed, shown, deleted and pinned."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from agent_memory_core.cli.options import CacheDir, Namespace, SessionId, out, stored_memory
+from agent_memory_core.cli.transcript import Transcript
+
+app = typer.Typer(no_args_is_help=True, help="List, show, pin and delete the sessions on disk.")
+
+
+@app.command("list")
+def list_sessions(
+    cache_dir: CacheDir = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="List only the sessions of this namespace.", show_default=False)
+    ] = None,
+) -> None:
+    """List all sessions on disk, the most recently used first."""
+    table = Table()
+    for name in ("session", "namespace", "model", "pinned", "last use"):
+        table.add_column(name)
+    for name in ("branches", "tokens", "MiB"):
+        table.add_column(name, justify="right")
+    with stored_memory(cache_dir=cache_dir) as memory:
+        for info in memory.sessions(namespace):
+            table.add_row(
+                info.session_id,
+                info.namespace,
+                info.model,
+                "yes" if info.pinned else "",
+                _time(info.last_use),
+                str(info.branches),
+                str(info.tokens),
+                f"{info.nbytes / 2**20:.2f}",
+            )
+    out.print(table)
+
+
+@app.command()
+def show(session: SessionId, cache_dir: CacheDir = None, namespace: Namespace = "default") -> None:
+    """Show one session and its branches."""
+    with stored_memory(cache_dir=cache_dir) as memory:
+        branches = memory.branches(session, namespace)
+        infos = [info for info in memory.sessions(namespace) if info.session_id == session]
+    for info in infos:
+        _say(
+            f"session {info.session_id!r} in namespace {info.namespace!r}, model {info.model}: {info.tokens} tokens, "
+            f"{info.nbytes / 2**20:.2f} MiB, last used {_time(info.last_use)}{', pinned' if info.pinned else ''}"
+        )
+    for branch in branches:
+        _say(
+            f"branch {branch.branch_id}: {branch.tokens} tokens, the last answer begins at token "
+            f"{branch.prompt_tokens}, lane {branch.lane!r}, last used {_time(branch.last_use)}"
+        )
+
+
+@app.command()
+def forget(session: SessionId, cache_dir: CacheDir = None, namespace: Namespace = "default") -> None:
+    """Delete a session. Blocks that other sessions share stay."""
+    with stored_memory(cache_dir=cache_dir) as memory:
+        found = memory.forget(session, namespace)
+        assert memory.config.cache_dir is not None
+        Transcript(memory.config.cache_dir, namespace, session).delete()
+    _say(f"session {session!r} was deleted." if found else f"there was no session {session!r}.")
+
+
+@app.command()
+def pin(
+    session: SessionId,
+    cache_dir: CacheDir = None,
+    namespace: Namespace = "default",
+    off: Annotated[bool, typer.Option("--off", help="Allow the session to be evicted again.")] = False,
+) -> None:
+    """Keep a session on disk even when the disk budget is full."""
+    with stored_memory(cache_dir=cache_dir) as memory:
+        memory.pin(session, namespace, pinned=not off)
+    _say(f"session {session!r} is {'no longer ' if off else ''}pinned.")
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+
+
+def _say(text: str) -> None:
+    out.print(text, soft_wrap=True)

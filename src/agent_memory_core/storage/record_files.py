@@ -1,0 +1,234 @@
+"""The files of a store: where each record lies, how it gets its bytes and its name, and how damage is put aside.
+
+    <root>/  0700   SCHEMA   catalog.db   tmp/   quarantine/
+      ns/<root hash>/identity.json   blocks/<hh>/<block hash>.safetensors
+                                     and in the same way tails/ windows/ token_tails/
+
+A file is written under a temporary name and then linked to its own, so a name never stands for a part of a file.
+KV can be turned back into text, so files are private to their owner.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import stat
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent_memory_core.blocks.block import RECORD_KINDS, BlockHash, RecordKind
+from agent_memory_core.errors import StoreError
+from agent_memory_core.storage.block_file import (
+    Damaged,
+    bytes_of,
+    checksum_of,
+    describe,
+    open_file,
+    transfer,
+    verify,
+    write_header,
+)
+from agent_memory_core.storage.database import is_alive, process_name
+from agent_memory_core.storage.folder import link, make_dir, remove, sync, sync_folder
+from agent_memory_core.storage.record import HostTensor, Record, StoredRecord
+
+log = logging.getLogger("agent_memory")
+
+MAX_QUARANTINED = 8
+"""Most damaged files that are kept to be looked at."""
+
+_FOLDERS: dict[RecordKind, str] = {kind: f"{kind}s" for kind in RECORD_KINDS}
+_KINDS = {folder: kind for kind, folder in _FOLDERS.items()}
+_RECORD = re.compile(
+    rf"([0-9a-f]{{64}})/({'|'.join(_KINDS)})/([0-9a-f]{{2}})/(\3[0-9a-f]{{62}})\.safetensors"
+)
+_IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
+_STALE_SECONDS = 3600.0
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file of ours in the folder, as its path describes it."""
+
+    path: Path
+    root: BlockHash
+    key: BlockHash | None
+    """None: the file with the identity of the root"""
+    kind: RecordKind
+
+
+class RecordFiles:
+    """The files below one folder. They know nothing of the catalog.
+
+    Args:
+        path: the folder of the store, which exists.
+        durable: whether what is written is on the drive when a method returns, so that it outlives a power cut.
+    """
+
+    def __init__(self, path: Path, durable: bool) -> None:
+        self.path = path
+        self._durable = durable
+        self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
+        for folder in (self._tmp, self._quarantine, self._ns):
+            make_dir(folder)
+
+    # -- where they are -----------------------------------------------------------------------------------
+
+    def path_of(self, record: StoredRecord) -> Path:
+        """Where the file of a record lies, or would lie."""
+        name = record.key.hex()
+        folder = self._ns / record.root.hex() / _FOLDERS[record.kind] / name[:2]
+        return folder / f"{name}.safetensors"
+
+    def has(self, record: StoredRecord) -> bool:
+        """Whether a file of the record's size lies in its place."""
+        try:
+            found = os.lstat(self.path_of(record))
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == record.nbytes
+
+    def walk(self, foreign: list[Path] | None = None) -> Iterator[FoundFile]:
+        """Every file of ours; the paths of others are added to ``foreign``."""
+        for folder, subfolders, names in os.walk(self._ns):
+            subfolders.sort()
+            links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
+            for name in sorted(names) + links:
+                path = Path(folder, name)
+                relative = path.relative_to(self._ns).as_posix()
+                if match := _RECORD.fullmatch(relative):
+                    key, kind = bytes.fromhex(match[4]), _KINDS[match[2]]
+                    yield FoundFile(path, bytes.fromhex(match[1]), key, kind)
+                elif match := _IDENTITY.fullmatch(relative):
+                    yield FoundFile(path, bytes.fromhex(match[1]), None, "block")
+                elif foreign is not None:
+                    foreign.append(path)
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def write_identity(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Write down once what a root was hashed from.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        path = self._ns / root.hex() / "identity.json"
+        text = json.dumps({"namespace": namespace, "identity": dict(identity)}, indent=1, sort_keys=True)
+        try:
+            if not path.exists():
+                self._make_dirs(path.parent)
+                os.replace(self._write_tmp([memoryview(text.encode())]), path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def write(self, stored: StoredRecord, record: Record[HostTensor]) -> StoredRecord:
+        """Write a record's file and return its description with the checksum of what lies there now.
+
+        A file that is there already and sound is kept; a damaged one is put aside.
+
+        Raises:
+            OSError: the file cannot be written.
+            StoreError: the place cannot be taken.
+        """
+        views = [bytes_of(tensor.data) for tensor in record.tensors.values()]
+        stored = replace(stored, checksum=checksum_of(views))
+        path = self.path_of(stored)
+        tmp = self._write_tmp([memoryview(write_header(stored, record.tensors)), *views])
+        try:
+            changed = self._make_dirs(path.parent)
+            stored = self._link_or_keep(tmp, path, stored)
+            for folder in changed if self._durable else ():
+                sync_folder(folder, barrier=True)
+            return stored
+        finally:
+            tmp.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Bring everything that was written to the drive, if this store is durable."""
+        if self._durable:
+            sync_folder(self._ns, barrier=False)
+
+    def _link_or_keep(self, tmp: Path, path: Path, stored: StoredRecord) -> StoredRecord:
+        for _ in range(_ATTEMPTS):
+            with suppress(FileExistsError):
+                link(tmp, path)
+                return stored
+            try:
+                with open_file(path) as (fd, size):
+                    theirs = describe(fd, size, stored.root, stored.key, stored.kind)
+                    kept = replace(stored, checksum=theirs.checksum)
+                    verify(fd, size, kept)
+                return kept
+            except FileNotFoundError:
+                continue
+            except Damaged as damage:
+                self.set_aside(path, str(damage))
+        raise StoreError(f"{path} cannot be replaced: is another program writing there?")
+
+    def _write_tmp(self, views: Sequence[memoryview]) -> Path:
+        path = self._tmp / f"{process_name()}.{uuid.uuid4().hex}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
+        try:
+            os.fchmod(fd, 0o600)
+            transfer(views, lambda batch, _: os.writev(fd, batch))
+            if self._durable:
+                sync(fd, barrier=True)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        return path
+
+    def _make_dirs(self, folder: Path) -> list[Path]:
+        """Make a folder below ``ns/``; return the folders that get a new entry by a file in it."""
+        changed = [folder]
+        if not folder.is_dir():
+            below = folder.relative_to(self._ns)
+            for made in (self._ns, *(self._ns / part for part in reversed(below.parents)), folder):
+                if make_dir(made):
+                    changed.append(made.parent)
+        return changed
+
+    # -- removing -----------------------------------------------------------------------------------------
+
+    def delete(self, record: StoredRecord) -> None:
+        """Delete the file of a record, if it is there."""
+        self.path_of(record).unlink(missing_ok=True)
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a damaged file to the quarantine, which keeps the newest few."""
+        log.warning("%s is damaged and was set aside: %s", path, reason)
+        with suppress(FileNotFoundError):
+            os.rename(path, self._quarantine / f"{time.time_ns()}.{uuid.uuid4().hex[:8]}.{path.name}")
+        for old in sorted(self._quarantine.iterdir())[:-MAX_QUARANTINED]:
+            remove(old)
+
+    def quarantined(self) -> int:
+        """How many files lie in the quarantine."""
+        return len(list(self._quarantine.iterdir()))
+
+    def empty_quarantine(self) -> None:
+        """Delete all files in the quarantine."""
+        for path in self._quarantine.iterdir():
+            remove(path)
+
+    def temporary(self) -> int:
+        """How many files are being written, or were left by a process that was killed."""
+        return len(list(self._tmp.iterdir()))
+
+    def remove_leftovers(self) -> None:
+        """Delete temporary files that nobody is writing any more."""
+        stale = time.time() - _STALE_SECONDS
+        for path in self._tmp.iterdir():
+            with suppress(FileNotFoundError):
+                if not is_alive(path.name.rpartition(".")[0]) or path.lstat().st_mtime < stale:
+                    path.unlink()

@@ -1,0 +1,196 @@
+"""The catalog's rows of records: which files the store has, what each one follows, and what may be removed.
+
+A row is needed by the rows that follow it, by the branches that end at it or depend on it, and for a moment by the
+turn that is being written on top of it. ``refs`` counts them all; triggers in ``schema.sql`` keep the count and the
+total of bytes equal to the rows with every insert, update and delete, so that a crash cannot separate them. Only a
+row that nothing needs may be removed, so a chain is always removed from its end.
+
+A row whose file is lost stays as a *ghost* while something needs it: its token ids are known but its file is missing.
+The records after it can be used again once the missing one has been written again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, unpack_tokens
+from agent_memory_core.storage.database import Database
+from agent_memory_core.storage.record import StoredRecord
+
+MAX_CHILDREN = 1024
+"""Most records that `RecordTable.children` returns: the newest."""
+
+_QUERY_KEYS = 256
+"""Most keys in one SQL statement."""
+
+_SELECT = "SELECT key, parent, root, tokens, kind, nbytes, checksum, ntok FROM records"
+
+_COUNTED_REFS = """(SELECT count(*) FROM records c WHERE c.parent = records.key)
+  + (SELECT count(*) FROM branches b WHERE b.head = records.key)
+  + (SELECT count(*) FROM branches b WHERE b.tail = records.key)
+  + (SELECT count(*) FROM holds h WHERE h.key = records.key)
+  + (SELECT count(*) FROM dependencies p WHERE p.key = records.key)"""
+
+_PUT = """INSERT INTO records (key, parent, root, tokens, ntok, kind, nbytes, checksum, stored, refs, owner, last_use)
+  VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
+  nbytes = excluded.nbytes, checksum = excluded.checksum,
+  tokens = CASE WHEN tokens = x'' THEN excluded.tokens ELSE tokens END"""
+
+
+class RecordTable:
+    """The records of one catalog, and the roots that their chains start from."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # -- what is stored -----------------------------------------------------------------------------------
+
+    def get(self, key: BlockHash) -> StoredRecord | None:
+        """One record, if it is stored."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Sequence[BlockHash]) -> dict[BlockHash, StoredRecord]:
+        """Those of some records that are stored, by key."""
+        return {record.key: record for record in self._among("stored AND key", keys)}
+
+    def stored(self, keys: Sequence[BlockHash]) -> set[BlockHash]:
+        """Which of these are stored."""
+        return set(self.get_many(keys))
+
+    def known_prefix(self, hashes: Sequence[BlockHash]) -> int:
+        """How many of the first records of a chain are stored without a gap."""
+        for start in range(0, len(hashes), _QUERY_KEYS):
+            chunk = hashes[start : start + _QUERY_KEYS]
+            sql = f"SELECT key FROM records WHERE stored AND key IN ({_placeholders(chunk)})"
+            found = {row[0] for row in self._database.read(sql, chunk)}
+            for index, key in enumerate(chunk, start):
+                if key not in found:
+                    return index
+        return len(hashes)
+
+    def tails(self, parents: Sequence[BlockHash]) -> list[StoredRecord]:
+        """The stored tails that directly follow one of ``parents``."""
+        return self._among("stored AND kind = 'tail' AND parent", parents)
+
+    def children(self, parent: BlockHash) -> list[StoredRecord]:
+        """The stored records that directly follow ``parent``, sorted by key; at most the newest `MAX_CHILDREN`."""
+        found = self.select(f"WHERE parent = ? AND stored ORDER BY id DESC LIMIT {MAX_CHILDREN}", (parent,))
+        return sorted(found, key=lambda record: record.key)
+
+    def keys(self) -> list[BlockHash]:
+        """The keys of all stored records, oldest first."""
+        return [row[0] for row in self._database.read("SELECT key FROM records WHERE stored ORDER BY id")]
+
+    def select(self, condition: str, values: Sequence[Any] = ()) -> list[StoredRecord]:
+        """The rows, ghosts included, that satisfy the SQL that stands after the name of the table."""
+        return [_stored_record(row) for row in self._database.read(f"{_SELECT} {condition}", values)]
+
+    def _among(self, condition: str, keys: Sequence[BlockHash]) -> list[StoredRecord]:
+        found: list[StoredRecord] = []
+        for start in range(0, len(keys), _QUERY_KEYS):
+            chunk = keys[start : start + _QUERY_KEYS]
+            found += self.select(f"WHERE {condition} IN ({_placeholders(chunk)})", chunk)
+        return found
+
+    # -- what changes -------------------------------------------------------------------------------------
+
+    def register_root(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Write down what a root was hashed from. A root that is known already is left as it is."""
+        if self._database.read("SELECT 1 FROM roots WHERE root = ?", (root,)):
+            return
+        model = identity.get("name") or identity.get("model", "")
+        values = (root, namespace, model, json.dumps(dict(identity), sort_keys=True))
+        with self._database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO roots VALUES (?, ?, ?, ?)", values)
+
+    def put(self, record: StoredRecord, owner: int, last_use: float) -> None:
+        """Add the row of a file that has just been written or seen, stored by the session of that row id."""
+        with self._database.transaction() as db:
+            # An older row may come from a file that lied about its place in the chain.
+            db.execute(
+                "DELETE FROM records WHERE key = ? AND (root, parent, kind, ntok) <> (?, ?, ?, ?)",
+                (record.key, *record.place),
+            )
+            # Size and checksum are replaced: whoever looked at the file last knows what lies there.
+            values = (record.key, record.parent, record.root, pack_tokens(record.tokens), record.ntok)
+            db.execute(_PUT, (*values, record.kind, record.nbytes, record.checksum, owner, last_use))
+
+    def adopt(self, found: Iterable[tuple[StoredRecord, float]]) -> int:
+        """Add files found on disk, each with the time of its last use; return how many had no row.
+
+        Neither branches nor token ids can be found again in files. A full block is found by the hash of a prompt,
+        which proves its token ids; `BranchCommit.token_ids` brings them back.
+        """
+        new = 0
+        with self._database.transaction():
+            for record, last_use in found:
+                if self.get(record.key) is None:
+                    self.put(record, 0, last_use)
+                    new += 1
+        return new
+
+    def mark_lost(self, keys: Iterable[BlockHash]) -> None:
+        """Note that files are lost. A row that is still needed stays as a ghost, and so do all rows after it."""
+        with self._database.transaction() as db:
+            for key in keys:
+                db.execute("DELETE FROM records WHERE key = ? AND refs = 0", (key,))
+                db.execute("UPDATE records SET stored = 0, nbytes = 0, checksum = '' WHERE key = ?", (key,))
+
+    def remove_unneeded(self, key: BlockHash) -> list[StoredRecord]:
+        """Remove a row if nothing needs it, and return it then; what it follows stays."""
+        with self._database.transaction() as db:
+            found = self.select("WHERE key = ? AND refs = 0", (key,))
+            db.execute("DELETE FROM records WHERE key = ? AND refs = 0", (key,))
+        return found
+
+    def remove_unneeded_chains(self, keys: Iterable[BlockHash]) -> list[StoredRecord]:
+        """Remove those rows that nothing needs, and every ancestor that then is not needed either."""
+        pending = list(keys)
+        removed: list[StoredRecord] = []
+        with self._database.transaction():
+            while pending:
+                found = self.remove_unneeded(pending.pop())
+                pending += [record.parent for record in found]
+                removed += found
+        return removed
+
+    def recount(self, fix: bool) -> list[str]:
+        """Compare the counts that the triggers keep with the rows; return what was wrong, one phrase each.
+
+        With ``fix`` the counts are set right.
+        """
+        wrong: list[str] = []
+        with self._database.transaction() as db:
+            (miscounted,) = db.execute(
+                f"SELECT count(*) FROM records WHERE refs <> {_COUNTED_REFS}"
+            ).fetchone()
+            if miscounted:
+                wrong.append(f"{miscounted} records with a wrong count of references")
+            counted = db.execute(
+                "SELECT coalesce(sum(stored), 0), coalesce(sum(nbytes), 0) FROM records"
+            ).fetchone()
+            noted = db.execute("SELECT files, bytes FROM totals").fetchone()
+            if counted != noted:
+                wrong.append(f"totals are {noted} instead of {counted} files and bytes")
+            if fix and wrong:
+                db.execute(f"UPDATE records SET refs = {_COUNTED_REFS}")
+                db.execute("UPDATE totals SET files = ?, bytes = ?", counted)
+        return wrong
+
+
+def proven_tokens(key: BlockHash, parent: BlockHash, packed: bytes, kind: RecordKind) -> tuple[int, ...]:
+    """Packed token ids, if the key is the hash of exactly these; else none."""
+    tokens = unpack_tokens(packed)
+    return tokens if key == record_hash(kind, parent, tokens) else ()
+
+
+def _stored_record(row: Any) -> StoredRecord:
+    key, parent, root, packed, kind, nbytes, checksum, ntok = row
+    tokens = proven_tokens(key, parent, packed, kind)
+    return StoredRecord(key, parent, root, tokens, kind, nbytes, checksum, ntok)
+
+
+def _placeholders(values: Collection[Any]) -> str:
+    return ",".join("?" * len(values))

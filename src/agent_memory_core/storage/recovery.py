@@ -1,0 +1,86 @@
+"""What is done when the disk is not what the catalog says: a lost or damaged catalog, a lost or damaged file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from agent_memory_core.blocks.block import BlockHash
+from agent_memory_core.config import Durability
+from agent_memory_core.errors import StoreError
+from agent_memory_core.storage.block_file import Damaged, describe, open_file
+from agent_memory_core.storage.catalog import Catalog
+from agent_memory_core.storage.database import CatalogDamaged
+from agent_memory_core.storage.record import StoredRecord
+from agent_memory_core.storage.record_files import RecordFiles
+
+log = logging.getLogger("agent_memory")
+
+
+def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
+    """Open the catalog of a store. One that is missing or damaged is made anew from the headers of the files.
+
+    Raises:
+        StoreUnreadable: it cannot be opened, or is of another version.
+    """
+    path = files.path / "catalog.db"
+    database = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
+    if not path.exists():
+        # SQLite would replay the log of a lost database into the new one.
+        for log_file in database[1:]:
+            log_file.unlink(missing_ok=True)
+    try:
+        catalog = Catalog(path, durability)
+    except CatalogDamaged as damage:
+        log.warning(
+            "%s It is rebuilt from the files; its sessions are lost, but their blocks are not.", damage
+        )
+        for file in database:
+            if file.exists():
+                files.set_aside(file, str(damage))
+        catalog = Catalog(path, durability)
+    try:
+        if catalog.created:
+            _rebuild(catalog, files)
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog
+
+
+def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
+    found: list[tuple[StoredRecord, float]] = []
+    for file in files.walk():
+        if file.key is None:
+            _register_root(catalog, file.path, file.root)
+            continue
+        with suppress(OSError, Damaged), open_file(file.path) as (fd, size):
+            stored = describe(fd, size, file.root, file.key, file.kind)
+            found.append((stored, os.fstat(fd).st_mtime))
+    with catalog.transaction():
+        catalog.records.adopt(found)
+        catalog.finish()
+
+
+def _register_root(catalog: Catalog, path: Path, root: BlockHash) -> None:
+    try:
+        content = json.loads(path.read_text())
+        identity = {str(name): str(value) for name, value in content["identity"].items()}
+        catalog.records.register_root(root, identity, str(content["namespace"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read: %s", path, error)
+
+
+def discard(catalog: Catalog, files: RecordFiles, key: BlockHash, path: Path, damage: str = "") -> None:
+    """Take a lost record out of the catalog; with ``damage``, also move its file to the quarantine."""
+    try:
+        with catalog.transaction():
+            if damage:
+                files.set_aside(path, damage)
+            if not os.path.lexists(path):
+                catalog.records.mark_lost([key])
+    except (StoreError, OSError) as error:
+        log.warning("%s could not be set aside: %s", path, error)

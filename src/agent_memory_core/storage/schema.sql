@@ -1,0 +1,125 @@
+-- The tables of a store's catalog, and the triggers that count for it. `database.py` runs this file once, when it
+-- makes the database. Times are seconds since the epoch; keys, parents and roots are sha256 digests of 32 bytes.
+
+-- What the chains of records start from: one row for each model, codec, block size and namespace.
+CREATE TABLE roots (
+  root BLOB PRIMARY KEY,
+  namespace TEXT NOT NULL,
+  model TEXT NOT NULL,          -- a name to show to people
+  identity TEXT NOT NULL);      -- JSON: everything that the root was hashed from
+
+-- One row for each session and root. A session that used two models has two rows.
+CREATE TABLE sessions (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  namespace TEXT NOT NULL,
+  session_id TEXT NOT NULL,
+  root BLOB NOT NULL,
+  pinned INTEGER NOT NULL,      -- 1: never evicted
+  is_thread INTEGER NOT NULL,   -- 1: the id is that of a framework's thread
+  created REAL NOT NULL,
+  last_use REAL NOT NULL,
+  UNIQUE (namespace, session_id, root));
+
+CREATE TABLE branches (
+  branch_id INTEGER PRIMARY KEY AUTOINCREMENT,
+  session INTEGER NOT NULL,
+  generation INTEGER NOT NULL,  -- grows by one with every commit
+  head BLOB NOT NULL,           -- the last full block, or the root
+  tail BLOB,                    -- the unfinished last block, if there is one
+  tokens INTEGER NOT NULL,      -- length of the branch
+  prompt_tokens INTEGER NOT NULL,
+  lane TEXT NOT NULL,
+  created REAL NOT NULL,
+  last_use REAL NOT NULL);
+CREATE INDEX branches_session ON branches (session);
+CREATE INDEX branches_head ON branches (head);
+CREATE INDEX branches_tail ON branches (tail);
+CREATE INDEX branches_age ON branches (last_use);
+
+-- Records that a branch needs besides its blocks and its tail.
+CREATE TABLE dependencies (
+  branch INTEGER NOT NULL,
+  key BLOB NOT NULL,
+  PRIMARY KEY (branch, key)) WITHOUT ROWID;
+CREATE INDEX dependencies_key ON dependencies (key);
+
+-- One row for each file. A row with stored = 0 is a ghost: its file is lost, but something still follows it.
+CREATE TABLE records (
+  id INTEGER PRIMARY KEY,
+  key BLOB NOT NULL UNIQUE,
+  parent BLOB NOT NULL,
+  root BLOB NOT NULL,
+  tokens BLOB NOT NULL,         -- little-endian u32; empty where a rebuild could not know them
+  ntok INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  nbytes INTEGER NOT NULL,      -- size of the file
+  checksum TEXT NOT NULL,       -- xxh3-128 of its payload, in hex
+  stored INTEGER NOT NULL,
+  refs INTEGER NOT NULL,        -- how many rows need this one; kept by the triggers below
+  owner INTEGER NOT NULL,       -- the session that stored it first, or 0
+  last_use REAL NOT NULL);
+CREATE INDEX records_parent ON records (parent);
+CREATE INDEX records_owner ON records (owner);
+CREATE INDEX records_free ON records (last_use) WHERE refs = 0;
+CREATE INDEX records_without_tokens ON records (root) WHERE tokens = x'' AND ntok > 0;
+
+-- How many files and bytes `records` names; one row, kept by the triggers below.
+CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO totals VALUES (0, 0);
+
+-- Bytes of the quota that a process set aside for a turn that it is writing.
+CREATE TABLE reservations (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  process TEXT NOT NULL,
+  bytes INTEGER NOT NULL);
+
+-- Records that must stay until such a turn is committed.
+CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL);
+CREATE INDEX holds_reservation ON holds (reservation);
+CREATE INDEX holds_key ON holds (key);
+
+-- Texts that other parts of the program keep here, each under a key of its own.
+CREATE TABLE notes (key TEXT PRIMARY KEY, text TEXT NOT NULL);
+
+CREATE TRIGGER record_added AFTER INSERT ON records BEGIN
+  UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.parent;
+  UPDATE records SET refs = (SELECT count(*) FROM records WHERE parent = NEW.key)
+    + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
+    + (SELECT count(*) FROM holds WHERE key = NEW.key) + (SELECT count(*) FROM dependencies WHERE key = NEW.key)
+    WHERE id = NEW.id;
+END;
+CREATE TRIGGER record_changed AFTER UPDATE OF stored, nbytes ON records BEGIN
+  UPDATE totals SET files = files + NEW.stored - OLD.stored, bytes = bytes + NEW.nbytes - OLD.nbytes;
+END;
+CREATE TRIGGER record_removed AFTER DELETE ON records BEGIN
+  UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.parent;
+END;
+CREATE TRIGGER hold_added AFTER INSERT ON holds BEGIN
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.key;
+END;
+CREATE TRIGGER hold_removed AFTER DELETE ON holds BEGIN
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.key;
+END;
+CREATE TRIGGER dependency_added AFTER INSERT ON dependencies BEGIN
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.key;
+END;
+CREATE TRIGGER dependency_removed AFTER DELETE ON dependencies BEGIN
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.key;
+END;
+CREATE TRIGGER branch_added AFTER INSERT ON branches BEGIN
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.head;
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.tail;
+END;
+CREATE TRIGGER branch_moved AFTER UPDATE OF head, tail ON branches BEGIN
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.head;
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.tail;
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.head;
+  UPDATE records SET refs = refs + 1 WHERE key = NEW.tail;
+END;
+CREATE TRIGGER branch_removed AFTER DELETE ON branches BEGIN
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.head;
+  UPDATE records SET refs = refs - 1 WHERE key = OLD.tail;
+  DELETE FROM dependencies WHERE branch = OLD.branch_id;
+END;
