@@ -59,7 +59,8 @@ def measured(name: str) -> dict[str, Any]:
         tokens = converse(engine)
         stored = store.catalog.budget.total_bytes()
         engine.close()
-    full = tokens * (layout.bytes_per_token + layout.window_bytes)
+    live = layout.live_bytes
+    full = tokens * (live.per_token + live.per_window_token)
     return {
         "layers": kinds(layout),
         "resumed gap": verdict.resumed_gap,

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 from talks import BLOCK
 
-from agent_memory_core.kv.codec import KvCodec, KvForm, Raw
+from agent_memory_core.kv.codec import KvCodec, KvEncoding, Segment
 
 HEADS, TOKENS, DIM, QUERIES = 8, 1024, 128, 128
 OUTLIERS, SIZE, VARIATION, SPREAD = 4, 10.0, 0.2, 3.0
@@ -36,23 +36,23 @@ def keys(kind: str) -> mx.array:
     return _rope(plain if kind == "none" else mx.where(order < OUTLIERS, great, plain)).astype(mx.bfloat16)
 
 
-def errors(kind: str, forms: Mapping[str, KvForm], seed: int) -> dict[str, Errors]:
-    """Relative root mean square errors under each form.
+def errors(kind: str, encodings: Mapping[str, KvEncoding], seed: int) -> dict[str, Errors]:
+    """Relative root mean square errors under each encoding.
 
     ``keys`` of the keys; ``logits`` of the differences between one query's logits, since what all have in common does
     not count; ``output`` of what attention gives where only the keys, and ``values`` where only the values, are
     rounded.
     """
     mx.random.seed(seed)
-    raw: Raw = {"0.k": keys(kind), "0.v": mx.random.normal((1, HEADS, TOKENS, DIM)).astype(mx.bfloat16)}
+    raw: Segment = {"0.k": keys(kind), "0.v": mx.random.normal((1, HEADS, TOKENS, DIM)).astype(mx.bfloat16)}
     queries = _rope(mx.random.normal((1, HEADS, TOKENS, DIM)))[:, :, -QUERIES:]
     logits = _logits(queries, raw["0.k"])
     queries = queries * (SPREAD / mx.sqrt(mx.mean(logits**2)))
     logits = _logits(queries, raw["0.k"])
     output = _output(logits, raw["0.v"])
     found = {}
-    for name, form in forms.items():
-        rounded = _through(KvCodec(form, {"0.k": DIM, "0.v": DIM}), raw)
+    for name, encoding in encodings.items():
+        rounded = _through(KvCodec(encoding, {"0.k": DIM, "0.v": DIM}), raw)
         their = _logits(queries, rounded["0.k"])
         found[name] = {
             "keys": _relative(rounded["0.k"].astype(mx.float32), raw["0.k"].astype(mx.float32)),
@@ -63,7 +63,7 @@ def errors(kind: str, forms: Mapping[str, KvForm], seed: int) -> dict[str, Error
     return found
 
 
-def _through(codec: KvCodec, raw: Raw) -> Raw:
+def _through(codec: KvCodec, raw: Segment) -> Segment:
     starts = range(0, TOKENS, BLOCK)
     return codec.decode(
         [codec.encode({name: x[:, :, i : i + BLOCK] for name, x in raw.items()}) for i in starts]

@@ -29,7 +29,7 @@ from record import argument_parser, write_result
 from report import meets
 
 from agent_memory_core.config import EngineConfig
-from agent_memory_core.kv.codec import FORMS, KvCodec, KvForm, TensorForm
+from agent_memory_core.kv.codec import ENCODINGS, KvCodec, KvEncoding, TensorEncoding
 
 COUNTS = {"chat": 8, "recall": 30, "tool calls": 36}
 QUICK = {"chat": 0, "recall": 1, "tool calls": 1}
@@ -38,42 +38,42 @@ TASKS = {"recall": "recall", "call": "tool calls"}
 SEEDS, FIRST_SEED = 4, 9000
 TARGETS = {"loss": "<= 0.005", "recall lost": "<= 2", "tool calls lost": "<= 2", "key error / 8/4": "<= 1"}
 """Loss is meant with its standard error added; what is lost is counted in standard errors of chance."""
-VALUES = TensorForm(4)
-DEFAULT = FORMS[EngineConfig().kv_bits]
+VALUES = TensorEncoding(4)
+DEFAULT = ENCODINGS[EngineConfig().kv_bits]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A codec to be judged. ``first`` keeps the first block otherwise; such a codec is no setting."""
 
-    form: KvForm
-    first: KvForm | None = None
+    encoding: KvEncoding
+    first: KvEncoding | None = None
 
 
-def by_channel(bits: Any) -> KvForm:
+def by_channel(bits: Any) -> KvEncoding:
     """Keys in groups along the tokens, 4-bit values."""
-    return KvForm(TensorForm(bits, "tokens"), VALUES)
+    return KvEncoding(TensorEncoding(bits, "tokens"), VALUES)
 
 
 CANDIDATES = {
-    "raw": Candidate(FORMS[None]),
-    "8": Candidate(FORMS[8]),
-    "8/4": Candidate(FORMS["8/4"]),
+    "raw": Candidate(ENCODINGS[None]),
+    "8": Candidate(ENCODINGS[8]),
+    "8/4": Candidate(ENCODINGS["8/4"]),
     "6/4 by channel": Candidate(by_channel(6)),
     "5/4 by channel": Candidate(by_channel(5)),
-    "4 by channel, first block 8/4": Candidate(by_channel(4), FORMS["8/4"]),
+    "4 by channel, first block 8/4": Candidate(by_channel(4), ENCODINGS["8/4"]),
     "4 by channel": Candidate(by_channel(4)),
-    "4 rotated": Candidate(KvForm(TensorForm(4, rotated=True), VALUES)),
-    "4 by token": Candidate(KvForm(VALUES, VALUES)),
+    "4 rotated": Candidate(KvEncoding(TensorEncoding(4, rotated=True), VALUES)),
+    "4 by token": Candidate(KvEncoding(VALUES, VALUES)),
 }
 KEYS_ONLY = {
-    "4 by channel, groups of 32": KvForm(TensorForm(4, "tokens", 32), VALUES),
-    "4 rotated, groups of 32": KvForm(TensorForm(4, group=32, rotated=True), VALUES),
-    "4 by token, groups of 32": KvForm(TensorForm(4, group=32), VALUES),
-    "6/4 by token": KvForm(TensorForm(6), VALUES),
-    "6/4 rotated": KvForm(TensorForm(6, rotated=True), VALUES),
+    "4 by channel, groups of 32": KvEncoding(TensorEncoding(4, "tokens", 32), VALUES),
+    "4 rotated, groups of 32": KvEncoding(TensorEncoding(4, group=32, rotated=True), VALUES),
+    "4 by token, groups of 32": KvEncoding(TensorEncoding(4, group=32), VALUES),
+    "6/4 by token": KvEncoding(TensorEncoding(6), VALUES),
+    "6/4 rotated": KvEncoding(TensorEncoding(6, rotated=True), VALUES),
 }
-"""Forms that are judged on keys with outlier channels only."""
+"""Encodings that are judged on keys with outlier channels only."""
 Scores = list[list[talks.Score]]
 """Of each conversation, of each answer."""
 
@@ -115,26 +115,26 @@ def walk_all(counts: Mapping[str, int]) -> dict[str, Scores]:
             prompt = talks.begin(model, talk)
             for name, candidate in CANDIDATES.items():
                 memory = talks.Memory(
-                    model, codec(candidate.form), candidate.first and codec(candidate.first)
+                    model, codec(candidate.encoding), candidate.first and codec(candidate.first)
                 )
                 scores[name].append(talks.walk(model, talk, prompt, memory))
     return scores
 
 
-def codec(form: KvForm) -> KvCodec:
+def codec(encoding: KvEncoding) -> KvCodec:
     """A codec for tiny-chat's one group of layers."""
-    return KvCodec(form, {"0.k": 64, "0.v": 64})
+    return KvCodec(encoding, {"0.k": 64, "0.v": 64})
 
 
 def key_errors(seeds: int) -> dict[str, dict[str, outliers.Errors]]:
     """The mean errors of each candidate on each kind of outlier channels."""
-    forms = {
-        name: candidate.form for name, candidate in CANDIDATES.items() if candidate.first is None
+    encodings = {
+        name: candidate.encoding for name, candidate in CANDIDATES.items() if candidate.first is None
     } | KEYS_ONLY
-    found: dict[str, dict[str, outliers.Errors]] = {name: {} for name in forms}
+    found: dict[str, dict[str, outliers.Errors]] = {name: {} for name in encodings}
     for kind in outliers.KINDS:
-        runs = [outliers.errors(kind, forms, seed) for seed in range(seeds)]
-        for name in forms:
+        runs = [outliers.errors(kind, encodings, seed) for seed in range(seeds)]
+        for name in encodings:
             found[name][kind] = {
                 what: round(fmean(run[name][what] for run in runs), 6) for what in runs[0][name]
             }
@@ -151,8 +151,8 @@ def judge(
     pairs = list(zip(answers, (score for walked in raw for score in walked), strict=True))
     same = [a == b for score, other in pairs for a, b in zip(score.choices, other.choices, strict=True)]
     row: dict[str, Any] = {
-        "form": {"keys": candidate.form.keys.name(), "values": candidate.form.values.name()},
-        "bytes": bytes_per_token(candidate.form),
+        "encoding": {"keys": candidate.encoding.keys.name(), "values": candidate.encoding.values.name()},
+        "bytes": bytes_per_token(candidate.encoding),
         "perplexity": round(math.exp(fmean(x for score in answers for x in score.nats)), 6),
         "loss": round(loss, 6),
         "loss error": round(error, 6),
@@ -160,7 +160,7 @@ def judge(
     }
     for kind, label in TASKS.items():
         row[label] = tally([(a.right, b.right) for a, b in pairs if a.kind == kind])
-    settings = [bits for bits, form in FORMS.items() if is_setting(candidate, form)]
+    settings = [bits for bits, encoding in ENCODINGS.items() if is_setting(candidate, encoding)]
     if settings:
         row["setting"] = settings[0]
     if name in errors:
@@ -178,9 +178,9 @@ def tally(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int]:
     }
 
 
-def is_setting(candidate: Candidate, form: KvForm) -> bool:
+def is_setting(candidate: Candidate, encoding: KvEncoding) -> bool:
     """Whether a setting means this candidate."""
-    return candidate.first is None and candidate.form == form
+    return candidate.first is None and candidate.encoding == encoding
 
 
 def perplexity_loss(own: Scores, raw: Scores) -> tuple[float, float]:
@@ -232,10 +232,10 @@ def measured(row: Mapping[str, Any], codecs: Mapping[str, Any]) -> dict[str, flo
     return {"loss": row["loss"] + row["loss error"], **lost, "key error / 8/4": error}
 
 
-def bytes_per_token(form: KvForm) -> float:
+def bytes_per_token(encoding: KvEncoding) -> float:
     """Bytes at rest of one token of tiny-chat's five layers, in full blocks."""
     shape = (5, 2, talks.BLOCK, 64)
-    block = codec(form).encode({name: mx.zeros(shape, mx.bfloat16) for name in ("0.k", "0.v")})
+    block = codec(encoding).encode({name: mx.zeros(shape, mx.bfloat16) for name in ("0.k", "0.v")})
     return sum(x.nbytes for x in block.values()) / talks.BLOCK
 
 

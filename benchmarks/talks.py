@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from agent_memory_core.kv.codec import Encoded, KvCodec, Raw
+from agent_memory_core.kv.codec import Encoded, KvCodec, Segment
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -182,14 +182,14 @@ def _score(turn: Turn, ids: list[int], logits: mx.array) -> Score:
     return Score(turn.kind, nats.tolist(), choices.tolist(), bool(mx.array_equal(choices, answer)))
 
 
-def _cut(cache: Sequence[Any], start: int, stop: int) -> Raw:
+def _cut(cache: Sequence[Any], start: int, stop: int) -> Segment:
     return {
         f"0.{name[0]}": mx.stack([getattr(layer, name)[0, :, start:stop] for layer in cache])
         for name in ("keys", "values")
     }
 
 
-def _join(model: Any, parts: Sequence[Raw]) -> list[Any]:
+def _join(model: Any, parts: Sequence[Segment]) -> list[Any]:
     cache: list[Any] = make_prompt_cache(model)
     for index, layer in enumerate(cache):
         layer.keys, layer.values = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -72,11 +72,15 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def as_model_name(value: Any, check: Any) -> Any:
-    """For pydantic: the `ModelName` of a text or path; one that was made before keeps its location."""
-    if isinstance(value, ModelName):
-        return value
-    return ModelName(check(os.fspath(value) if isinstance(value, os.PathLike) else value))
+def as_model_name(model: str) -> ModelName:
+    """``model`` with its location; one that has a location already keeps it."""
+    return model if isinstance(model, ModelName) else ModelName(model)
+
+
+def check_model_name(value: Any, check: Callable[[Any], str]) -> ModelName:
+    """For pydantic: the `ModelName` of a text or a path."""
+    text = check(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return value if isinstance(value, ModelName) else ModelName(text)
 
 
 def _absolute_path(value: Any) -> Any:
@@ -201,7 +205,7 @@ class EngineConfig(_Settings):
 
     model: Annotated[
         str,
-        WrapValidator(as_model_name),
+        WrapValidator(check_model_name),
         Source(older_variables=("SEMANTIC_MLX_MODEL_ID",), values="an embedded name, a folder or a hub id"),
     ] = Field(
         default="tiny-chat",
@@ -293,7 +297,7 @@ class EngineConfig(_Settings):
     @property
     def model_location(self) -> str:
         """The absolute folder of a local model, and the name itself of any other."""
-        return self.model.location if isinstance(self.model, ModelName) else self.model
+        return as_model_name(self.model).location
 
     def _identity(self) -> tuple[Any, ...]:
         return (
@@ -335,11 +339,12 @@ def profile_keys(of: SettingsClass, section: str) -> dict[str, str]:
 def _sentence(of: type[_Settings], name: str, value: object) -> str:
     field = of.model_fields.get(name)
     if field is None:
-        return f"unknown setting {name!r}: {_choice(name, of.model_fields)}"
+        return f"unknown setting {name!r}: {choice_of(name, of.model_fields)}"
     return f"{name}={value!r} is not valid: {_values(field)}."
 
 
-def _choice(name: str, known: Iterable[str]) -> str:
+def choice_of(name: str, known: Iterable[str]) -> str:
+    """What to write instead of an unknown name: the nearest known one, if one is near, and all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"{f'did you mean {near[0]}? C' if near else 'c'}hoose from {', '.join(known)}."

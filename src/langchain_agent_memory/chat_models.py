@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -15,11 +15,10 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from agent_memory_core import (
     AdapterSettings,
-    AgentMemory,
     ChatRequest,
     InvalidRequest,
     SamplingParams,
@@ -27,13 +26,13 @@ from agent_memory_core import (
     sampling_for,
     settings_for,
 )
+from agent_memory_core.adapter import Turn, chosen_tool
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
     PROVIDER,
     ChunkWriter,
     to_ai_message,
     to_core,
-    to_tool_choice,
 )
 from langchain_agent_memory.sessions import resolve_session
 from langchain_agent_memory.structured import (
@@ -49,28 +48,15 @@ from langchain_agent_memory.structured import (
 _KEY = "agent_memory_session"
 """The keyword under which the resolved session travels from an entry point to the model's inside."""
 
-_SAMPLING = (*AdapterSettings.SAMPLING_FIELDS, "logprobs", "top_logprobs")
-_OTHER_NAMES = {"max_completion_tokens": "max_tokens", "stop_sequences": "stop", "model_name": "model"}
-# Said by frameworks to every model; here there is nothing for them to say.
-_WITHOUT_EFFECT = frozenset({"stream", "stream_usage", "strict", "timeout"})
-
 
 class _Carried:
-    """A session on its way through LangChain, whose older releases show every keyword to traces: it says nothing."""
+    """A session on its way through LangChain. Older releases show every keyword to traces, so its repr hides the id."""
 
     def __init__(self, key: SessionKey) -> None:
         self.key = key
 
     def __repr__(self) -> str:
         return "<session>"
-
-
-class _Turn(NamedTuple):
-    """All that one call of the model comes down to."""
-
-    memory: AgentMemory
-    request: ChatRequest
-    session: SessionKey
 
 
 class ChatMLXPersistent(AdapterSettings, BaseChatModel):
@@ -91,12 +77,21 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         llm.invoke("My name is Ada.", config={"configurable": {"thread_id": "ada"}})
     """
 
-    SAMPLING_FIELDS: ClassVar[tuple[str, ...]] = _SAMPLING
+    SAMPLING_FIELDS: ClassVar[tuple[str, ...]] = (
+        *AdapterSettings.SAMPLING_FIELDS,
+        "logprobs",
+        "top_logprobs",
+    )
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = AdapterSettings.WITHOUT_EFFECT | {"stream_usage"}
 
-    logprobs: bool | None = None
-    """Report the log-probability of every token, in ``response_metadata["logprobs"]["content"]`` as OpenAI does."""
-    top_logprobs: int | None = None
-    """Report also those of so many of the likeliest tokens, up to 20; more than 0 implies ``logprobs``."""
+    logprobs: bool | None = Field(
+        default=None,
+        description="Report the log-probability of every token, in response_metadata['logprobs']['content'] as "
+        "OpenAI does.",
+    )
+    top_logprobs: int | None = Field(
+        default=None, description=SamplingParams.model_fields["top_logprobs"].description
+    )
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
@@ -110,12 +105,12 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         """What an answer depends on; it is part of the response cache's key."""
         engine = settings_for(self._settings())
-        sampling = sampling_for(engine.model, self._given(_SAMPLING))
+        sampling = sampling_for(engine.model, self._given(self.SAMPLING_FIELDS))
         return {
             "model": engine.model,
             "adapter_path": engine.adapter_path,
             "kv_bits": engine.kv_bits,
-            **{name: getattr(sampling, name) for name in _SAMPLING},
+            **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},
             "stop": list(self.stop or ()),
         }
 
@@ -313,37 +308,12 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         stop: list[str] | None,
         run_manager: object | None,
         kwargs: Mapping[str, Any],
-    ) -> _Turn:
-        options = {_OTHER_NAMES.get(name, name): value for name, value in kwargs.items()}
+    ) -> Turn:
+        options = self._options(kwargs)
         session = self._take_session(options, run_manager=run_manager)
-        memory = self._memory(options.pop("model", None))
         tools = [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
-        choice = to_tool_choice(options.pop("tool_choice", None), tools)
-        several = options.pop("parallel_tool_calls", None)
-        request = ChatRequest(
-            messages=to_core(messages),
-            tools=tuple(tools),
-            template_kwargs=options.pop("chat_template_kwargs", None) or {},
-            tool_choice=choice.name or choice.mode,
-            parallel_tool_calls=several is None or bool(several),
-            response_schema=to_response_schema(options.pop("response_format", None)),
-            sampling=self._sampling(memory.model_name, options, stop),
-        )
-        return _Turn(memory, request, session)
-
-    def _sampling(self, model: str, options: Mapping[str, Any], stop: list[str] | None) -> SamplingParams:
-        """How this answer is sampled: the call's options over the model's own."""
-        unknown = sorted(set(options) - {*_SAMPLING, "stop"} - _WITHOUT_EFFECT)
-        if unknown:
-            raise InvalidRequest(
-                f"unknown option {unknown[0]!r}: choose from {', '.join(sorted({*_SAMPLING, 'stop'}))}."
-            )
-        own = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
-        ends = next((e for e in (stop, options.get("stop"), self.stop) if e is not None), ())
-        if own.get("logprobs") is False:
-            own.setdefault("top_logprobs", 0)
-        own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
-        return sampling_for(model, {**self._given(_SAMPLING), **own})
+        schema = to_response_schema(options.pop("response_format", None))
+        return self._turn_of(to_core(messages), tools, session, options, response_schema=schema, stop=stop)
 
     # Tools --------------------------------------------------------------------------------------------------
 
@@ -369,7 +339,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         """
         offered = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
         if tool_choice is not None:
-            to_tool_choice(tool_choice, offered)
+            chosen_tool(tool_choice, offered)
             kwargs["tool_choice"] = tool_choice
         return self.bind(tools=offered, **kwargs)
 
@@ -399,16 +369,16 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
             raise InvalidRequest(f"method={method!r} is not valid: {', '.join(METHODS)}.")
         if schema is None and method != "json_mode":
             raise InvalidRequest(f"schema=None is not valid for the method {method!r}: only for json_mode.")
-        said = schema if schema is not None else {"title": "answer", "type": "object"}
-        told = {"kwargs": {"method": method, "strict": strict}, "schema": said}
+        shown = schema if schema is not None else {"title": "answer", "type": "object"}
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": shown}
         if method == "function_calling" and schema is not None:
             name = convert_to_openai_tool(schema)["function"]["name"]
             bound = self.bind_tools(
-                [schema], tool_choice=name, strict=strict, ls_structured_output_format=told, **kwargs
+                [schema], tool_choice=name, strict=strict, ls_structured_output_format=traced, **kwargs
             )
             return with_parser(bound, call_parser(schema, name), include_raw=include_raw)
         form = response_format(schema or {}, method)
-        bound = self.bind(response_format=form, ls_structured_output_format=told, **kwargs)
+        bound = self.bind(response_format=form, ls_structured_output_format=traced, **kwargs)
         return with_parser(bound, text_parser(schema), include_raw=include_raw)
 
     # Tokens -------------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
-from uuid import uuid4
+from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
@@ -33,6 +32,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
+from agent_memory_core.adapter import id_of, measurements, merge_leading_systems
 
 PROVIDER = "mlx"
 
@@ -65,18 +65,7 @@ def to_core(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
     Raises:
         InvalidRequest: there are none, or one holds something that no text model reads.
     """
-    if not messages:
-        raise InvalidRequest("messages=[] is not valid: at least one message.")
-    return _merge_leading_systems([_message(message) for message in messages])
-
-
-def _merge_leading_systems(messages: list[Message]) -> tuple[Message, ...]:
-    """Most templates read one system message, the first."""
-    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    if count < 2:
-        return tuple(messages)
-    text = "\n\n".join(message.content for message in messages[:count] if message.content)
-    return (Message("system", text, name=messages[0].name), *messages[count:])
+    return merge_leading_systems([_message(message) for message in messages])
 
 
 def _message(message: BaseMessage) -> Message:
@@ -177,43 +166,6 @@ def _block_text(block: str | dict[Any, Any], role: str) -> str:
     )
 
 
-class ToolChoice(NamedTuple):
-    """Whether an answer may (auto), must not (none) or must (required) call a tool; ``name`` says which it must."""
-
-    mode: Literal["auto", "none", "required"] = "auto"
-    name: str | None = None
-
-
-def to_tool_choice(value: object, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
-    """Return what a ``tool_choice``, in any form that is in use, means for ``tools`` (OpenAI function schemas).
-
-    Raises:
-        InvalidRequest: the form is unknown, or no such tool is there.
-    """
-    if value is None or value is False:
-        return ToolChoice()
-    word = "required" if value is True else _word_or_name(value)
-    names = [str(tool["function"]["name"]) for tool in tools]
-    if word in ("auto", "none"):
-        return ToolChoice("none" if word == "none" else "auto")
-    if word in ("any", "required") and names:
-        return ToolChoice("required")
-    if word in names:
-        return ToolChoice("required", word)
-    known = ", ".join(names) or "no tool, for none is bound"
-    raise InvalidRequest(f'tool_choice={value!r} is not valid: "auto", "none", "any", "required" or {known}.')
-
-
-def _word_or_name(value: object) -> str | None:
-    """The word or tool name in ``"any"``, ``{"type": "any"}``, ``{"name": ...}`` or OpenAI's nested form."""
-    if not isinstance(value, Mapping):
-        return value if isinstance(value, str) else None
-    function = value.get("function")
-    named = function if isinstance(function, Mapping) else value
-    found = named.get("name", value.get("type"))
-    return found if isinstance(found, str) else None
-
-
 # Core to LangChain ------------------------------------------------------------------------------------------
 
 
@@ -223,7 +175,7 @@ def to_ai_message(result: ChatResult) -> AIMessage:
         content=result.text,
         additional_kwargs={"reasoning_content": result.reasoning} if result.reasoning else {},
         tool_calls=[
-            LangChainToolCall(name=c.name, args=dict(c.arguments), id=_call_id(c), type="tool_call")
+            LangChainToolCall(name=c.name, args=dict(c.arguments), id=id_of(c), type="tool_call")
             for c in result.tool_calls
         ],
         invalid_tool_calls=[_invalid_call(c) for c in result.invalid_tool_calls],
@@ -286,18 +238,13 @@ def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
         name, arguments = None, _unreadable(call.text)
     else:
         name, arguments = call.name, json.dumps(dict(call.arguments), ensure_ascii=False)
-    return ToolCallChunk(name=name, args=arguments, id=_call_id(call), index=index, type="tool_call_chunk")
+    return ToolCallChunk(name=name, args=arguments, id=id_of(call), index=index, type="tool_call_chunk")
 
 
 def _invalid_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
     return LangChainInvalidToolCall(
-        name=None, args=_unreadable(call.text), id=_call_id(call), error=call.error, type="invalid_tool_call"
+        name=None, args=_unreadable(call.text), id=id_of(call), error=call.error, type="invalid_tool_call"
     )
-
-
-def _call_id(call: ToolCall | InvalidToolCall) -> str:
-    known = call.id if isinstance(call, ToolCall) else ""
-    return known or f"call_{uuid4().hex}"
 
 
 def _unreadable(text: str) -> str:
@@ -342,15 +289,4 @@ def _token(entry: TokenLogprob) -> dict[str, Any]:
 
 def _metadata(report: TurnReport) -> dict[str, Any]:
     """What ``response_metadata`` says of a turn. Merging chunks joins texts: it goes on one chunk alone."""
-    return {
-        "model_provider": PROVIDER,
-        "model_name": report.model,
-        "finish_reason": report.finish_reason,
-        "hit_tier": report.hit_tier,
-        "miss_reason": report.miss_reason,
-        "restore_ms": round(report.restore_seconds * 1000, 3),
-        "ttft_ms": round(report.time_to_first_token * 1000, 3),
-        "session_id": report.session_id,
-        "branch_id": report.branch_id,
-        "persisted": report.persisted,
-    }
+    return {"model_provider": PROVIDER, "model_name": report.model, **measurements(report)}

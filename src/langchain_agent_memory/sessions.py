@@ -20,12 +20,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
-from agent_memory_core import InvalidRequest, SessionKey
+from agent_memory_core import SessionKey
+from agent_memory_core.adapter import chosen_text, session_text
 
 _SESSION_KEYS = ("agent_memory_session_id", "session_id")
 _THREAD_KEYS = ("thread_id", "conversation_id")
@@ -61,13 +61,17 @@ def resolve_session(
     full = ensure_config(config)
     layers = _layers(full, run_manager)
     chosen = (
-        _own(session_id, "session_id") or _first(layers, _SESSION_KEYS) or _from_handlers(full, run_manager)
+        chosen_text(session_id, "session_id")
+        or _first(layers, _SESSION_KEYS)
+        or _from_handlers(full, run_manager)
     )
     thread = _first(layers, _THREAD_KEYS) if not chosen else None
     purpose = _first(layers, ("lc_source",))
     return SessionKey(
         session_id=chosen or thread or default_session_id,
-        namespace=_own(namespace, "namespace") or _first(layers, (_NAMESPACE_KEY,)) or default_namespace,
+        namespace=chosen_text(namespace, "namespace")
+        or _first(layers, (_NAMESPACE_KEY,))
+        or default_namespace,
         lane=_first(layers, (_LANE_KEY,)) or _lane(layers, purpose),
         # A call that middleware makes for itself (a summary, a choice of tools) is no turn of the conversation.
         ephemeral=purpose is not None,
@@ -108,30 +112,16 @@ def _first(layers: Sequence[Layer], keys: Sequence[str]) -> str | None:
     """The first usable value, by rank of key and then of layer."""
     for key in keys:
         for layer in layers:
-            text = _text(layer.get(key))
+            text = session_text(layer.get(key))
             if text is not None:
                 return text
     return None
 
 
-def _text(value: object) -> str | None:
-    if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) and value != "":
-        return str(value)
-    return None
-
-
-def _own(value: object, name: str) -> str | None:
-    """The caller's own choice; unlike a value found by looking around it may not be something else."""
-    text = _text(value)
-    if text is None and value is not None and value != "":
-        raise InvalidRequest(f"{name}={value!r} is not valid: text, a whole number or a UUID.")
-    return text
-
-
 def _from_handlers(config: RunnableConfig, run_manager: object | None) -> str | None:
     callbacks: Any = config.get("callbacks")  # a list of handlers, or a manager of them
     handlers = getattr(callbacks, "handlers", callbacks) or getattr(run_manager, "handlers", None) or []
-    found = (_text(getattr(handler, "agent_memory_session_id", None)) for handler in handlers)
+    found = (session_text(getattr(handler, "agent_memory_session_id", None)) for handler in handlers)
     return next((text for text in found if text is not None), None)
 
 

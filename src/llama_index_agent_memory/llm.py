@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from llama_index.core.base.llms.types import (
@@ -28,6 +28,7 @@ from llama_index.core.types import PydanticProgramMode
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -37,42 +38,23 @@ from agent_memory_core import (
     AdapterSettings,
     AgentMemory,
     ChatRequest,
+    EngineConfig,
     InvalidRequest,
-    SamplingParams,
-    SessionKey,
     sampling_for,
     settings_for,
 )
+from agent_memory_core.adapter import Turn, chosen_tool
 from llama_index_agent_memory.messages import (
     ResponseWriter,
     to_chat_response,
     to_completion,
     to_core,
-    to_tool_choice,
     to_tools,
 )
 from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
 
-_SAMPLING = AdapterSettings.SAMPLING_FIELDS
-_OTHER_NAMES = {
-    "allow_parallel_tool_calls": "parallel_tool_calls",
-    "max_completion_tokens": "max_tokens",
-    "model_name": "model",
-    "stop_sequences": "stop",
-}
-# Said by frameworks to every model; here there is nothing for them to say.
-_WITHOUT_EFFECT = frozenset({"formatted", "stream", "strict", "timeout", "verbose"})
-
 _context_windows: WeakKeyDictionary[AgentMemory, int] = WeakKeyDictionary()
 """What engines were asked once: LlamaIndex reads a model's metadata at every step."""
-
-
-class _Turn(NamedTuple):
-    """All that one call of the model comes down to."""
-
-    memory: AgentMemory
-    request: ChatRequest
-    session: SessionKey
 
 
 class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
@@ -99,8 +81,16 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         "context_window": "context_length",
     }
 
-    context_window: int | None = None
-    """Most tokens of prompt and answer together; None is the model's own limit."""
+    OTHER_NAMES: ClassVar[Mapping[str, str]] = {
+        **AdapterSettings.OTHER_NAMES,
+        "allow_parallel_tool_calls": "parallel_tool_calls",
+    }
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = AdapterSettings.WITHOUT_EFFECT | {"formatted", "verbose"}
+
+    context_window: int | None = Field(
+        default=None,
+        description=f"LlamaIndex's name of context_length. {EngineConfig.model_fields['context_length'].description}",
+    )
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
@@ -127,7 +117,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         config = settings_for(self._settings())
         return LLMMetadata(
             context_window=config.context_length or self._context_window(),
-            num_output=sampling_for(config.model, self._given(_SAMPLING)).max_tokens,
+            num_output=sampling_for(config.model, self._given(self.SAMPLING_FIELDS)).max_tokens,
             is_chat_model=True,
             is_function_calling_model=True,
             model_name=config.model,
@@ -142,14 +132,14 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
     def to_payload(self) -> dict[str, Any]:
         """What events are told of this model: nothing of sessions, namespaces or folders, and without loading it."""
         model = settings_for(self._settings()).model
-        sampling = sampling_for(model, self._given(_SAMPLING))
+        sampling = sampling_for(model, self._given(self.SAMPLING_FIELDS))
         return {
             "class_name": self.class_name(),
             "model": model,
             "model_name": model,
             "is_chat_model": True,
             "is_function_calling_model": True,
-            **{name: getattr(sampling, name) for name in _SAMPLING},
+            **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},
         }
 
     # Chat ---------------------------------------------------------------------------------------------------
@@ -207,8 +197,8 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
     async def _alook_around(self) -> Surroundings:
         return await alook_around(self.callback_manager.handlers)
 
-    def _turn(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], seen: Surroundings) -> _Turn:
-        options = {_OTHER_NAMES.get(name, name): value for name, value in kwargs.items()}
+    def _turn(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], seen: Surroundings) -> Turn:
+        options = self._options(kwargs)
         session = resolve_session(
             seen,
             session_id=options.pop("session_id", None),
@@ -216,29 +206,9 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
             default_session_id=self.session_id,
             default_namespace=self.namespace,
         )
-        memory = self._memory(options.pop("model", None))
         tools = to_tools(options.pop("tools", None) or ())
-        request = ChatRequest(
-            messages=to_core(messages),
-            tools=tools,
-            tool_choice=to_tool_choice(options.pop("tool_choice", None), tools),
-            parallel_tool_calls=options.pop("parallel_tool_calls", True),
-            response_schema=_schema(options.pop("response_schema", None)),
-            template_kwargs=options.pop("chat_template_kwargs", None) or {},
-            sampling=self._sampling(memory.model_name, options),
-        )
-        return _Turn(memory, request, session)
-
-    def _sampling(self, model: str, options: Mapping[str, Any]) -> SamplingParams:
-        """How this answer is sampled: the call's options over the model's own."""
-        known = {*_SAMPLING, "stop"}
-        unknown = sorted(set(options) - known - _WITHOUT_EFFECT)
-        if unknown:
-            raise InvalidRequest(f"unknown option {unknown[0]!r}: choose from {', '.join(sorted(known))}.")
-        own = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
-        ends = next((e for e in (options.get("stop"), self.stop) if e is not None), ())
-        own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
-        return sampling_for(model, {**self._given(_SAMPLING), **own})
+        schema = _schema(options.pop("response_schema", None))
+        return self._turn_of(to_core(messages), tools, session, options, response_schema=schema)
 
     # Tools --------------------------------------------------------------------------------------------------
 
@@ -260,7 +230,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         return {
             "messages": [*(chat_history or ()), *said],
             "tools": offered,
-            "tool_choice": to_tool_choice(tool_choice, offered, required=tool_required),
+            "tool_choice": chosen_tool(tool_choice, offered, required=tool_required),
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
         }
@@ -366,22 +336,22 @@ def _said(prompt: str) -> list[ChatMessage]:
     return [ChatMessage(role=MessageRole.USER, content=prompt)]
 
 
-def _answer(turn: _Turn) -> ChatResponse:
+def _answer(turn: Turn) -> ChatResponse:
     return to_chat_response(turn.memory.chat(turn.request, turn.session))
 
 
-async def _aanswer(turn: _Turn) -> ChatResponse:
+async def _aanswer(turn: Turn) -> ChatResponse:
     return to_chat_response(await turn.memory.achat(turn.request, turn.session))
 
 
-def _stream(turn: _Turn) -> ChatResponseGen:
+def _stream(turn: Turn) -> ChatResponseGen:
     writer = ResponseWriter()
     with turn.memory.chat(turn.request, turn.session, stream=True) as answer:
         for delta in answer:
             yield from writer.responses(delta)
 
 
-async def _astream(turn: _Turn) -> ChatResponseAsyncGen:
+async def _astream(turn: Turn) -> ChatResponseAsyncGen:
     writer = ResponseWriter()
     async with await turn.memory.achat(turn.request, turn.session, stream=True) as answer:
         async for delta in answer:

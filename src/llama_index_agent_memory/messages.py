@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -32,6 +31,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
+from agent_memory_core.adapter import id_of, measurements, merge_leading_systems
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -54,18 +54,7 @@ def to_core(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     Raises:
         InvalidRequest: there are none, or one holds something that no text model reads.
     """
-    if not messages:
-        raise InvalidRequest("messages=[] is not valid: at least one message.")
-    return _merge_leading_systems(_name_results([_message(message) for message in messages]))
-
-
-def _merge_leading_systems(messages: list[Message]) -> tuple[Message, ...]:
-    """Most templates read one system message, the first."""
-    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    if count < 2:
-        return tuple(messages)
-    text = "\n\n".join(message.content for message in messages[:count] if message.content)
-    return (Message("system", text, name=messages[0].name), *messages[count:])
+    return merge_leading_systems(_name_results([_message(message) for message in messages]))
 
 
 def _name_results(messages: list[Message]) -> list[Message]:
@@ -177,43 +166,6 @@ def _tool(tool: BaseTool | Mapping[str, Any]) -> Mapping[str, Any]:
     )
 
 
-def to_tool_choice(
-    value: object, tools: Sequence[Mapping[str, Any]], *, required: bool = False
-) -> str | None:
-    """Return a ``tool_choice``, in any form that is in use, as None (auto), "none", "required" or a tool's name.
-
-    Args:
-        value: the choice.
-        tools: OpenAI function schemas.
-        required: a tool has to be called, whichever it is.
-
-    Raises:
-        InvalidRequest: the form is unknown, or no such tool is there.
-    """
-    names = [str(tool["function"]["name"]) for tool in tools]
-    word = _word_or_name(value)
-    if word == "auto" and required:
-        word = "required"
-    if isinstance(word, str) and word in names:
-        return word
-    if word in ("auto", "none"):
-        return "none" if word == "none" else None
-    if word in ("any", "required") and names:
-        return "required"
-    known = ", ".join(names) or "no tool, for none is there"
-    raise InvalidRequest(f'tool_choice={value!r} is not valid: "auto", "none", "required" or {known}.')
-
-
-def _word_or_name(value: object) -> object:
-    """The word or tool name in ``True``, ``"any"``, ``{"type": "any"}``, ``{"name": ...}`` or OpenAI's nested form."""
-    if value is None or isinstance(value, bool):
-        return "required" if value else "auto"
-    if not isinstance(value, Mapping):
-        return value
-    named = value.get("function") if isinstance(value.get("function"), Mapping) else value
-    return _get(named, "name") or _get(named, "type") or value
-
-
 # Core to LlamaIndex -----------------------------------------------------------------------------------------
 
 
@@ -287,7 +239,7 @@ class ResponseWriter:
 
 def _call_block(call: ToolCall) -> ToolCallBlock:
     return ToolCallBlock(
-        tool_call_id=call.id or f"call_{uuid4().hex}",
+        tool_call_id=id_of(call),
         tool_name=call.name,
         tool_kwargs=dict(call.arguments),
     )
@@ -298,7 +250,7 @@ def _raw(report: TurnReport, invalid: Sequence[InvalidToolCall]) -> dict[str, An
     usage = report.usage
     return {
         "model": report.model,
-        "finish_reason": report.finish_reason,
+        **measurements(report),
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -306,12 +258,5 @@ def _raw(report: TurnReport, invalid: Sequence[InvalidToolCall]) -> dict[str, An
             "prompt_tokens_details": {"cached_tokens": usage.cache_read},
             "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         },
-        "hit_tier": report.hit_tier,
-        "miss_reason": report.miss_reason,
-        "restore_ms": round(report.restore_seconds * 1000, 3),
-        "ttft_ms": round(report.time_to_first_token * 1000, 3),
-        "session_id": report.session_id,
-        "branch_id": report.branch_id,
-        "persisted": report.persisted,
         "invalid_tool_calls": [dataclasses.asdict(call) for call in invalid],
     }

@@ -22,13 +22,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 from workflows import Context
 from workflows.errors import WorkflowRuntimeError
 
-from agent_memory_core import InvalidRequest, SessionKey
+from agent_memory_core import SessionKey
+from agent_memory_core.adapter import chosen_text, session_text
 
 _SESSION = "agent_memory_session_id"
 _NAMESPACE = "agent_memory_namespace"
@@ -57,7 +57,7 @@ class Surroundings(NamedTuple):
 
 def look_around(handlers: Iterable[object] = ()) -> Surroundings:
     """Return what a call sees that is no coroutine; ``handlers`` are the model's callback handlers."""
-    named = (_text(getattr(handler, _SESSION, None)) for handler in handlers)
+    named = (session_text(getattr(handler, _SESSION, None)) for handler in handlers)
     return Surroundings(
         tags=active_instrument_tags.get() or {},
         handler=next(filter(None, named), None),
@@ -97,10 +97,10 @@ def resolve_session(
         InvalidRequest: the caller's own choice is not text.
     """
     return SessionKey(
-        session_id=_own(session_id, "session_id")
+        session_id=chosen_text(session_id, "session_id")
         or _first(*(seen.tags.get(key) for key in _TAGS), seen.state.get(_SESSION), seen.memory, seen.handler)
         or default_session_id,
-        namespace=_own(namespace, "namespace")
+        namespace=chosen_text(namespace, "namespace")
         or _first(seen.tags.get(_NAMESPACE), seen.state.get(_NAMESPACE))
         or default_namespace,
         lane=_first(seen.tags.get(_LANE), seen.agent, seen.state.get(_AGENT)) or "",
@@ -122,7 +122,7 @@ def memory_session(
         InvalidRequest: an argument is not text.
     """
     tags = {_SESSION: session_id, _NAMESPACE: namespace, _LANE: lane}
-    given = {tag: text for tag, value in tags.items() if (text := _own(value, tag)) is not None}
+    given = {tag: text for tag, value in tags.items() if (text := chosen_text(value, tag)) is not None}
     with instrument_tags({**(active_instrument_tags.get() or {}), **given}):
         yield
 
@@ -145,18 +145,4 @@ def _agent_of_step() -> object:
 
 
 def _first(*values: object) -> str | None:
-    return next(filter(None, map(_text, values)), None)
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) and value != "":
-        return str(value)
-    return None
-
-
-def _own(value: object, name: str) -> str | None:
-    """The caller's own choice; unlike a value found by looking around it may not be something else."""
-    text = _text(value)
-    if text is None and value is not None and value != "":
-        raise InvalidRequest(f"{name}={value!r} is not valid: text, a whole number or a UUID.")
-    return text
+    return next(filter(None, map(session_text, values)), None)

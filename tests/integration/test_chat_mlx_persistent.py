@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import pickle
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain.agents import create_agent
@@ -25,12 +23,12 @@ from langchain_core.runnables import ConfigurableField, RunnableConfig
 from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langchain_core.tools import tool
 from langgraph.checkpoint.sqlite import SqliteSaver
-from pydantic import ValidationError
+from support.conversations import ASYNC_CASES, CASES, RULES, Answer, Bench, History
 
-from agent_memory_core import InvalidRequest, InvalidSetting, ModelNotFound, PromptTooLong
+from agent_memory_core import InvalidRequest
 from langchain_agent_memory import ChatMLXPersistent
 
-LONG = SystemMessage("You are a careful assistant who remembers what people say. " * 12)
+LONG = SystemMessage(RULES)
 QUESTION: list[BaseMessage] = [LONG, HumanMessage("My name is Ada. What is my name?")]
 
 
@@ -62,13 +60,6 @@ def merge(chunks: list[AIMessageChunk]) -> AIMessageChunk:
     return whole
 
 
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def reconfigured(model: ChatMLXPersistent) -> ChatMLXPersistent:
     """What a configurable field makes of a model: a new one from all its fields, given or not."""
     configurable = model.configurable_fields(seed=ConfigurableField(id="seed"))
@@ -79,31 +70,65 @@ def reconfigured(model: ChatMLXPersistent) -> ChatMLXPersistent:
     return made
 
 
+class LangChain:
+    """How LangChain asks, for the properties that hold in every framework."""
+
+    model = ChatMLXPersistent
+    roles: ClassVar[dict[str, type[BaseMessage]]] = {
+        "system": SystemMessage,
+        "user": HumanMessage,
+        "assistant": AIMessage,
+    }
+
+    def _messages(self, history: History) -> list[BaseMessage]:
+        return [self.roles[role](text) for role, text in history]
+
+    def _answer(self, message: AIMessage) -> Answer:
+        usage = message.usage_metadata
+        assert usage is not None
+        details = usage["input_token_details"]
+        assert details["cache_read"] + details["cache_creation"] == usage["input_tokens"]
+        return Answer(
+            message.text,
+            usage["input_tokens"],
+            usage["output_tokens"],
+            details["cache_read"],
+            message.response_metadata,
+        )
+
+    def ask(self, llm: Any, history: History, **options: Any) -> Answer:
+        return self._answer(llm.invoke(self._messages(history), **options))
+
+    async def aask(self, llm: Any, history: History, **options: Any) -> Answer:
+        return self._answer(await llm.ainvoke(self._messages(history), **options))
+
+    def stream(self, llm: Any, history: History, **options: Any) -> Iterator[str]:
+        return (c.text for c in llm.stream(self._messages(history), **options) if c.content)
+
+    def astream(self, llm: Any, history: History, **options: Any) -> AsyncIterator[str]:
+        return (c.text async for c in llm.astream(self._messages(history), **options) if c.content)
+
+    def count(self, llm: Any, history: History) -> int:
+        counted: int = llm.get_num_tokens_from_messages(self._messages(history))
+        return counted
+
+
+@pytest.fixture
+def bench(llm: ChatMLXPersistent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(LangChain(), llm, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_what_holds_in_every_framework(bench: Bench, case: Callable[[Bench], None]) -> None:
+    case(bench)
+
+
+@pytest.mark.parametrize("case", ASYNC_CASES, ids=lambda case: case.__name__)
+async def test_what_holds_of_coroutines(bench: Bench, case: Callable[[Bench], Awaitable[None]]) -> None:
+    await case(bench)
+
+
 # Construction
-
-
-def test_constructing_loads_and_touches_nothing(tmp_path: Path) -> None:
-    model = ChatMLXPersistent(model="no/such/model", cache_dir=tmp_path / "caches")
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ModelNotFound, match="no/such/model"):
-        model.invoke("hi")
-
-
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [
-        ({"max_tokens": 0}, InvalidRequest),
-        ({"top_p": 1.5}, InvalidRequest),
-        ({"stop": [""]}, InvalidRequest),
-        ({"max_batch_size": 0}, InvalidSetting),
-        ({"model": ""}, InvalidSetting),
-    ],
-)
-def test_an_impossible_value_is_refused_by_name(values: dict[str, Any], error: type[Exception]) -> None:
-    (name,) = values
-    with pytest.raises(ValidationError, match=f"{name}=.* is not valid") as refused:
-        ChatMLXPersistent(**values)
-    assert isinstance(refused.value.errors()[0]["ctx"]["error"], error)
 
 
 def test_both_names_of_a_field_are_taken() -> None:
@@ -139,51 +164,6 @@ def test_copies_share_one_engine(llm: ChatMLXPersistent) -> None:
 
 
 # Memory
-
-
-def test_the_next_turn_pays_for_new_tokens_only(llm: ChatMLXPersistent) -> None:
-    first = llm.invoke(QUESTION, thread("turns"))
-    again = llm.invoke([*QUESTION, first, HumanMessage("Thank you.")], thread("turns"))
-    assert first.usage_metadata is not None
-    assert again.usage_metadata is not None
-    # All of the first turn but its last token, whose key and value were never needed.
-    known = first.usage_metadata["total_tokens"] - 1
-    assert cache_read(again) >= known - 1
-    details = again.usage_metadata["input_token_details"]
-    assert details["cache_read"] + details["cache_creation"] == again.usage_metadata["input_tokens"]
-    assert again.response_metadata["hit_tier"] == "hot"
-    assert again.response_metadata["session_id"] == "turns"
-    assert again.response_metadata["persisted"] is True
-    assert again.response_metadata["ttft_ms"] > 0
-
-
-def test_a_session_survives_a_restart(tmp_path: Path) -> None:
-    def answer(history: list[BaseMessage]) -> AIMessage:
-        model = ChatMLXPersistent(cache_dir=tmp_path, temperature=0, max_tokens=24)
-        try:
-            return model.invoke(history, thread("ada"))
-        finally:
-            model.memory.close()
-
-    history = list(QUESTION)
-    history += [answer(history), HumanMessage("Say my name again.")]
-    restarted = answer(history)
-    assert restarted.response_metadata["hit_tier"] == "warm"
-    assert cache_read(restarted) > 0
-
-    unbroken = ChatMLXPersistent(cache_dir=None, temperature=0, max_tokens=24)
-    unbroken.invoke(QUESTION)
-    assert unbroken.invoke(history).content == restarted.content
-    unbroken.memory.close()
-
-
-def test_sessions_and_namespaces_are_the_callers(llm: ChatMLXPersistent) -> None:
-    llm.invoke("hi", thread("mine"), namespace="a")
-    llm.invoke("hi", thread("yours"), namespace="b")
-    llm.invoke("hi", namespace="c")
-    assert [s.session_id for s in llm.memory.sessions("a")] == ["mine"]
-    assert [s.session_id for s in llm.memory.sessions("b")] == ["yours"]
-    assert llm.memory.sessions("c") == []
 
 
 def test_an_agent_goes_on_after_a_restart_of_everything(tmp_path: Path) -> None:
@@ -246,30 +226,7 @@ def test_many_threads_at_once_answer_as_one_by_one(llm: ChatMLXPersistent) -> No
 # Options of a call
 
 
-def test_an_answer_ends_before_a_stop_string(llm: ChatMLXPersistent) -> None:
-    whole = llm.invoke(QUESTION).text
-    word = whole.split()[-1]
-    cut = whole[: whole.index(word)]
-    assert llm.invoke(QUESTION, stop=[word]).text == cut
-    assert llm.bind(stop=[word]).invoke(QUESTION).text == cut
-    assert llm.model_copy(update={"stop": [word]}).invoke(QUESTION).text == cut
-    assert llm.model_copy(update={"stop": [word]}).invoke(QUESTION, stop=[]).text == whole
-
-
-def test_sampling_of_a_call_goes_before_that_of_the_model(llm: ChatMLXPersistent) -> None:
-    short = llm.invoke(QUESTION, max_completion_tokens=2)
-    assert short.usage_metadata is not None
-    assert short.usage_metadata["output_tokens"] == 2
-    assert short.response_metadata["finish_reason"] == "length"
-    hot = [llm.invoke(QUESTION, temperature=5.0, seed=seed).text for seed in (1, 1, 2)]
-    assert hot[0] == hot[1] != hot[2]
-
-
-def test_an_unknown_option_is_refused(llm: ChatMLXPersistent) -> None:
-    with pytest.raises(InvalidRequest, match=r"'tempreature'.*temperature"):
-        llm.invoke("hi", tempreature=1)
-    with pytest.raises(InvalidRequest, match="temperature=-1"):
-        llm.invoke("hi", temperature=-1)
+def test_an_unknown_response_format_is_refused(llm: ChatMLXPersistent) -> None:
     with pytest.raises(InvalidRequest, match="response_format"):
         llm.invoke("hi", response_format={"type": "xml"})
 
@@ -278,45 +235,6 @@ def test_what_cannot_be_read_is_refused(llm: ChatMLXPersistent) -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     with pytest.raises(InvalidRequest, match="image_url"):
         llm.invoke([HumanMessage([picture])])
-    with pytest.raises(PromptTooLong):
-        llm.invoke("word " * 20_000)
-
-
-# Withdrawing
-
-
-def idle(llm: ChatMLXPersistent) -> Callable[[], bool]:
-    return lambda: not any(llm.memory.stats()[name] for name in ("waiting", "running"))
-
-
-def test_leaving_a_stream_frees_its_place(llm: ChatMLXPersistent) -> None:
-    for chunk in llm.stream(QUESTION, max_tokens=4000):
-        assert not idle(llm)()
-        if chunk.content:
-            break
-    del chunk
-    wait_until(idle(llm))
-
-
-async def test_leaving_an_async_stream_frees_its_place(llm: ChatMLXPersistent) -> None:
-    async for chunk in llm.astream(QUESTION, max_tokens=4000):
-        if chunk.content:
-            break
-    await asyncio.to_thread(wait_until, idle(llm))
-
-
-@pytest.mark.parametrize("streams", [False, True])
-async def test_a_cancelled_task_frees_its_place(llm: ChatMLXPersistent, streams: bool) -> None:
-    async def drain() -> None:
-        async for _ in llm.astream(QUESTION, max_tokens=4000):
-            pass
-
-    task = asyncio.ensure_future(drain() if streams else llm.ainvoke(QUESTION, max_tokens=4000))
-    await asyncio.to_thread(wait_until, lambda: not idle(llm)())
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.to_thread(wait_until, idle(llm))
 
 
 # Tools
@@ -356,13 +274,7 @@ def test_a_choice_of_a_tool_that_is_not_there_is_refused(llm: ChatMLXPersistent)
 # Tokens
 
 
-def test_counted_tokens_are_those_of_the_prompt(llm: ChatMLXPersistent) -> None:
-    answer = llm.invoke(QUESTION)
-    assert answer.usage_metadata is not None
-    assert llm.get_num_tokens_from_messages(QUESTION) == answer.usage_metadata["input_tokens"]
-    assert (
-        llm.get_num_tokens_from_messages(QUESTION, tools=[get_weather])
-        > answer.usage_metadata["input_tokens"]
-    )
-    assert llm.get_num_tokens_from_messages([]) == 0
+def test_counted_tokens_include_those_of_tools(llm: ChatMLXPersistent) -> None:
+    alone = llm.get_num_tokens_from_messages(QUESTION)
+    assert llm.get_num_tokens_from_messages(QUESTION, tools=[get_weather]) > alone
     assert llm.get_num_tokens("hello there") == len(llm.get_token_ids("hello there")) > 0

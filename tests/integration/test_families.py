@@ -140,8 +140,7 @@ one_of_each_kind = pytest.mark.parametrize("name", REPRESENTATIVES)
 def layer_kinds(name: str) -> frozenset[tuple[str, bool]]:
     """The kinds of a family's layers, and whether their window is shorter than a block."""
     layout = KvLayout(families.loaded(name).model)
-    windows = {(group.kind, 0 < group.reach < BLOCK) for group in layout.tokens}
-    return frozenset(windows | {(group.kind, False) for group in layout.whole})
+    return frozenset((group.kind, 0 < group.live_bytes.window < BLOCK) for group in layout.groups)
 
 
 def test_every_combination_of_layer_kinds_has_its_representative() -> None:
@@ -423,7 +422,7 @@ def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
     engine = opened("afm7", tmp_path / "store")
     engine.turn([user(20)], None)
     assert engine.engine.parity.result is None, "one sequence alone is nothing to look into"
@@ -431,7 +430,7 @@ def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
         engine.start([user(20, digit)], None)
     engine.run()
     assert "decodes one sequence at a time: its logits in a batch differ" in caplog.text
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
     monkeypatch.setattr(parity, "check_batched", None)
     result = opened("afm7", tmp_path / "store").engine.parity.result
     assert result is not None
@@ -444,10 +443,10 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
     engine = opened("llama", tmp_path / "store")
     cut = KvLayout.cut
 
-    def wrong(self: KvLayout, cache: Any, start: int, stop: int) -> Any:
-        return {name: x * 1.01 for name, x in cut(self, cache, start, stop).items()}
+    def wrong(self: KvLayout, *args: Any) -> Any:
+        return {name: x * 1.01 for name, x in cut(self, *args).items()}
 
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
     monkeypatch.setattr(KvLayout, "cut", wrong)
     result = engine.engine.parity.verify(BLOCK)
     assert (result.batched, result.resumed, result.boundaries) == (True, False, 8)
@@ -485,7 +484,7 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
         assert kinds.count("window") <= 2 * most
     files = engine.store.check()
     assert files.clean
-    layout = engine.engine.blocks.layout
-    full = length * (layout.bytes_per_token + layout.window_bytes)
+    live = engine.engine.blocks.layout.live_bytes
+    full = length * (live.per_token + live.per_window_token)
     if name == "gemma3":
         assert full > 2.5 * files.nbytes, "most layers of it are of the window kind"

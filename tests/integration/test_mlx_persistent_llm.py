@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlo
 from llama_index.core.memory import InsertMethod, Memory, StaticMemoryBlock
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context
-from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from support.conversations import ASYNC_CASES, CASES, RULES, Answer, Bench, History
 
-from agent_memory_core import InvalidRequest, InvalidSetting, ModelNotFound, PromptTooLong
+from agent_memory_core import InvalidRequest
 from langchain_agent_memory import ChatMLXPersistent
 from llama_index_agent_memory import MLXPersistentLLM, memory_session
 
@@ -30,7 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::workflows.context.state_store.UnserializableKeyWarning"),
 ]
 
-RULES = "You are a careful assistant who remembers what people say. " * 12
 LONG = ChatMessage(RULES, role="system")
 QUESTION = [LONG, ChatMessage("My name is Ada. What is my name?")]
 
@@ -66,38 +63,59 @@ def cached(response: Any) -> int:
     return found
 
 
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+class LlamaIndex:
+    """How LlamaIndex asks, for the properties that hold in every framework."""
+
+    model = MLXPersistentLLM
+
+    def _messages(self, history: History) -> list[ChatMessage]:
+        return [ChatMessage(text, role=role) for role, text in history]
+
+    def _answer(self, response: ChatResponse) -> Answer:
+        usage = raw(response)["usage"]
+        return Answer(
+            response.message.content or "",
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            cached(response),
+            raw(response),
+        )
+
+    def ask(self, llm: Any, history: History, **options: Any) -> Answer:
+        return self._answer(llm.chat(self._messages(history), **options))
+
+    async def aask(self, llm: Any, history: History, **options: Any) -> Answer:
+        return self._answer(await llm.achat(self._messages(history), **options))
+
+    def stream(self, llm: Any, history: History, **options: Any) -> Iterator[str]:
+        return (p.delta for p in llm.stream_chat(self._messages(history), **options) if p.delta)
+
+    async def astream(self, llm: Any, history: History, **options: Any) -> AsyncIterator[str]:
+        async for piece in await llm.astream_chat(self._messages(history), **options):
+            if piece.delta:
+                yield piece.delta
+
+    def count(self, llm: Any, history: History) -> int:
+        counted: int = llm.count_tokens(self._messages(history))
+        return counted
+
+
+@pytest.fixture
+def bench(llm: MLXPersistentLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(LlamaIndex(), llm, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_what_holds_in_every_framework(bench: Bench, case: Callable[[Bench], None]) -> None:
+    case(bench)
+
+
+@pytest.mark.parametrize("case", ASYNC_CASES, ids=lambda case: case.__name__)
+async def test_what_holds_of_coroutines(bench: Bench, case: Callable[[Bench], Awaitable[None]]) -> None:
+    await case(bench)
 
 
 # Construction
-
-
-def test_constructing_loads_and_touches_nothing(tmp_path: Path) -> None:
-    model = MLXPersistentLLM(model="no/such/model", cache_dir=tmp_path / "caches")
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ModelNotFound, match="no/such/model"):
-        model.complete("hi")
-
-
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [
-        ({"max_tokens": 0}, InvalidRequest),
-        ({"top_p": 1.5}, InvalidRequest),
-        ({"stop": [""]}, InvalidRequest),
-        ({"max_batch_size": 0}, InvalidSetting),
-        ({"model": ""}, InvalidSetting),
-    ],
-)
-def test_an_impossible_value_is_refused_by_name(values: dict[str, Any], error: type[Exception]) -> None:
-    (name,) = values
-    with pytest.raises(ValidationError, match=f"{name}=.* is not valid") as refused:
-        MLXPersistentLLM(**values)
-    assert isinstance(refused.value.errors()[0]["ctx"]["error"], error)
 
 
 def test_both_names_of_a_field_are_taken() -> None:
@@ -122,47 +140,10 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
 # Memory
 
 
-def test_the_next_turn_pays_for_new_tokens_only(llm: MLXPersistentLLM) -> None:
-    first = llm.chat(QUESTION, session_id="turns")
-    again = llm.chat([*QUESTION, first.message, ChatMessage("Thank you.")], session_id="turns")
-    assert first.message.content == "Your name is Ada."
-    # All of the first turn but its last token, whose key and value were never needed.
-    assert cached(again) >= raw(first)["usage"]["total_tokens"] - 2
-    report = raw(again)
-    assert (report["hit_tier"], report["miss_reason"], report["session_id"]) == ("hot", "", "turns")
-    assert report["persisted"] is True
-    assert report["ttft_ms"] > 0
-
-
-def test_a_session_survives_a_restart(tmp_path: Path) -> None:
-    def answer(history: list[ChatMessage]) -> ChatResponse:
-        model = MLXPersistentLLM(cache_dir=tmp_path, temperature=0, max_tokens=24)
-        try:
-            response: ChatResponse = model.chat(history, session_id="ada")
-            return response
-        finally:
-            model.memory.close()
-
-    history = list(QUESTION)
-    history += [answer(history).message, ChatMessage("Say my name again.")]
-    restarted = answer(history)
-    assert raw(restarted)["hit_tier"] == "warm"
-    assert cached(restarted) > 0
-
-    unbroken = MLXPersistentLLM(cache_dir=None, temperature=0, max_tokens=24)
-    unbroken.chat(QUESTION)
-    assert unbroken.chat(history).message == restarted.message
-    unbroken.memory.close()
-
-
-def test_sessions_and_namespaces_are_the_callers(llm: MLXPersistentLLM) -> None:
-    with memory_session("mine", namespace="a"):
+def test_a_session_of_the_surroundings_is_the_callers(llm: MLXPersistentLLM) -> None:
+    with memory_session("around", namespace="d"):
         llm.complete("hi")
-    llm.complete("hi", session_id="yours", namespace="b")
-    llm.complete("hi", namespace="c")
-    assert [s.session_id for s in llm.memory.sessions("a")] == ["mine"]
-    assert [s.session_id for s in llm.memory.sessions("b")] == ["yours"]
-    assert llm.memory.sessions("c") == []
+    assert [s.session_id for s in llm.memory.sessions("d")] == ["around"]
 
 
 def test_both_frameworks_go_on_with_one_session(llm: MLXPersistentLLM) -> None:
@@ -201,91 +182,19 @@ def test_both_frameworks_go_on_with_one_session(llm: MLXPersistentLLM) -> None:
 # Options of a call
 
 
-def test_an_answer_ends_before_a_stop_string(llm: MLXPersistentLLM) -> None:
-    assert llm.chat(QUESTION, stop=["Ada"]).message.content == "Your name is "
-    stopped = llm.model_copy(update={"stop": ["Ada"]})
-    assert stopped.chat(QUESTION).message.content == "Your name is "
-    assert stopped.chat(QUESTION, stop=[]).message.content == "Your name is Ada."
-
-
-def test_sampling_of_a_call_goes_before_that_of_the_model(llm: MLXPersistentLLM) -> None:
-    short = llm.chat(QUESTION, max_completion_tokens=2)
-    assert raw(short)["usage"]["completion_tokens"] == 2
-    assert raw(short)["finish_reason"] == "length"
-    hot = [llm.complete("Tell me.", temperature=5.0, seed=seed).text for seed in (1, 1, 2)]
-    assert hot[0] == hot[1] != hot[2]
-
-
-def test_an_unknown_option_is_refused(llm: MLXPersistentLLM) -> None:
-    with pytest.raises(InvalidRequest, match=r"'tempreature'.*temperature"):
-        llm.complete("hi", tempreature=1)
-    with pytest.raises(InvalidRequest, match="temperature=-1"):
-        llm.complete("hi", temperature=-1)
-
-
 async def test_what_cannot_be_read_is_refused_at_the_call(llm: MLXPersistentLLM) -> None:
     picture = [ChatMessage(blocks=[ImageBlock(url="https://example.com/a.png")])]
     with pytest.raises(InvalidRequest, match="'image'"):
         llm.stream_chat(picture)
     with pytest.raises(InvalidRequest, match="'image'"):
         await llm.astream_chat(picture)
-    with pytest.raises(PromptTooLong):
-        llm.complete("word " * 20_000)
-
-
-# Side by side
-
-
-async def test_many_at_once_answer_as_one_by_one(llm: MLXPersistentLLM) -> None:
-    questions = [f"My name is {name}. What is my name?" for name in ("Ada", "Mia", "Tom", "Eva")]
-    one_by_one = [llm.complete(q).text for q in questions]
-    at_once = await asyncio.gather(
-        *(llm.acomplete(q, session_id=f"gather {i}") for i, q in enumerate(questions))
-    )
-    assert [answer.text for answer in at_once] == one_by_one
-
-
-# Withdrawing
-
-
-def idle(llm: MLXPersistentLLM) -> Callable[[], bool]:
-    return lambda: not any(llm.memory.stats()[name] for name in ("waiting", "running"))
-
-
-def test_leaving_a_stream_frees_its_place(llm: MLXPersistentLLM) -> None:
-    for piece in llm.stream_chat(QUESTION, max_tokens=4000, temperature=2.0, seed=1):
-        assert not idle(llm)()
-        if piece.delta:
-            break
-    wait_until(idle(llm))
 
 
 def test_a_stream_that_is_never_read_runs_nothing(llm: MLXPersistentLLM) -> None:
     stream = llm.stream_complete("hi", max_tokens=4000)
-    assert idle(llm)()
+    numbers = llm.memory.stats()
+    assert (numbers["waiting"], numbers["running"]) == (0, 0)
     del stream
-
-
-async def test_leaving_an_async_stream_frees_its_place(llm: MLXPersistentLLM) -> None:
-    async for piece in await llm.astream_chat(QUESTION, max_tokens=4000):
-        if piece.delta:
-            break
-    await asyncio.to_thread(wait_until, idle(llm))
-
-
-@pytest.mark.parametrize("streams", [False, True])
-async def test_a_cancelled_task_frees_its_place(llm: MLXPersistentLLM, streams: bool) -> None:
-    async def drain() -> None:
-        async for _ in await llm.astream_chat(QUESTION, max_tokens=4000, temperature=2.0, seed=1):
-            pass
-
-    asked = drain() if streams else llm.achat(QUESTION, max_tokens=4000, temperature=2.0, seed=1)
-    task: asyncio.Task[Any] = asyncio.ensure_future(asked)
-    await asyncio.to_thread(wait_until, lambda: not idle(llm)())
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.to_thread(wait_until, idle(llm))
 
 
 # Agents
@@ -437,9 +346,6 @@ async def test_answers_that_are_remembered_in_other_words_are_reported(
 # Tokens
 
 
-def test_counted_tokens_are_those_of_the_prompt(llm: MLXPersistentLLM) -> None:
-    answer = llm.chat(QUESTION)
-    assert llm.count_tokens(QUESTION) == raw(answer)["usage"]["prompt_tokens"]
+def test_counted_tokens_include_those_of_tools(llm: MLXPersistentLLM) -> None:
     assert llm.count_tokens(QUESTION, [WEATHER]) > llm.count_tokens(QUESTION)
-    assert llm.count_tokens([]) == 0
     assert len(llm.tokenizer("hello there")) > 0

@@ -8,23 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 from mlx_lm.utils import _get_classes
 
-from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.kv.layout import LAYER_KINDS, KvLayout
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers as the layout has them, made up. Only "append" and "window" have a form, only "window" a window."""
+    """Layers as the layout has them, made up. Only "append" and "window" have heads, only "window" a window."""
 
     kind: str
     layers: tuple[int, ...]
     heads: int = 0
     key_dim: int = 0
     value_dim: int = 0
-    dtype: mx.Dtype = mx.float32
     window: int | None = None
+
+    @property
+    def layer_type(self) -> str:
+        """The word of its kind in profiles."""
+        return next(kind.layer_type for kind in LAYER_KINDS if kind.kind == self.kind)
+
+    @property
+    def shape(self) -> Group | None:
+        """The form of one token."""
+        return self if self.heads else None
 
 
 def unevaluated(config: dict[str, Any]) -> Any:

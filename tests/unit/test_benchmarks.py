@@ -112,13 +112,16 @@ def test_the_four_bit_setting_is_the_best_of_its_size_on_outlier_keys() -> None:
     assert min(rivals, key=lambda row: row["key error"])["setting"] == 4
 
 
-def test_sizes_and_forms_are_those_of_the_codecs_in_use() -> None:
+def test_sizes_and_encodings_are_those_of_the_codecs_in_use() -> None:
     for name, row in report.read("quality")["results"]["codecs"].items():
-        form = quality.CANDIDATES[name].form
-        assert row["form"] == {"keys": form.keys.name(), "values": form.values.name()}
-        assert row["bytes"] == quality.bytes_per_token(form)
+        encoding = quality.CANDIDATES[name].encoding
+        assert row["encoding"] == {
+            "keys": encoding.keys.name(),
+            "values": encoding.values.name(),
+        }
+        assert row["bytes"] == quality.bytes_per_token(encoding)
         if "setting" in row:
-            assert quality.FORMS[row["setting"]] == form
+            assert quality.ENCODINGS[row["setting"]] == encoding
 
 
 def test_the_picture_was_drawn_from_the_result(tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_what_is_asked_for_was_told_in_full_blocks() -> None:
 def test_a_walk_without_rounding_is_the_model_alone() -> None:
     model, tokenizer = load(str(quality.TOKENIZER))[:2]
     walk = talks.tokenize(tokenizer, talks.recall(0))
-    memory = talks.Memory(model, quality.codec(quality.FORMS[None]))
+    memory = talks.Memory(model, quality.codec(quality.ENCODINGS[None]))
     scores = talks.walk(model, walk, talks.begin(model, walk), memory)
     logits = model(mx.array([walk.ids]))[0].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)

@@ -1,9 +1,9 @@
-"""How much of a prompt is known, and where: the longest stored prefix, found by hash, verified by ids.
+"""How much of a prompt is stored, and where: the longest stored prefix, found by hash and verified by token ids.
 
-The walk goes block by block while a block of the prompt's own hash is in memory or in the tier. Past the last
-full block it looks among the blocks and tails that follow, for the one that shares most leading tokens with
-what is left: layers that keep every token can resume inside it. Where other layers cannot, the match ends at the
-deepest place that all of them can restore, see `resume`. One prompt token is always left to evaluate.
+The search goes block by block while a block with the prompt's own hash is in memory or in the tier. After the last
+one it also looks at the blocks and tails that follow and begin as the rest of the prompt does. Every place found so
+is a candidate; the match ends at the deepest candidate at which the model can be resumed, as its `ResumePolicy`
+says. One prompt token is always left to evaluate.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from agent_memory_core.blocks.resume_policy import ResumePolicy
 
 MIN_BLOCK_PART = 32
 MIN_TAIL_PART = 8
-"""A part of a block or of a tail smaller than this is computed rather than restored.
+"""If fewer tokens than this of a block or tail can be used, they are computed rather than restored.
 
-Rules of sizes and not of measured rates, so that memory and disk are reused alike to the token. A block's is
-the larger one, since its KV is rounded: prompts that merely begin alike do not start on each other's rounding.
+These limits are sizes and not measured speeds, so that the same tokens are reused from memory and from disk. The
+limit of a block is larger because its KV is rounded: two prompts that only begin with the same few tokens should not
+start from each other's rounding errors.
 """
 
 
 class Stored(Protocol):
-    """What a tier says of one block it holds."""
+    """What a tier knows about one record it holds."""
 
     @property
     def key(self) -> BlockHash:
@@ -35,22 +36,22 @@ class Stored(Protocol):
 
     @property
     def parent(self) -> BlockHash:
-        """What it follows."""
+        """Name of the block it follows."""
         ...
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Its token ids; empty where the tier lost them."""
+        """Its token ids; empty if the tier lost them."""
         ...
 
     @property
     def kind(self) -> RecordKind:
-        """What it holds, see `block`."""
+        """What it holds; see ``block.py``."""
         ...
 
 
 class Tier(Protocol):
-    """Where blocks lie beside memory. Ancestors are stored before, and dropped after, their children."""
+    """A place other than memory where records lie. A block is stored before, and dropped after, what follows it."""
 
     def known_prefix(self, hashes: Sequence[BlockHash]) -> int:
         """How many leading hashes it holds."""
@@ -71,34 +72,35 @@ class Tier(Protocol):
 
 @dataclass(slots=True)
 class Hit:
-    """One matched record: in memory if ``block`` is set, else to be loaded from the tier.
-
-    The first ``take`` of its tokens are wanted; ``stored`` says that the tier holds it too.
-    """
+    """One matched record."""
 
     key: BlockHash
+    """Its name."""
     take: int
+    """How many of its tokens are used, from its first on; 0 for a window record."""
     block: Block | None
+    """The record itself if it is in memory; if None, it has to be loaded from the tier."""
     stored: bool
+    """Whether the tier holds it."""
     kind: RecordKind = "block"
 
 
 @dataclass(slots=True)
 class Match:
-    """The known prefix of one prompt: whole blocks in token order, then perhaps a part of one more.
-
-    ``windows`` are the window records of the last blocks, in token order. ``in_blocks`` False says that the blocks
-    hold nothing and need not be loaded.
-    """
+    """The stored prefix of one prompt."""
 
     blocks: list[Hit] = field(default_factory=list)
+    """Whole blocks, in token order."""
     end: Hit | None = None
+    """The record after the last whole block: a tail, or a block of which only some tokens are used."""
     windows: list[Hit] = field(default_factory=list)
+    """Window records of the last blocks, in token order; that of ``end`` is the last of them if ``end`` is a block."""
     in_blocks: bool = True
+    """Whether block records hold anything; if not, they need not be loaded."""
 
     @property
     def hits(self) -> list[Hit]:
-        """All hits, those of tokens in their order and then those of windows."""
+        """All hits: first those with tokens, in their order, then the window records."""
         return [*self.blocks, *([self.end] if self.end is not None else []), *self.windows]
 
     @property
@@ -108,28 +110,44 @@ class Match:
 
     @property
     def tokens(self) -> int:
-        """How many prompt tokens are known."""
+        """How many prompt tokens are stored."""
         return sum(hit.take for hit in self.blocks) + (self.end.take if self.end is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """What one match looks for, and where; ``without`` names records that cannot be had."""
+    """What one match looks for, and where."""
 
     root: BlockHash
     token_ids: Sequence[int]
     hashes: Sequence[BlockHash]
+    """Names of the prompt's full blocks, except one that would leave no token to evaluate."""
     tier: Tier | None
     without: Collection[BlockHash]
+    """Names of records that turned out not to be there."""
+
+    def parent(self, count: int) -> BlockHash:
+        """The name that the record after ``count`` blocks follows."""
+        return self.hashes[count - 1] if count else self.root
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A place to resume at, as far as token ids tell: after ``count`` blocks and what is used of ``end``."""
+
+    count: int
+    end: Hit | None
+    position: int
+    """Tokens up to this place."""
 
 
 class PrefixCache:
-    """Finds known prefixes in one pool and, where a request may read it, in one tier."""
+    """Finds stored prefixes in one pool and, where a request may read it, in one tier."""
 
-    def __init__(self, pool: BlockPool, resume: ResumePolicy) -> None:
+    def __init__(self, pool: BlockPool, policy: ResumePolicy) -> None:
         self._pool = pool
-        self._resume = resume
-        self._block_tokens = resume.block_tokens
+        self._policy = policy
+        self._block_tokens = policy.block_tokens
 
     def match(
         self,
@@ -139,24 +157,29 @@ class PrefixCache:
         tier: Tier | None,
         without: Collection[BlockHash] = (),
     ) -> Match:
-        """Find the longest known prefix of ``token_ids`` that leaves one of them to evaluate.
+        """Find the longest stored prefix of ``token_ids`` that leaves one of them to evaluate.
 
         Args:
             root: the root the chain starts from.
             token_ids: the prompt.
             hashes: names of the prompt's full blocks, see `block.chain`.
-            tier: where to look beside memory; None looks in memory only.
+            tier: where to look besides memory; None means in memory only.
             without: names of records that turned out not to be there.
         """
-        if self._resume.unsupported:
+        if self._policy.unsupported:
             return Match()
         query = _Query(root, token_ids, hashes[: (len(token_ids) - 1) // self._block_tokens], tier, without)
         blocks = self._chain(query)
-        if self._resume.at_any_token:
-            return Match(
-                blocks, max(self._partials(query, len(blocks)), key=lambda hit: hit.take, default=None)
-            )
-        return self._deepest(query, blocks)
+        candidates = list(self._candidates(query, len(blocks)))
+        windows = self._windows(query, len(blocks), candidates)
+        for candidate in sorted(candidates, key=lambda candidate: candidate.position, reverse=True):
+            needed = self._windowed_blocks(query, candidate)
+            if all(name in windows for name in needed):
+                found = [windows[name] for name in needed]
+                return Match(blocks[: candidate.count], candidate.end, found, self._policy.in_blocks)
+        return Match()
+
+    # -- whole blocks -------------------------------------------------------------------------------------
 
     def _chain(self, query: _Query) -> list[Hit]:
         in_tier = query.tier.known_prefix(query.hashes) if query.tier is not None else 0
@@ -175,82 +198,89 @@ class PrefixCache:
             return None
         return block
 
+    # -- places to resume at ------------------------------------------------------------------------------
+
+    def _candidates(self, query: _Query, count: int) -> Iterator[_Candidate]:
+        """Places at which the model could be resumed, as far as the prompt's tokens and ``count`` blocks tell."""
+        if not self._policy.at_any_token:
+            # Otherwise the deepest place can always be resumed at, and no earlier tail is ever needed.
+            for index, tail in self._tails(query, count):
+                yield self._candidate(index, tail)
+        if self._policy.inside_block:
+            for partial in self._partials(query, count):
+                yield self._candidate(count, partial)
+        if self._policy.at_block_ends:
+            for index in range(1, count + 1):
+                yield self._candidate(index, None)
+
+    def _candidate(self, count: int, end: Hit | None) -> _Candidate:
+        return _Candidate(count, end, count * self._block_tokens + (end.take if end is not None else 0))
+
     def _partials(self, query: _Query, count: int) -> Iterator[Hit]:
-        """The blocks and tails behind ``count`` blocks that share enough tokens with what follows.
+        """The blocks and tails after ``count`` blocks that share enough tokens with what follows.
 
-        They are ordered by name, so that memory and disk settle a tie in the same way.
+        They come in the order of their names, so that memory and disk choose the same one of two that share as much.
         """
-        parent, start = self._parent(query, count), count * self._block_tokens
+        start = count * self._block_tokens
         rest = tuple(query.token_ids[start : len(query.token_ids) - 1][: self._block_tokens])
-        stored = {row.key: row for row in query.tier.children(parent)} if query.tier is not None else {}
-        known: dict[BlockHash, Block | Stored] = {**stored}
-        # Last, since memory never loses the words of what it holds.
-        known |= {block.hash: block for block in self._pool.children(parent)}
-        for key in sorted(known.keys() - set(query.without)):
-            if known[key].kind not in ("block", "tail"):
+        for key, (record, stored) in sorted(self._children(query, query.parent(count)).items()):
+            if record.kind not in ("block", "tail") or key in query.without:
                 continue
-            shared = common_prefix(known[key].tokens, rest)
-            least = MIN_TAIL_PART if known[key].kind == "tail" else MIN_BLOCK_PART
-            if shared and (shared >= least or shared == len(known[key].tokens)):
-                yield Hit(key, shared, self._pool.get(key), key in stored, known[key].kind)
+            shared = common_prefix(record.tokens, rest)
+            least = MIN_TAIL_PART if record.kind == "tail" else MIN_BLOCK_PART
+            if shared and (shared >= least or shared == len(record.tokens)):
+                yield Hit(key, shared, self._pool.get(key), stored, record.kind)
 
-    def _parent(self, query: _Query, count: int) -> BlockHash:
-        return query.hashes[count - 1] if count else query.root
+    def _children(self, query: _Query, parent: BlockHash) -> dict[BlockHash, tuple[Block | Stored, bool]]:
+        """The records that directly follow ``parent``, each with whether the tier holds it."""
+        rows = query.tier.children(parent) if query.tier is not None else ()
+        found: dict[BlockHash, tuple[Block | Stored, bool]] = {row.key: (row, True) for row in rows}
+        # Memory comes last, since it never loses the token ids of what it holds.
+        return found | {b.hash: (b, b.hash in found) for b in self._pool.children(parent)}
 
-    # -- models whose layers do not keep every token ------------------------------------------------------
-
-    def _deepest(self, query: _Query, blocks: list[Hit]) -> Match:
-        """The deepest place that every layer can restore."""
-        ends = list(self._ends(query, len(blocks)))
-        names = [*query.hashes[: len(blocks)], *(end.key for _, end in ends if end and end.kind == "block")]
-        windows = self._windows(query, names)
-        for count, end in sorted(ends, key=self._position, reverse=True):
-            reached = self._resume.window_blocks(self._position((count, end)))
-            needed = [query.hashes[index] for index in reached if index < count]
-            if end is not None and end.kind == "block":
-                needed.append(end.key)
-            if all(name in windows for name in needed):
-                parts = [windows[name] for name in needed]
-                return Match(blocks[:count], end, parts, in_blocks=self._resume.in_blocks)
-        return Match()
-
-    def _position(self, place: tuple[int, Hit | None]) -> int:
-        count, end = place
-        return count * self._block_tokens + (end.take if end is not None else 0)
-
-    def _ends(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
-        """Places to resume at as far as tokens tell: how many blocks, and what of the record behind them."""
-        yield from self._tails(query, count)
-        if self._resume.inside_block:
-            yield from ((count, partial) for partial in self._partials(query, count))
-        if not self._resume.whole:
-            yield from ((known, None) for known in range(1, count + 1))
-
-    def _tails(self, query: _Query, count: int) -> Iterator[tuple[int, Hit | None]]:
-        """Tails that the prompt goes on behind, after each of ``count`` blocks."""
+    def _tails(self, query: _Query, count: int) -> Iterator[tuple[int, Hit]]:
+        """The tails that the prompt continues, after each of up to ``count`` blocks, with how many blocks those are."""
         parents = [query.root, *query.hashes[:count]]
-        found: dict[BlockHash, tuple[Stored | Block, int]] = {}
-        stored: set[BlockHash] = set()
-        places = {parent: index for index, parent in enumerate(parents)}
-        for row in query.tier.tails(parents) if query.tier is not None else ():
-            found[row.key] = row, places[row.parent]
-            stored.add(row.key)
-        for index, parent in enumerate(parents):
-            for block in self._pool.children(parent):
-                if block.kind == "tail":
-                    found[block.hash] = block, index
-        for key in sorted(found.keys() - set(query.without)):
-            record, index = found[key]
+        for key, (record, index, stored) in sorted(self._tails_after(query, parents).items()):
             start, length = index * self._block_tokens, len(record.tokens)
             rest = query.token_ids[start : min(start + length, len(query.token_ids) - 1)]
-            if record.tokens == tuple(rest) and key == record_hash("tail", parents[index], record.tokens):
-                yield index, Hit(key, length, self._pool.get(key), key in stored, "tail")
+            agrees = record.tokens == tuple(rest) and key == record_hash(
+                "tail", parents[index], record.tokens
+            )
+            if agrees and key not in query.without:
+                yield index, Hit(key, length, self._pool.get(key), stored, "tail")
 
-    def _windows(self, query: _Query, names: Sequence[BlockHash]) -> dict[BlockHash, Hit]:
+    def _tails_after(
+        self, query: _Query, parents: Sequence[BlockHash]
+    ) -> dict[BlockHash, tuple[Block | Stored, int, bool]]:
+        """The tails that follow ``parents``: each with the number of its parent, and whether the tier holds it."""
+        places = {parent: index for index, parent in enumerate(parents)}
+        rows = query.tier.tails(parents) if query.tier is not None else ()
+        found: dict[BlockHash, tuple[Block | Stored, int, bool]] = {
+            row.key: (row, places[row.parent], True) for row in rows
+        }
+        for parent, index in places.items():
+            tails = (block for block in self._pool.children(parent) if block.kind == "tail")
+            found |= {tail.hash: (tail, index, tail.hash in found) for tail in tails}
+        return found
+
+    # -- window records -----------------------------------------------------------------------------------
+
+    def _windowed_blocks(self, query: _Query, candidate: _Candidate) -> list[BlockHash]:
+        """Names of the blocks whose window records a candidate needs. A tail needs none: it holds its own window."""
+        needed = self._policy.window_blocks(candidate.position)
+        names = [query.hashes[index] for index in needed if index < candidate.count]
+        end = candidate.end
+        if needed and end is not None and end.kind == "block":
+            names.append(end.key)
+        return names
+
+    def _windows(self, query: _Query, count: int, candidates: Sequence[_Candidate]) -> dict[BlockHash, Hit]:
         """The window records at hand, by the names of their blocks."""
-        if not self._resume.window:
+        if not self._policy.has_windows:
             return {}
-        keys = {name: record_hash("window", name) for name in names}
+        ends = [c.end.key for c in candidates if c.end is not None and c.end.kind == "block"]
+        keys = {name: record_hash("window", name) for name in (*query.hashes[:count], *ends)}
         stored = query.tier.stored(list(keys.values())) if query.tier is not None else ()
         return {
             name: Hit(key, 0, self._pool.get(key), key in stored, "window")

@@ -24,7 +24,7 @@ from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.engine.model_runner import ModelRunner, Step
 from agent_memory_core.engine.prewarm import BackgroundPrewarm
-from agent_memory_core.engine.retention import Keeper
+from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner, SessionBook, snapshot
@@ -79,7 +79,7 @@ class Engine:
         self.resume = self.blocks.resume
         self.pool = BlockPool(memory_bytes)
         self.prefixes = PrefixCache(self.pool, self.resume)
-        self.keeper = Keeper(self.blocks, self.pool, catalog, config.block_tokens)
+        self.retention = KvRetention(self.blocks, self.pool, catalog, config.block_tokens)
         self.limits = _limits(loaded, config, layout)
         self.scheduler = Scheduler(self.pool, self.limits, self._match)
         eos = sorted(loaded.tokenizer.eos_token_ids)
@@ -231,7 +231,7 @@ class Engine:
             return "unsupported"
         if nearest is not None:
             if shared == len(nearest.token_ids):
-                return "boundary" if self.keeper.ends_in_token_tail(root, nearest) else ""
+                return "boundary" if self.retention.ends_in_token_tail(root, nearest) else ""
             return "template" if shared >= nearest.prompt_tokens else "diverged"
         if self.store is None or key.session_id is None:
             return "new"
@@ -359,7 +359,7 @@ class Engine:
             return
         self._seal(turn, turn.slot.cache, chunk.stop)
         if chunk.stop in sequence.checkpoints:
-            self.keeper.checkpoint(turn, turn.slot.cache, chunk.stop)
+            self.retention.checkpoint(turn, turn.slot.cache, chunk.stop)
 
     def _join(self, turn: Turn) -> None:
         assert turn.slot is not None
@@ -368,8 +368,8 @@ class Engine:
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = self._emit(turn, step.token, step.logprobs)
-        if self.keeper.passes_block(turn):
-            self.keeper.take_window(turn, self.runner.peek(step.slot))
+        if self.retention.completes_window(turn):
+            self.retention.take_window(turn, self.runner.peek(step.slot))
         if step.cache is not None:
             self._finish(turn, step.cache, "stop" if ended else "length")
         elif ended:
@@ -398,7 +398,7 @@ class Engine:
             reason = "tool_calls"
         self._keep(turn)
         self._seal(turn, cache, sequence.num_computed)
-        tail = self.keeper.checkpoint(turn, cache, sequence.num_computed)
+        tail = self.retention.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, background=sequence.background)
         self._commit(turn, tail, last, report)
@@ -417,7 +417,7 @@ class Engine:
         first, last = sequence.num_sealed, length // self.config.block_tokens
         if first >= last or self.resume.unsupported:
             return
-        fresh = self.keeper.seal(turn, cache, first, last)
+        fresh = self.retention.seal(turn, cache, first, last)
         self.counters.blocks_sealed += len(fresh)
         self.scheduler.sealed(
             sequence, last, fresh, persist=turn.session is not None and self.store is not None
@@ -450,7 +450,7 @@ class Engine:
 
         self.writer.submit(
             Save(
-                tuple(self.keeper.unsaved(turn, branch, tail)),
+                tuple(self.retention.unsaved(turn, branch, tail)),
                 lambda: dataclasses.replace(wanted, branch_id=branch.branch_id, generation=branch.generation),
                 done,
             )
@@ -466,8 +466,8 @@ class Engine:
             session.add(branch)
         else:
             branch.text = self._text(branch.text, ids)
-        before = self.keeper.own(branch)
-        branch.dependencies = self.keeper.dependencies(turn)
+        before = self.retention.exclusive_records(branch)
+        branch.dependencies = self.retention.dependencies(turn)
         branch.token_ids = ids
         branch.prompt_tokens = min(sequence.num_prompt, len(ids))
         branch.hashes = list(sequence.hashes)
@@ -593,7 +593,7 @@ class Engine:
             self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
             self._seal(turn, cache, turn.sequence.num_computed)
             if not self.resume.at_any_token:
-                self.keeper.checkpoint(turn, cache, turn.sequence.num_computed)
+                self.retention.checkpoint(turn, cache, turn.sequence.num_computed)
         self._close(turn)
         turn.sink.fail(Cancelled("the turn was cancelled before it ended; its session is as it was."))
         return True
@@ -623,16 +623,17 @@ class Engine:
 
 
 def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:
+    live = layout.live_bytes
     return Limits(
         max_batch_size=config.max_batch_size,
         prefill_chunk=config.prefill_chunk,
         prefill_chunk_busy=config.prefill_chunk_busy,
         block_tokens=config.block_tokens,
-        bytes_per_token=layout.bytes_per_token,
+        bytes_per_token=live.per_token,
         context_length=min(config.context_length or loaded.context_length, loaded.context_length),
-        window=layout.reach,
-        window_bytes=layout.window_bytes,
-        fixed_bytes=layout.fixed_bytes,
+        window=live.window,
+        window_bytes=live.per_window_token,
+        fixed_bytes=live.fixed,
     )
 
 

@@ -36,7 +36,7 @@ class Turn:
     ``session`` is None where the turn owns nothing; ``branch`` is the one it continues. ``known`` is how many
     prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``checkpoints`` are
     places of the prompt where others may part from it, ``windows`` the window records of its latest blocks by index,
-    ``kept`` the records that its branch shall need beside blocks and tail; ``lost`` names what could not be loaded.
+    ``retained`` the records that its branch will need besides blocks and tail; ``lost`` names what could not be loaded.
     """
 
     sequence: Sequence
@@ -63,7 +63,7 @@ class Turn:
     damaged: bool = False
     checkpoints: tuple[int, ...] = ()
     windows: dict[int, Block] = field(default_factory=dict)
-    kept: dict[BlockHash, Block] = field(default_factory=dict)
+    retained: dict[BlockHash, Block] = field(default_factory=dict)
     lost: set[BlockHash] = field(default_factory=set)
 
     @property

@@ -1,21 +1,22 @@
-"""At-rest encodings of KV: the model's dtype, or affine quantisation in one of a few forms.
+"""At-rest encodings of KV: the model's dtype, or affine quantisation along one of two axes.
 
-A *raw* part is what `KvLayout.cut` returns: arrays of shape [layers, heads, tokens, head_dim] in the model's
-dtype, named ``<group>.k`` and ``<group>.v``. An *encoded* part holds, for each of them, either the array itself
-or three arrays named ``.codes`` (uint32), ``.scales`` and ``.biases`` (the model's dtype) of affine quantisation,
-as `mx.quantize` defines it. Encoding happens once, when a block is sealed; decoding gives the same bits wherever
-the block lay and whatever it is decoded with, so a turn resumed from memory and one resumed from disk start alike.
+A *segment* is the KV of consecutive tokens as it is cut out of a live cache: arrays of shape [layers, heads, tokens,
+head_dim] in the model's dtype, named ``<group>.k`` and ``<group>.v``. An encoded segment holds, for each, either the
+array itself or three arrays named ``.codes`` (uint32), ``.scales`` and ``.biases`` (the model's dtype) of affine
+quantisation, as `mx.quantize` defines it. A block is encoded once, when it is sealed. Decoding gives the same bits
+wherever the block lay and whatever is decoded together with it, so a turn that is resumed from memory and one that is
+resumed from disk start from equal KV.
 
-A `TensorForm` says how one tensor is quantised, a `KvForm` how keys and values are, and `FORMS` which of them a
-setting means. The numbers that share a scale lie along one of two axes:
+A `TensorEncoding` says how one tensor is quantised, a `KvEncoding` how keys and values are, and `ENCODINGS` which of
+them each setting means. The numbers that share a scale lie along one of two axes:
 
     head_dim   channels of one token: ``.codes`` is [layers, heads, tokens, words]
     tokens     tokens of one channel: ``.codes`` is [layers, heads, head_dim, groups, words]
 
-Along the tokens (KIVI, arXiv 2402.02750), channels whose keys are far greater than others', as large models have
-them, keep scales of their own. A rotation, which multiplies each token's vector by an orthogonal matrix before it is
-quantised (QuaRot, arXiv 2404.00456), spreads such channels over all others instead. `benchmarks/quality.py` compares
-the forms.
+In large models a few channels of the keys are far greater than the others. Groups along the tokens (KIVI, arXiv
+2402.02750) give each channel scales of its own. A rotation (QuaRot, arXiv 2404.00456), which multiplies the vector of
+each token by an orthogonal matrix before it is quantised, spreads such channels over all others instead.
+`benchmarks/quality.py` compares the encodings.
 """
 
 from __future__ import annotations
@@ -30,42 +31,44 @@ import mlx.core as mx
 
 from agent_memory_core.config import KvBits
 
-Raw = dict[str, mx.array]
+Segment = dict[str, mx.array]
 Encoded = dict[str, mx.array]
 Bits = Literal[4, 5, 6, 8]
 Axis = Literal["head_dim", "tokens"]
-Group = Literal[64, 32]
+GroupSize = Literal[64, 32]
 AXES: Final[tuple[Axis, ...]] = ("head_dim", "tokens")
-GROUPS: Final[tuple[Group, ...]] = (64, 32)
-_PARTS = ("codes", "scales", "biases")
+GROUP_SIZES: Final[tuple[GroupSize, ...]] = (64, 32)
+_ARRAYS = ("codes", "scales", "biases")
 _WORD = 32
 """Bits of one element of ``codes``."""
-_BY_CHANNEL = 5
-"""Axes of ``codes`` whose groups lie along the tokens."""
+_AXES_BY_CHANNEL = 5
+"""How many axes ``codes`` has if its groups lie along the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
-class TensorForm:
-    """How one tensor [layers, heads, tokens, head_dim] is kept; ``bits`` None is as it is.
-
-    ``group`` numbers share a scale and a bias; ``along`` names the axis they lie on.
-    """
+class TensorEncoding:
+    """How one tensor [layers, heads, tokens, head_dim] is stored."""
 
     bits: Bits | None
+    """Bits of one code; None means that the tensor is stored as it is."""
     along: Axis = "head_dim"
-    group: Group = 64
+    """The axis along which the numbers of a group lie."""
+    group: GroupSize = 64
+    """How many numbers share a scale and a bias."""
     rotated: bool = False
+    """Whether the vector of each token is rotated first."""
 
-    def of(self, tokens: int, head_dim: int) -> TensorForm:
-        """The form that a tensor of this shape takes.
+    def of(self, tokens: int, head_dim: int) -> TensorEncoding:
+        """The encoding that a tensor of this shape gets.
 
-        Groups that do not fit along their axis are laid along the other, then made of 32; what no group fits
-        stays as it is. Groups laid along the tokens keep outlier channels apart: where that fails, they have 8 bits.
+        If groups of this size do not fit along their axis, they lie along the other one; if they do not fit there
+        either, they are made of 32 numbers; a tensor that no group fits is stored as it is. If groups should lie along
+        the tokens, to keep outlier channels apart, and cannot, they get 8 bits.
         """
         if self.bits is None or tokens == 0:
             return RAW
         axes = {"tokens": tokens, "head_dim": head_dim}
-        for group in GROUPS:
+        for group in GROUP_SIZES:
             for along in sorted(AXES, key=self.along.__ne__):
                 if group <= self.group and axes[along] % group == 0:
                     bits = 8 if along != self.along == "tokens" else self.bits
@@ -73,7 +76,7 @@ class TensorForm:
         return RAW
 
     def encode(self, x: mx.array) -> tuple[mx.array, ...]:
-        """Quantise an array whose shape this form divides; without bits, the array alone."""
+        """Quantise an array whose axis is a multiple of the group size; without bits, return the array alone."""
         if self.bits is None:
             return (x,)
         if self.rotated:
@@ -83,19 +86,19 @@ class TensorForm:
             x = x.reshape(*x.shape[:-1], -1, self.group)
         return tuple(mx.quantize(x, group_size=self.group, bits=self.bits))
 
-    def decode(self, parts: Sequence[mx.array]) -> mx.array:
+    def decode(self, arrays: Sequence[mx.array]) -> mx.array:
         """The inverse of `encode`, up to rounding."""
         if self.bits is None:
-            return parts[0]
-        codes, scales, biases = parts
+            return arrays[0]
+        codes, scales, biases = arrays
         x = mx.dequantize(codes, scales, biases, group_size=self.group, bits=self.bits)
         if self.along == "tokens":
             x = x.flatten(-2).swapaxes(-1, -2)
         return rotate(x) if self.rotated else x
 
     def tokens_of(self, codes: mx.array) -> int:
-        """How many tokens ``codes`` hold, encoded by `of` of this form."""
-        if codes.ndim == _BY_CHANNEL:
+        """How many tokens ``codes`` hold that were made by an encoding that `of` returned."""
+        if codes.ndim == _AXES_BY_CHANNEL:
             return codes.shape[-2] * codes.shape[-1] * _WORD // (self.bits or _WORD)
         return codes.shape[-2]
 
@@ -105,85 +108,92 @@ class TensorForm:
         return "raw" if self.bits is None else f"q{self.bits}g{self.group}-{self.along}{rotated}"
 
 
-RAW: Final = TensorForm(None)
+RAW: Final = TensorEncoding(None)
 
 
 @dataclass(frozen=True, slots=True)
-class KvForm:
-    """How keys and values are kept."""
+class KvEncoding:
+    """How keys and values are stored."""
 
-    keys: TensorForm
-    values: TensorForm
+    keys: TensorEncoding
+    values: TensorEncoding
 
 
-_VALUES_4: Final = TensorForm(4)
-_EIGHT: Final = TensorForm(8)
-FORMS: Final[Mapping[KvBits, KvForm]] = {
-    None: KvForm(RAW, RAW),
-    8: KvForm(_EIGHT, _EIGHT),
-    "8/4": KvForm(_EIGHT, _VALUES_4),
-    "6/4": KvForm(TensorForm(6, "tokens"), _VALUES_4),
-    4: KvForm(TensorForm(4, "tokens"), _VALUES_4),
+_VALUES_4: Final = TensorEncoding(4)
+_EIGHT: Final = TensorEncoding(8)
+ENCODINGS: Final[Mapping[KvBits, KvEncoding]] = {
+    None: KvEncoding(RAW, RAW),
+    8: KvEncoding(_EIGHT, _EIGHT),
+    "8/4": KvEncoding(_EIGHT, _VALUES_4),
+    "6/4": KvEncoding(TensorEncoding(6, "tokens"), _VALUES_4),
+    4: KvEncoding(TensorEncoding(4, "tokens"), _VALUES_4),
 }
-"""What each setting means."""
+"""What each setting of `EngineConfig.kv_bits` means."""
 
 
 class KvCodec:
-    """Encodes and decodes the parts of one model's layout.
+    """Encodes and decodes the segments of one model's layers.
 
     Args:
-        form: what `EngineConfig.kv_bits` says, or a form of one's own.
-        head_dims: width of each raw tensor by name (``"0.k"``: 128).
+        encoding: a value of `EngineConfig.kv_bits`, or an encoding that no setting stands for.
+        head_dims: the last axis of each tensor of a segment, by name (``"0.k"``: 128).
     """
 
-    def __init__(self, form: KvBits | KvForm, head_dims: Mapping[str, int]) -> None:
-        chosen = form if isinstance(form, KvForm) else FORMS[form]
+    def __init__(self, encoding: KvBits | KvEncoding, head_dims: Mapping[str, int]) -> None:
+        chosen = encoding if isinstance(encoding, KvEncoding) else ENCODINGS[encoding]
         self._head_dims = dict(head_dims)
-        self._forms = {name: chosen.keys if name.endswith(".k") else chosen.values for name in head_dims}
+        self._encodings = {name: chosen.keys if name.endswith(".k") else chosen.values for name in head_dims}
 
     def name(self) -> str:
         """The encoding of every tensor, for the root identity of blocks."""
         return ",".join(
-            f"{name}[{self._head_dims[name]}]={form.name()}" for name, form in sorted(self._forms.items())
+            f"{name}[{self._head_dims[name]}]={encoding.name()}"
+            for name, encoding in sorted(self._encodings.items())
         )
 
-    def encode(self, raw: Raw) -> Encoded:
-        """Encode one block, of which each tensor may have a token count of its own. The result is lazy."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to encode."""
+        return not self._encodings
+
+    def encode(self, segment: Segment) -> Encoded:
+        """Encode one segment, in which each tensor may have its own number of tokens. The result is lazy."""
         encoded: Encoded = {}
-        for name, form in self._forms.items():
-            parts = form.of(*raw[name].shape[-2:]).encode(raw[name])
-            if len(parts) == 1:
-                encoded[name] = parts[0]
+        for name, encoding in self._encodings.items():
+            arrays = encoding.of(*segment[name].shape[-2:]).encode(segment[name])
+            if len(arrays) == 1:
+                encoded[name] = arrays[0]
             else:
-                encoded.update({f"{name}.{part}": x for part, x in zip(_PARTS, parts, strict=True)})
+                encoded.update({f"{name}.{suffix}": x for suffix, x in zip(_ARRAYS, arrays, strict=True)})
         return encoded
 
-    def decode(self, blocks: Sequence[Encoded]) -> Raw:
-        """Decode consecutive blocks into one raw part. The result is lazy."""
-        raw: Raw = {}
-        for name in self._forms:
+    def decode(self, blocks: Sequence[Encoded]) -> Segment:
+        """Decode consecutive encoded segments into one. The result is lazy."""
+        segment: Segment = {}
+        for name in self._encodings:
             found = [self._find(name, block) for block in blocks]
-            # Blocks of one form, which nearly always are all, are decoded in one go.
+            # Neighbours of one encoding are decoded together; nearly always that is all of them.
             runs = [
-                form.decode(_join([parts for _, parts in run])) for form, run in groupby(found, itemgetter(0))
+                encoding.decode(_join([arrays for _, arrays in run]))
+                for encoding, run in groupby(found, itemgetter(0))
             ]
-            raw[name] = runs[0] if len(runs) == 1 else mx.concatenate(runs, axis=-2)
-        return raw
+            segment[name] = runs[0] if len(runs) == 1 else mx.concatenate(runs, axis=-2)
+        return segment
 
-    def _find(self, name: str, block: Encoded) -> tuple[TensorForm, tuple[mx.array, ...]]:
-        """The arrays of one tensor in an encoded block, and the form they have."""
+    def _find(self, name: str, block: Encoded) -> tuple[TensorEncoding, tuple[mx.array, ...]]:
+        """The arrays of one tensor in an encoded segment, and their encoding."""
         if name in block:
             return RAW, (block[name],)
-        parts = tuple(block[f"{name}.{part}"] for part in _PARTS)
-        form = self._forms[name]
-        return form.of(form.tokens_of(parts[0]), self._head_dims[name]), parts
+        arrays = tuple(block[f"{name}.{suffix}"] for suffix in _ARRAYS)
+        encoding = self._encodings[name]
+        return encoding.of(encoding.tokens_of(arrays[0]), self._head_dims[name]), arrays
 
 
 def rotate(x: mx.array) -> mx.array:
-    """Multiply the last axis by a symmetric orthogonal matrix, in float32: twice gives back what was.
+    """Multiply the last axis by a symmetric orthogonal matrix, in float32; doing so twice gives back ``x``.
 
-    A width of m * 2^k takes the Kronecker product of the Householder reflection 1 - 2/m of m, and the Hadamard matrix
-    of 2^k: `mx.hadamard_transform` of other widths is not its own inverse.
+    For a width of m * 2^k, m odd, the matrix is the Kronecker product of the Householder reflection 1 - 2/m of size m
+    and the Hadamard matrix of size 2^k. `mx.hadamard_transform` of other widths is not its own inverse.
     """
     width = x.shape[-1]
     power = width & -width
@@ -199,7 +209,12 @@ def rotate(x: mx.array) -> mx.array:
 
 
 def _join(blocks: Sequence[tuple[mx.array, ...]]) -> tuple[mx.array, ...]:
-    """Put the arrays of consecutive blocks of one form together along their tokens."""
+    """Join the arrays of consecutive segments of one encoding along their tokens."""
     if len(blocks) == 1:
         return blocks[0]
     return tuple(mx.concatenate(list(column), axis=-2) for column in zip(*blocks, strict=True))
+
+
+def nbytes(segment: Segment | Encoded) -> int:
+    """Bytes of a segment, encoded or not."""
+    return sum(x.nbytes for x in segment.values())

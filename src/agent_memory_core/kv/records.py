@@ -1,212 +1,168 @@
-"""Between live caches and records at rest: restore a known prefix, seal full blocks, keep tails and windows.
+"""Between live caches and stored records: restore a stored prefix, seal full blocks, take windows and tails.
 
-A full block is encoded once, when it is sealed, and never re-encoded; what the window layers keep of it is a
-record of its own, since it is wanted only for a while. A tail is kept in the model's dtype, so that resuming at the
-end of a branch computes nothing again and adds no rounding, and it alone holds the state of layers that sum up.
+A full block is encoded once, when it is sealed, and never again. What window layers keep of it is a record of its own,
+because that is needed for a while only. A tail is kept in the model's dtype, so that resuming at the end of a branch
+computes nothing again and adds no rounding; only a tail can hold the state of layers that cannot be cut at a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as ReadOnly
+from collections.abc import Iterable, Mapping, Sequence as ReadOnly
 from typing import Any
 
 import mlx.core as mx
 
-from agent_memory_core.blocks.block import Block, RecordKind, record_hash
+from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash
 from agent_memory_core.blocks.chain import TokenChain
-from agent_memory_core.blocks.prefix_cache import Match
+from agent_memory_core.blocks.prefix_cache import Hit, Match
 from agent_memory_core.blocks.resume_policy import ResumePolicy
 from agent_memory_core.config import KvBits
-from agent_memory_core.kv.codec import Encoded, KvCodec, Raw
-from agent_memory_core.kv.layout import SCALARS, KvLayout, TokenGroup, nbytes, slice_tokens
+from agent_memory_core.kv.codec import KvCodec, Segment, nbytes
+from agent_memory_core.kv.layer_kind import shapes_of
+from agent_memory_core.kv.layout import KvLayout
 
-_Shapes = dict[str, tuple[tuple[int, ...], mx.Dtype]]
+ENCODED_RECORDS: tuple[RecordKind, ...] = ("block", "window")
+"""Kinds of records that are made of full blocks and encoded."""
 
 
 class KvBlocks:
-    """Cuts and joins the KV of one model under one codec and block size. ``resume`` says where it can be resumed."""
+    """Makes records of the KV of one model, under one codec and block size, and live caches of records."""
 
     def __init__(self, layout: KvLayout, kv_bits: KvBits, block_tokens: int, *, resumes: bool = True) -> None:
-        """``resumes`` False says that nothing of this model shall be kept."""
+        """``resumes`` False means that nothing of this model may be stored."""
         self.layout = layout
         self._block_tokens = block_tokens
-        append, window = layout.dims("append"), layout.dims("window")
-        self.codec = KvCodec(kv_bits, append)
-        self._window_codec = KvCodec(kv_bits, window)
         self.resume = ResumePolicy(
             block_tokens,
-            window=layout.reach,
-            whole=bool(layout.whole),
-            in_blocks=bool(append),
+            tuple(dict.fromkeys(group.requirement for group in layout.groups)),
             unsupported=bool(layout.unknown) or not resumes,
         )
-        self._block_shapes = _shapes(self.codec.encode(self._empty("append", block_tokens)))
-        self._window_shapes = _shapes(self._window_codec.encode(self._empty("window", block_tokens)))
+        self._codecs = {record: KvCodec(kv_bits, layout.dims(record)) for record in ENCODED_RECORDS}
+        self._empty = {
+            record: codec.encode(layout.empty(record, block_tokens)) for record, codec in self._codecs.items()
+        }
 
     def identity(self) -> dict[str, str]:
-        """What blocks made here depend on besides the model and the tokens."""
-        codecs = [codec.name() for codec in (self.codec, self._window_codec)]
+        """What records made here depend on besides the model and the tokens."""
         return {
             "layout": self.layout.describe(),
-            "codec": ",".join(filter(None, codecs)),
+            "codec": ",".join(codec.name() for codec in self._codecs.values() if not codec.is_empty),
             "block_tokens": str(self._block_tokens),
         }
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one full block at rest, its window record included."""
-        return sum(_size(*array) for array in (*self._block_shapes.values(), *self._window_shapes.values()))
+        """Bytes of one full block, its window record included."""
+        return sum(map(nbytes, self._empty.values()))
 
     @property
     def tail_bytes(self) -> int:
-        """Most bytes of a tail."""
-        tokens = self.layout.bytes_per_token + self.layout.window_bytes
-        return self._block_tokens * tokens + self.layout.fixed_bytes
+        """The most bytes that a tail can have."""
+        live = self.layout.live_bytes
+        return self._block_tokens * (live.per_token + live.per_window_token) + live.fixed
 
-    # -- out of rest --------------------------------------------------------------------------------------
+    # -- from records to a live cache ---------------------------------------------------------------------
 
     def restore(self, match: Match, room: int) -> list[Any]:
-        """Build a live cache from a match, all in memory, with space for ``room`` more tokens."""
+        """Build a live cache from a match whose records are all in memory, with space for ``room`` more tokens."""
         assert not match.missing
-        cache = self.layout.join(
-            self._parts(match), self._windows(match), self._whole(match), match.tokens, room
-        )
+        end = match.end
+        is_block = end is not None and end.kind == "block"
+        blocks = [*match.blocks, *([end] if end is not None and is_block else [])]
+        surplus = self._block_tokens - end.take if end is not None and is_block else 0
+        segments: dict[RecordKind, list[Segment]] = {
+            "block": self._decoded("block", blocks, surplus),
+            "window": self._decoded("window", match.windows, surplus),
+            "tail": [],
+        }
+        if end is not None and end.kind == "tail":
+            self._add_tail(segments, end)
+        cache = self.layout.join(segments, match.tokens, room)
         mx.eval(self.layout.arrays(cache))
         return cache
 
-    def _parts(self, match: Match) -> list[Raw]:
-        """The append layers of a match, in token order."""
-        parts: list[Raw] = []
-        if match.blocks and self.resume.in_blocks:
-            parts.append(self.codec.decode([hit.block.kv for hit in match.blocks if hit.block is not None]))
-        if match.end is not None and match.end.take and self.resume.in_blocks:
-            end = _block(match.end)
-            raw = self._of(end.kv, "append") if end.kind == "tail" else self.codec.decode([end.kv])
-            parts.append(slice_tokens(raw, 0, match.end.take))
-        return parts
+    def _decoded(self, record: RecordKind, hits: ReadOnly[Hit], surplus: int) -> list[Segment]:
+        """The KV of consecutive full blocks in one segment, without the last ``surplus`` tokens."""
+        if not hits or self._codecs[record].is_empty:
+            return []
+        segment = self._codecs[record].decode([_block(hit).kv for hit in hits])
+        return [{name: x[:, :, : x.shape[2] - surplus] for name, x in segment.items()}]
 
-    def _windows(self, match: Match) -> list[Raw]:
-        """The window layers of a match, in token order, the last token of the match at their end."""
-        parts = [self._window_codec.decode([_block(hit).kv]) for hit in match.windows]
-        if match.end is None or not self.resume.window or not match.end.take:
-            return parts
-        end = _block(match.end)
-        if end.kind == "tail":
-            return [*parts, slice_tokens(self._of(end.kv, "window"), 0, match.end.take)]
-        # The last window is that of the block which is only taken in part.
-        return [*parts[:-1], slice_tokens(parts[-1], 0, match.end.take)]
+    def _add_tail(self, segments: dict[RecordKind, list[Segment]], end: Hit) -> None:
+        """Add what a tail holds: of layers that can be cut, the tokens that the match takes, of others all."""
+        kv = _block(end).kv
+        segments["tail"].append(kv)
+        for record in ENCODED_RECORDS:
+            own = self.layout.at_home(kv, record)
+            if end.take and own:
+                segments[record].append({name: x[:, :, : end.take] for name, x in own.items()})
 
-    def _whole(self, match: Match) -> Raw:
-        """The states of a match, which its tail holds."""
-        return _block(match.end).kv if self.resume.whole and match.end is not None else {}
-
-    def _of(self, kv: Mapping[str, mx.array], kind: RecordKind | str) -> Raw:
-        return {name: kv[name] for name in self.layout.dims("append" if kind == "append" else "window")}
-
-    # -- to rest ------------------------------------------------------------------------------------------
+    # -- from a live cache to records ---------------------------------------------------------------------
 
     def seal(self, sequence: TokenChain, cache: list[Any], first: int, last: int) -> list[Block]:
-        """Encode full blocks ``first`` up to ``last`` of a sequence from its live cache, evaluated."""
-        sealed: list[Block] = []
-        for index in range(first, last):
-            start, stop = sequence.block_range(index)
-            kv = self.codec.encode(self.layout.cut(cache, start, stop))
-            tokens = tuple(sequence.token_ids[start:stop])
-            sealed.append(Block(sequence.hashes[index], sequence.parent_of(index), tokens, nbytes(kv), kv))
-        mx.eval([block.kv for block in sealed])
-        return sealed
+        """Encode full blocks ``first`` up to ``last`` of a sequence from its live cache, and evaluate them."""
+        kvs = self._encoded("block", sequence, cache, range(first, last))
+        return [
+            Block(sequence.hashes[index], sequence.parent_of(index), _tokens(sequence, index), nbytes(kv), kv)
+            for index, kv in kvs.items()
+        ]
 
     def windows(self, sequence: TokenChain, cache: list[Any], indices: ReadOnly[int]) -> list[Block]:
-        """What the window layers keep of full blocks that their live cache still holds, evaluated."""
-        made: list[Block] = []
-        for index in indices:
-            kv = self._window_codec.encode(self.layout.cut_window(cache, *sequence.block_range(index)))
-            parent = sequence.hashes[index]
-            made.append(Block(record_hash("window", parent), parent, (), nbytes(kv), kv, "window"))
-        mx.eval([block.kv for block in made])
-        return made
+        """Make the window records of full blocks that a live cache still holds, and evaluate them."""
+        kvs = self._encoded("window", sequence, cache, indices)
+        named = [(sequence.hashes[index], kv) for index, kv in kvs.items()]
+        return [
+            Block(record_hash("window", parent), parent, (), nbytes(kv), kv, "window") for parent, kv in named
+        ]
+
+    def _encoded(
+        self, record: RecordKind, sequence: TokenChain, cache: list[Any], indices: Iterable[int]
+    ) -> dict[int, Segment]:
+        kvs = {
+            index: self._codecs[record].encode(self.layout.cut(cache, record, *sequence.block_range(index)))
+            for index in indices
+        }
+        mx.eval(list(kvs.values()))
+        return kvs
 
     def tail(self, sequence: TokenChain, cache: list[Any], length: int, fed: int) -> Block | None:
         """Keep what follows the last full block of the first ``length`` tokens of a cache that was fed ``fed``.
 
-        None where nothing follows. Where the cache has gone on too far to be cut back, only its token ids are kept.
+        None if there is nothing to keep. If the cache no longer holds what it takes to resume there, because it was
+        fed more tokens than ``length``, only the token ids are kept.
         """
         full = length // self._block_tokens
         start = full * self._block_tokens
         tokens, parent = tuple(sequence.token_ids[start:length]), sequence.parent_of(full)
-        if not self._restorable(cache, length, fed):
-            return (
-                Block(record_hash("token_tail", parent, tokens), parent, tokens, 0, {}, "token_tail")
-                if tokens
-                else None
-            )
-        if not tokens and not self.resume.whole:
-            return None
-        kv = self.layout.snapshot(cache)
-        if tokens:
-            kv |= self.layout.cut(cache, start, length) | self.layout.cut_window(cache, start, length)
-        kv = {name: mx.contiguous(x) for name, x in kv.items()}
+        if self.resume.unsupported or not self.layout.holds(cache, length, fed):
+            return _token_tail(parent, tokens)
+        kv = {name: mx.contiguous(x) for name, x in self.layout.cut(cache, "tail", start, length).items()}
+        if not kv:
+            return _token_tail(parent, tokens)
         mx.eval(kv)
         return Block(record_hash("tail", parent, tokens), parent, tokens, nbytes(kv), kv, "tail")
-
-    def _restorable(self, cache: list[Any], length: int, fed: int) -> bool:
-        if self.resume.unsupported or (self.resume.whole and fed != length):
-            return False
-        return not self.resume.window or self.layout.reaches(cache, length)
 
     # -- checks -------------------------------------------------------------------------------------------
 
     def fits(self, kv: Mapping[str, mx.array], tokens: int, kind: RecordKind) -> bool:
         """Whether loaded arrays have the names, shapes and dtypes of a record made here."""
-        if kind == "block":
-            return _shapes(kv) == self._block_shapes
-        if kind == "window":
-            return _shapes(kv) == self._window_shapes
-        whole = {name: x for name, x in kv.items() if int(name.partition(".")[0]) >= len(self.layout.tokens)}
-        rest = {name: x for name, x in kv.items() if name not in whole}
-        wanted = self._empty("append", tokens) | self._empty("window", tokens) if tokens else {}
-        return _shapes(rest) == _shapes(wanted) and self._fits_whole(whole)
-
-    def _fits_whole(self, kv: Mapping[str, mx.array]) -> bool:
-        for number, leaf in enumerate(self.layout.whole, len(self.layout.tokens)):
-            if f"{number}.{SCALARS}" not in kv:
-                return False
-            found = {name: kv.get(f"{number}.{name}") for name in leaf.arrays}
-            for name, (shape, dtype) in leaf.arrays.items() if leaf.fixed else ():
-                x = found[name]
-                if x is None or (tuple(x.shape), x.dtype) != (shape, dtype):
-                    return False
-        return True
-
-    def _empty(self, kind: str, tokens: int) -> Raw:
-        """Zeros in the shape of a raw part; never evaluated."""
-        raw: Raw = {}
-        for number, group in enumerate(self.layout.tokens):
-            if group.kind == kind:
-                raw |= _zeros(group, group.dims(number), tokens)
-        return raw
+        if kind in ENCODED_RECORDS:
+            return shapes_of(kv) == shapes_of(self._empty[kind])
+        return self.layout.fits_tail(dict(kv), tokens)
 
 
-def _zeros(group: TokenGroup, dims: Mapping[str, int], tokens: int) -> Raw:
-    kept = min(tokens, group.reach or tokens)
-    return {
-        name: mx.zeros((len(group.leaves), group.heads, kept, dim), group.dtype) for name, dim in dims.items()
-    }
+def _token_tail(parent: BlockHash, tokens: tuple[int, ...]) -> Block | None:
+    """The record of an end that cannot be resumed; None if it has no tokens."""
+    if not tokens:
+        return None
+    return Block(record_hash("token_tail", parent, tokens), parent, tokens, 0, {}, "token_tail")
 
 
-def _shapes(kv: Encoded | Mapping[str, mx.array]) -> _Shapes:
-    return {name: (tuple(x.shape), x.dtype) for name, x in kv.items()}
+def _tokens(sequence: TokenChain, index: int) -> tuple[int, ...]:
+    start, stop = sequence.block_range(index)
+    return tuple(sequence.token_ids[start:stop])
 
 
-def _block(hit: Any) -> Block:
-    assert hit is not None
+def _block(hit: Hit) -> Block:
     assert hit.block is not None
-    block: Block = hit.block
-    return block
-
-
-def _size(shape: tuple[int, ...], dtype: mx.Dtype) -> int:
-    size = dtype.size
-    for n in shape:
-        size *= n
-    return size
+    return hit.block

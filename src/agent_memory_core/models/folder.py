@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent_memory_core.config import EMBEDDED_MODELS, ModelName, looks_like_path
+from agent_memory_core.config import EMBEDDED_MODELS, as_model_name, looks_like_path
 from agent_memory_core.errors import ModelNotFound
 
 DEFAULT_CONTEXT = 32768
@@ -56,7 +56,7 @@ def _local_folder(model: str) -> Path | None:
     """The folder of an embedded or local model, which may be missing; None for what can only be a hub id."""
     if model in EMBEDDED_MODELS:
         return Path(__file__).parents[1] / EMBEDDED_MODELS[model]
-    location = (model if isinstance(model, ModelName) else ModelName(model)).location
+    location = as_model_name(model).location
     return Path(location) if location != model or Path(location).is_absolute() else None
 
 

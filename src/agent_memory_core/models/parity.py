@@ -1,57 +1,60 @@
-"""Whether a model answers in a batch, and from what is at rest, as it does alone and uninterrupted.
+"""Whether a model answers in a batch as it does alone, and resumed from records as it does uninterrupted.
 
 mlx-lm runs many families, and a few of them give other logits in a batch: a mask that is not passed on, a layer that
-reuses another's keys, a shape that only fits one row. No look at a model's name finds that out; comparing logits does.
+uses another layer's keys, a shape that fits one row only. A model's name does not tell that; comparing logits does.
 
-    batched    rows of unlike length decode together, and each alone on the same tokens
-    resumed    at every block boundary a cache is taken apart and put together, and both go on
+    batched    prompts of different lengths are decoded together, and each of them alone with the same tokens
+    resumed    at every block boundary a copy of the cache is made as if from records, and both continue
 
-A *gap* is the largest difference of two logits in units of their spread. Rounding in a batch is of the order of the
-dtype's precision; what is wrong by design is far beyond it, and on most steps. So of each row's gaps the median
-counts, and of these the largest.
+How far two rows of logits lie apart is measured as a *gap*, see ``kv/parity_runs.py``. Rounding errors are of the order
+of the dtype's precision; the gap of a model that is wrong by design is far greater.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, generation_stream
-from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory_core.errors import StoreError
 from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.kv.parity_runs import batched_gap, resumed_gap
 from agent_memory_core.storage.catalog import Catalog
 
 log = logging.getLogger("agent_memory")
 
 LENGTHS = (5, 23, 11)
+"""Tokens of each prompt that is decoded in a batch."""
 STEPS = 5
+"""Tokens that are decoded after each."""
 LIMITS = {mx.float32: 2e-3, mx.float16: 0.1, mx.bfloat16: 0.1}
-"""Largest gap that passes, by the dtype of the logits."""
+"""The largest gap that passes, by the dtype of the logits."""
 
 _NO_BATCH = "mlx-lm has no batched form of its caches"
 
 
 @dataclass(frozen=True, slots=True)
 class ParityResult:
-    """What was found. A gap is None where it was not looked for; ``reason`` says why a batch was refused."""
+    """What was found out about one model."""
 
     batched: bool
+    """Whether rows may be decoded together."""
     batched_gap: float | None = None
+    """None if it was not measured."""
     resumed: bool = True
+    """Whether the model may be stored and resumed."""
     resumed_gap: float | None = None
+    """None if it was not measured."""
     boundaries: int = 0
+    """At how many block boundaries it was resumed."""
     limit: float = 0.0
+    """The largest gap that passes."""
     reason: str = ""
+    """Why rows may not be decoded together."""
 
     def to_json(self) -> str:
         """As it is recorded."""
@@ -64,7 +67,7 @@ class ParityResult:
 
 
 class ParityCheck:
-    """What is known of one model, found out when it is first asked for, and recorded where there is a catalog."""
+    """The result for one model: measured when it is first needed, and recorded if there is a catalog."""
 
     def __init__(
         self, model: Any, layout: KvLayout, fingerprint: str, vocab_size: int, catalog: Catalog | None
@@ -76,8 +79,8 @@ class ParityCheck:
         self.result = _read(recorded) if recorded is not None else None
         if self.result is not None and not self.resumes:
             log.warning(
-                "this model goes on otherwise from what is at rest than uninterrupted (by %.2g of its logits' spread): "
-                "nothing of it is stored.",
+                "resumed from stored KV, this model gives other logits than in an uninterrupted run (by %.2g of its "
+                "logits' spread): nothing of it is stored.",
                 self.result.resumed_gap,
             )
 
@@ -87,25 +90,25 @@ class ParityCheck:
         return self.result is None or self.result.resumed
 
     def may_batch(self) -> bool:
-        """Whether rows may decode together."""
+        """Whether rows may be decoded together."""
         if self.result is None:
-            self.record(_FOUND.get(self._key) or check_batched(self._model, self._layout, self._vocab_size))
+            self.record(_RESULTS.get(self._key) or check_batched(self._model, self._layout, self._vocab_size))
         assert self.result is not None
         if not self.result.batched:
             log.warning("this model decodes one sequence at a time: %s.", self.result.reason)
         return self.result.batched
 
     def verify(self, block_tokens: int, blocks: int = 8) -> ParityResult:
-        """Look anew, also at resuming at every block boundary, and record what is found."""
+        """Measure again, also resuming at ``blocks`` block boundaries, and record the result."""
         batched = check_batched(self._model, self._layout, self._vocab_size)
         gap, limit = check_resumed(self._model, self._layout, self._vocab_size, block_tokens, blocks)
-        found = replace(batched, resumed=gap <= limit, resumed_gap=gap, boundaries=blocks, limit=limit)
-        self.record(found)
-        return found
+        result = replace(batched, resumed=gap <= limit, resumed_gap=gap, boundaries=blocks, limit=limit)
+        self.record(result)
+        return result
 
     def record(self, result: ParityResult) -> None:
-        """Take note of a result."""
-        self.result = _FOUND[self._key] = result
+        """Remember a result."""
+        self.result = _RESULTS[self._key] = result
         if self._catalog is not None:
             try:
                 self._catalog.write_note(self._key, result.to_json())
@@ -113,125 +116,49 @@ class ParityCheck:
                 log.warning("a result could not be recorded: %s", error)
 
 
-_FOUND: dict[str, ParityResult] = {}
+_RESULTS: dict[str, ParityResult] = {}
+"""The results that this process has measured, by `parity_key`."""
 
 
 def _read(recorded: str) -> ParityResult | None:
-    """A recorded result; one of another form was never made."""
+    """A recorded result; None if it cannot be read, as if it had never been recorded."""
     try:
         return ParityResult.from_json(recorded)
     except (ValueError, TypeError) as error:
-        log.warning("what was recorded of this model cannot be read, so it is looked at anew: %s", error)
+        log.warning("the recorded parity of this model cannot be read, so it is measured again: %s", error)
         return None
 
 
 def parity_key(fingerprint: str, layout: KvLayout) -> str:
-    """What a result is about: it holds for this model, on this device, with these versions."""
+    """What a result holds for: this model, on this device, with these versions."""
     versions = [f"{name} {version(name)}" for name in ("mlx", "mlx-lm")]
     return json.dumps(["parity", fingerprint, layout.describe(), str(mx.default_device()), *versions])
 
 
 def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> ParityResult:
-    """Compare a batch with its rows alone."""
+    """Compare a batch with each of its rows alone."""
     if not layout.batches:
         return ParityResult(False, reason=_NO_BATCH)
-    rows = [_prompt(length, vocab_size) for length in LENGTHS]
-    with mx.stream(generation_stream):
-        try:
-            gap, limit = _batched_gap(model, rows)
-        except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            # A family that cannot run in a batch at all says so in whatever way its code happens to fail.
-            return ParityResult(False, reason=f"a batch of it fails: {error}")
-    if gap > limit:
-        why = f"its logits in a batch differ from those of a row alone by {gap:.2g} of their spread"
-        return ParityResult(False, gap, limit=limit, reason=why)
-    return ParityResult(True, gap, limit=limit)
+    try:
+        gap = batched_gap(model, [_prompt(length, vocab_size) for length in LENGTHS], STEPS)
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        # A family that cannot run in a batch at all fails in whatever way its code happens to.
+        return ParityResult(False, reason=f"a batch of it fails: {error}")
+    limit = LIMITS.get(gap.dtype, LIMITS[mx.float32])
+    if gap.size > limit:
+        why = f"its logits in a batch differ from those of a row alone by {gap.size:.2g} of their spread"
+        return ParityResult(False, gap.size, limit=limit, reason=why)
+    return ParityResult(True, gap.size, limit=limit)
 
 
 def check_resumed(
     model: Any, layout: KvLayout, vocab_size: int, block_tokens: int, blocks: int
 ) -> tuple[float, float]:
-    """The largest gap between a resumed cache and one that goes on, over all block boundaries, and its limit."""
-    ids = _prompt(block_tokens * (blocks + 1), vocab_size)
-    live = make_prompt_cache(model)
-    worst = 0.0
-    limit = LIMITS[mx.float32]
-    with mx.stream(generation_stream):
-        _logits(model, ids[:block_tokens], live)
-        for at in range(block_tokens, len(ids), block_tokens):
-            copy = _copied(layout, live, at, block_tokens)
-            new = ids[at : at + block_tokens]
-            kept, resumed = _logits(model, new, live), _logits(model, new, copy)
-            worst = max(worst, _gap(kept, resumed))
-            limit = LIMITS.get(kept.dtype, limit)
-    return worst, limit
-
-
-def _copied(layout: KvLayout, live: list[Any], length: int, block_tokens: int) -> list[Any]:
-    """A live cache by way of what is kept of it at rest, unencoded."""
-    spans = list(itertools.pairwise([*range(0, length, block_tokens), length]))
-    start = max(0, length - layout.reach)
-    parts = [layout.cut(live, *span) for span in spans]
-    windows = [layout.cut_window(live, max(start, a), b) for a, b in spans if b > start]
-    copy = layout.join(parts, windows, layout.snapshot(live), length, block_tokens)
-    mx.eval(layout.arrays(copy))
-    return copy
-
-
-def _batched_gap(model: Any, rows: Sequence[list[int]]) -> tuple[float, float]:
-    generator = BatchGenerator(model, completion_batch_size=len(rows), prefill_batch_size=len(rows))
-    generator.close()
-    caches, firsts = [], []
-    for ids in rows:
-        caches.append(make_prompt_cache(model))
-        firsts.append(_likeliest(_logits(model, ids, caches[-1])))
-    uids = generator.insert(
-        [[token] for token in firsts],
-        max_tokens=[STEPS] * len(rows),
-        caches=caches,
-        all_tokens=[list(r) for r in rows],
-    )
-    seen: dict[int, list[Any]] = {uid: [] for uid in uids}
-    while any(len(found) < STEPS for found in seen.values()):
-        for response in generator.next()[1]:
-            seen[response.uid].append(response)
-    gaps = []
-    for ids, first, uid in zip(rows, firsts, uids, strict=True):
-        tokens = [first, *(response.token for response in seen[uid])]
-        alone = _alone(model, ids, tokens[:-1])
-        pairs = zip((response.logprobs for response in seen[uid]), alone, strict=True)
-        gaps.append(statistics.median(_gap(one, other) for one, other in pairs))
-    return max(gaps), LIMITS.get(alone[0].dtype, LIMITS[mx.float32])
-
-
-def _alone(model: Any, prompt: list[int], tokens: list[int]) -> list[mx.array]:
-    """The log-probabilities after each of ``tokens``, fed one by one behind the prompt."""
-    cache = make_prompt_cache(model)
-    _logits(model, prompt, cache)
-    found = []
-    for token in tokens:
-        logits = _logits(model, [token], cache)
-        found.append((logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0])
-    return found
-
-
-def _logits(model: Any, ids: list[int], cache: list[Any]) -> mx.array:
-    logits: mx.array = model(mx.array([ids]), cache=cache)[:, -1, :]
-    mx.eval(logits)
-    return logits
-
-
-def _gap(one: mx.array, other: mx.array) -> float:
-    one, other = one.astype(mx.float32), other.astype(mx.float32)
-    gap: float = (mx.abs(one - other).max() / (mx.std(one) + 1e-9)).item()  # type: ignore[assignment]
-    return float("inf") if math.isnan(gap) else gap
-
-
-def _likeliest(logits: mx.array) -> int:
-    token: int = mx.argmax(logits).item()  # type: ignore[assignment]
-    return token
+    """The largest gap between a resumed and an uninterrupted run over all block boundaries, and the limit for it."""
+    gap = resumed_gap(model, layout, _prompt(block_tokens * (blocks + 1), vocab_size), block_tokens)
+    return gap.size, LIMITS.get(gap.dtype, LIMITS[mx.float32])
 
 
 def _prompt(length: int, vocab_size: int) -> list[int]:
-    """Tokens that are spread over the vocabulary, the same at every call."""
+    """Token ids spread over the vocabulary, the same at every call."""
     return [(7919 * (index + 1)) % vocab_size for index in range(length)]

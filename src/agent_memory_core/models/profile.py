@@ -24,14 +24,20 @@ from typing import Any
 
 from agent_memory_core.config import (
     EngineConfig,
-    ModelName,
     SamplingParams,
     absolute,
+    as_model_name,
     check_setting,
     may_be_none,
     profile_keys,
 )
-from agent_memory_core.environment import ALWAYS_ON, RETIRED, resolve_sampling, resolve_settings
+from agent_memory_core.environment import (
+    ALWAYS_ON,
+    RETIRED,
+    from_environment,
+    resolve_sampling,
+    resolve_settings,
+)
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.models.cache_spec import LAYER_TYPES, ModelCacheSpec
 
@@ -90,6 +96,11 @@ class Profile:
     path: Path | None = field(default=None, compare=False)
     """The file that was read."""
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it came with this package."""
+        return self.path is not None and self.path.parent == shipped_directory()
+
     def check(self, spec: ModelCacheSpec) -> None:
         """Compare the profile with the loaded model.
 
@@ -140,10 +151,10 @@ def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profil
     Raises:
         InvalidSetting: the profile cannot be read, or a key of it is unknown.
     """
+    name = as_model_name(model)
     for directory in profile_directories(environ):
         files = _files(directory, _last_change(directory))
-        location = model.location if isinstance(model, ModelName) else model
-        found = _find(model, location, tuple((path, _last_change(path)) for path in files))
+        found = _find(name, name.location, tuple((path, _last_change(path)) for path in files))
         if found is not None:
             return found
     return None
@@ -186,9 +197,9 @@ def settings_for(explicit: Mapping[str, Any], environ: Mapping[str, str] | None 
     Raises:
         InvalidSetting: a name or value of any source cannot be used.
     """
-    config = resolve_settings(explicit, environ)
-    profile = find_profile(config.model, environ)
-    return resolve_settings(explicit, environ, profile.settings) if profile else config
+    model = {**from_environment(environ), **explicit}.get("model", EngineConfig.model_fields["model"].default)
+    profile = find_profile(os.fspath(model), environ) if isinstance(model, (str, os.PathLike)) else None
+    return resolve_settings(explicit, environ, profile.settings if profile else None)
 
 
 def sampling_for(
@@ -202,6 +213,18 @@ def sampling_for(
     """
     profile = find_profile(model, environ)
     return resolve_sampling(explicit, environ, profile.sampling if profile else None)
+
+
+def list_profiles() -> tuple[list[Profile], list[InvalidSetting]]:
+    """All profiles, in the order in which they are searched, and an error for each file that cannot be read."""
+    profiles, errors = [], []
+    for directory in profile_directories():
+        for path in sorted(directory.glob("*.toml")):
+            try:
+                profiles.append(read_profile(path))
+            except InvalidSetting as error:
+                errors.append(error)
+    return profiles, errors
 
 
 def read_profile(path: Path) -> Profile:

@@ -21,11 +21,20 @@ from agent_memory_core.blocks.block import (
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART, Match, PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumePolicy
+from agent_memory_core.blocks.resume_policy import (
+    EveryToken,
+    LastTokens,
+    ResumePolicy,
+    ResumeRequirement,
+    WholeState,
+)
 
 ROOT = root_hash({"a": "b"})
 SIZE = 64
 IDS = list(range(100, 356))
+POLICIES = [
+    ResumePolicy(SIZE, (EveryToken(), other)) for other in (WholeState(), LastTokens(SIZE), EveryToken())
+]
 
 
 @dataclass(frozen=True)
@@ -157,13 +166,34 @@ lines = st.lists(
     min_size=1,
     max_size=4,
 )
-policies = st.builds(
-    ResumePolicy,
-    st.just(SMALL),
-    window=st.sampled_from([0, 2, 3, 4, 5, 9]),
-    whole=st.booleans(),
-    in_blocks=st.booleans(),
-)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the layers of a made-up model keep: every token, the last tokens in windows of these lengths, a state."""
+
+    append: bool
+    windows: tuple[int, ...]
+    state: bool
+
+    @property
+    def policy(self) -> ResumePolicy:
+        requirements: list[ResumeRequirement] = [LastTokens(window) for window in self.windows]
+        requirements += [EveryToken()] * self.append + [WholeState()] * self.state
+        return ResumePolicy(SMALL, tuple(requirements))
+
+    @property
+    def longest(self) -> int:
+        return max(self.windows, default=0)
+
+    @property
+    def inside_block(self) -> bool:
+        return not self.state and all(window >= SMALL for window in self.windows)
+
+
+models = st.builds(
+    Layers, st.booleans(), st.lists(st.sampled_from([2, 3, 4, 5, 9]), max_size=2).map(tuple), st.booleans()
+).filter(lambda model: model.append or model.windows or model.state)
 
 
 def stored_of(line: Line, tokens: list[int], *, empty_tails: bool) -> Iterator[Row]:
@@ -187,7 +217,7 @@ def stored_of(line: Line, tokens: list[int], *, empty_tails: bool) -> Iterator[R
 class Oracle:
     """Says of any position what it takes to resume there, from the records that can be had."""
 
-    resume: ResumePolicy
+    model: Layers
     prompt: list[int]
     rows: dict[BlockHash, Row]
 
@@ -208,11 +238,11 @@ class Oracle:
         if full > self.known:
             return
         blocks = [(key, SMALL) for key in self.hashes[:full]]
-        first = max(0, position - self.resume.window) // SMALL if self.resume.window else full
-        windows = [record_hash("window", key) for key in self.hashes[first:full]]
+        first = max(0, position - self.model.longest) // SMALL
+        windows = [record_hash("window", key) for key in self.hashes[first:full] if self.model.windows]
         for end in self.ends(full, more):
             of_end = (
-                [record_hash("window", end.key)] if end and end.kind == "block" and self.resume.window else []
+                [record_hash("window", end.key)] if end and end.kind == "block" and self.model.windows else []
             )
             if all(name in self.rows for name in (*windows, *of_end)):
                 yield [
@@ -222,24 +252,24 @@ class Oracle:
                 ]
 
     def ends(self, full: int, more: int) -> Iterator[Row | None]:
-        """What may hold the last ``more`` tokens; parts are looked for behind the last known block only."""
-        if more == 0 and not self.resume.whole:
+        """What may hold the last ``more`` tokens; a part of a record only after the last known block."""
+        if more == 0 and not self.model.state:
             yield None
         parent = self.hashes[full - 1] if full else ROOT
         wanted = tuple(self.prompt[full * SMALL : full * SMALL + more])
         for row in self.rows.values():
             if row.parent != parent or row.kind not in ("block", "tail"):
                 continue
-            if row.kind == "tail" and row.tokens == wanted and (more or self.resume.whole):
+            if row.kind == "tail" and row.tokens == wanted and (more or self.model.state):
                 yield row
-            elif self.resume.inside_block and full == self.known and more and row.tokens[:more] == wanted:
+            elif self.model.inside_block and full == self.known and more and row.tokens[:more] == wanted:
                 least = PART_OF_BLOCK if row.kind == "block" else PART_OF_TAIL
                 if more >= least or more == len(row.tokens):
                     yield row
 
 
 def found_in(
-    resume: ResumePolicy, prompt: list[int], rows: list[Row], places: list[str], without: set[BlockHash]
+    model: Layers, prompt: list[int], rows: list[Row], places: list[str], without: set[BlockHash]
 ) -> tuple[Match, Tier | None, BlockPool]:
     """Match a prompt with each record in memory, on the tier, or both; what it follows is on the tier too."""
     pool, tier = BlockPool(10_000), Tier()
@@ -252,7 +282,7 @@ def found_in(
             tier.rows[above.key] = above
             above = by_key.get(above.parent)
     seen = tier if tier.rows else None
-    cache = PrefixCache(pool, resume)
+    cache = PrefixCache(pool, model.policy)
     return cache.match(ROOT, prompt, chain(ROOT, prompt, SMALL), seen, without), seen, pool
 
 
@@ -261,7 +291,7 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
 
 
 @given(
-    policies,
+    models,
     lines,
     st.integers(1, 18),
     st.lists(st.integers(0, 1), max_size=6),
@@ -270,7 +300,7 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
 )
 @example(
     # The block that shares most with the prompt has no window record; the tail that shares less needs none.
-    ResumePolicy(SMALL, window=5),
+    Layers(append=True, windows=(5,), state=False),
     [Line([0] * 7 + [1], 2, set(), {1}, set()), Line([1], 0, {7}, set(), set(), forks=6)],
     7,
     [0, 0],
@@ -278,20 +308,20 @@ def listed(match: Match) -> list[tuple[BlockHash, int]]:
     0,
 )
 @example(  # The tail of the whole prompt leaves nothing to evaluate; the one before it does.
-    ResumePolicy(SMALL, whole=True), [Line([0] * 6, 1, {5, 6}, set(), set())], 6, [], set(), 0
+    Layers(append=True, windows=(), state=True), [Line([0] * 6, 1, {5, 6}, set(), set())], 6, [], set(), 0
 )
 @settings(max_examples=400, deadline=None)
 def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_what_it_takes(
-    resume: ResumePolicy, lines: list[Line], cut: int, more: list[int], missing: set[int], seed: int
+    model: Layers, lines: list[Line], cut: int, more: list[int], missing: set[int], seed: int
 ) -> None:
     unique: dict[BlockHash, Row] = {}
     for line in lines:
         tokens = [*lines[0].tokens[: line.forks], *line.tokens] if line is not lines[0] else line.tokens
-        unique |= {row.key: row for row in stored_of(line, tokens, empty_tails=resume.whole)}
+        unique |= {row.key: row for row in stored_of(line, tokens, empty_tails=model.state)}
     rows, prompt = list(unique.values()), [*lines[0].tokens[:cut], *more]
     without = {row.key for index, row in enumerate(rows) if index in missing}
     position, ways = Oracle(
-        resume, prompt, {k: row for k, row in unique.items() if k not in without}
+        model, prompt, {k: row for k, row in unique.items() if k not in without}
     ).deepest()
     chance = random.Random(seed)
     mixed = [chance.choice(["pool", "tier", "both"]) for _ in rows]
@@ -300,7 +330,7 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
         patch.setattr(prefix_cache, "MIN_BLOCK_PART", PART_OF_BLOCK)
         patch.setattr(prefix_cache, "MIN_TAIL_PART", PART_OF_TAIL)
         for where in (["pool"] * len(rows), ["tier"] * len(rows), mixed):
-            match, tier, pool = found_in(resume, prompt, rows, where, without)
+            match, tier, pool = found_in(model, prompt, rows, where, without)
             assert match.tokens == position
             assert listed(match) in ways
             assert not {hit.key for hit in match.hits} & without
@@ -308,9 +338,9 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
                 assert hit.kind == unique[hit.key].kind
                 assert hit.block is pool.get(hit.key)
                 assert hit.stored == (tier is not None and hit.key in tier.rows)
-            assert match.in_blocks == (resume.in_blocks or resume.at_any_token or not match.tokens)
+            assert match.in_blocks == (model.append or not match.tokens)
             seen.append(listed(match))
-    assert seen[0] == seen[1] == seen[2], "memory and tier settle alike"
+    assert seen[0] == seen[1] == seen[2], "memory and tier give the same match"
 
 
 def test_what_can_never_be_stored_is_never_matched() -> None:
@@ -326,7 +356,7 @@ def test_blocks_that_hold_nothing_need_not_be_loaded() -> None:
     (first, *_) = chain(ROOT, IDS, SIZE)
     tail = record_hash("tail", first, tokens)
     tier.rows = {first: Row(first, ROOT, tuple(IDS[:SIZE])), tail: Row(tail, first, tokens, "tail")}
-    cache = PrefixCache(BlockPool(100), ResumePolicy(SIZE, whole=True, in_blocks=False))
+    cache = PrefixCache(BlockPool(100), ResumePolicy(SIZE, (WholeState(),)))
     found = cache.match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
     assert found.tokens == SIZE + 5
     assert [hit.key for hit in found.missing] == [tail]
@@ -336,8 +366,8 @@ def test_a_tail_whose_words_the_tier_lost_is_no_tail_without_words() -> None:
     (first, *_) = chain(ROOT, IDS, SIZE)
     lost = record_hash("tail", first, IDS[SIZE : SIZE + 5])
     tier = Tier({first: Row(first, ROOT, tuple(IDS[:SIZE])), lost: Row(lost, first, (), "tail")})
-    for resume in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
-        found = PrefixCache(BlockPool(100), resume).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
+    for policy in POLICIES:
+        found = PrefixCache(BlockPool(100), policy).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier)
         assert lost not in {hit.key for hit in found.hits}
 
 
@@ -346,5 +376,5 @@ def test_what_memory_holds_is_found_even_where_the_tier_lost_its_words() -> None
     key = record_hash("tail", ROOT, tokens)
     pool, tier = BlockPool(100), Tier({key: Row(key, ROOT, (), "tail")})
     pool.put(Block(key, ROOT, tokens, 1, None, kind="tail"))
-    for resume in (ResumePolicy(SIZE, whole=True), ResumePolicy(SIZE, window=SIZE), ResumePolicy(SIZE)):
-        assert PrefixCache(pool, resume).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier).tokens == 20
+    for policy in POLICIES:
+        assert PrefixCache(pool, policy).match(ROOT, IDS, chain(ROOT, IDS, SIZE), tier).tokens == 20

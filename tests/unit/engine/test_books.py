@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import Match, PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumePolicy
+from agent_memory_core.blocks.resume_policy import EveryToken, LastTokens, ResumePolicy, WholeState
 from agent_memory_core.engine.scheduler import Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence, Status
 from agent_memory_core.errors import PromptTooLong
@@ -188,13 +188,13 @@ class Books(RuleBasedStateMachine):
         self.scheduler.sealed(
             sequence, last, [b for b in fresh if b.hash not in self.tier.blocks], persist=True
         )
-        for block in fresh if self.resumes.window else ():
+        for block in fresh if self.resumes.has_windows else ():
             self.pool.put(Block(record_hash("window", block.hash), block.hash, (), 5, [], kind="window"))
 
     def _put_tail(self, sequence: Sequence, length: int) -> Block | None:
         start = length // BLOCK * BLOCK
         tokens, parent = tuple(sequence.token_ids[start:length]), sequence.parent_of(start // BLOCK)
-        if not tokens and not self.resumes.whole:
+        if not tokens and self.resumes.at_block_ends:
             return None
         kv = self.live[sequence.seq_id][start:length]
         tail = Block(record_hash("tail", parent, tokens), parent, tokens, 10, kv, kind="tail")
@@ -276,19 +276,19 @@ class Books(RuleBasedStateMachine):
 class BooksOfWindows(Books):
     """The same where some layer keeps a window only."""
 
-    resumes = ResumePolicy(BLOCK, window=6)
+    resumes = ResumePolicy(BLOCK, (EveryToken(), LastTokens(6)))
 
 
 class BooksOfStates(Books):
     """The same where some layer can be resumed only where its state was kept."""
 
-    resumes = ResumePolicy(BLOCK, whole=True)
+    resumes = ResumePolicy(BLOCK, (EveryToken(), WholeState()))
 
 
 class BooksOfBoth(Books):
     """The same where some layers keep a short window and others a state."""
 
-    resumes = ResumePolicy(BLOCK, window=3, whole=True)
+    resumes = ResumePolicy(BLOCK, (EveryToken(), LastTokens(3), WholeState()))
 
 
 TestBooks = Books.TestCase

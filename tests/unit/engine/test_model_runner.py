@@ -75,7 +75,9 @@ def test_a_row_taken_out_mid_batch_hands_back_what_it_was_fed(model: Any, runner
     fresh = make_prompt_cache(model)
     model(mx.array([prompt(30) + tokens]), cache=fresh)
     assert mx.allclose(
-        KvLayout(model).cut(cache, 0, 34)["0.k"], KvLayout(model).cut(fresh, 0, 34)["0.k"], atol=1e-4
+        KvLayout(model).cut(cache, "block", 0, 34)["0.k"],
+        KvLayout(model).cut(fresh, "block", 0, 34)["0.k"],
+        atol=1e-4,
     )
     while runner.decoding:
         others += [step.token for step in runner.decode()]
@@ -198,7 +200,7 @@ def covers(model: Any, cache: Any, tokens: list[int]) -> bool:
     model(mx.array([tokens]), cache=fresh)
     if cache[0].offset != len(tokens):
         return False
-    pairs = zip(*(layout.cut(c, 0, len(tokens)).values() for c in (cache, fresh)), strict=True)
+    pairs = zip(*(layout.cut(c, "block", 0, len(tokens)).values() for c in (cache, fresh)), strict=True)
     return all(mx.allclose(a, b, atol=1e-4).item() for a, b in pairs)
 
 

@@ -109,11 +109,11 @@ def test_a_real_cache_keeps_to_the_bytes_that_are_reserved_for_it(name: str) -> 
         prefill_chunk=256,
         prefill_chunk_busy=64,
         block_tokens=64,
-        bytes_per_token=layout.bytes_per_token,
+        bytes_per_token=layout.live_bytes.per_token,
         context_length=10_000,
-        window=layout.reach,
-        window_bytes=layout.window_bytes,
-        fixed_bytes=layout.fixed_bytes,
+        window=layout.live_bytes.window,
+        window_bytes=layout.live_bytes.per_window_token,
+        fixed_bytes=layout.live_bytes.fixed,
     )
     cache = make_prompt_cache(model)
     length = 0

@@ -9,7 +9,7 @@ from operator import add
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -23,39 +23,23 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.outputs import ChatGenerationChunk
+from support import conversations
+from support.conversations import ANSWERS, CUT_OFF, END, MEASURED, whole
 
 from agent_memory_core import (
-    ChatResult,
     Delta,
     InvalidRequest,
     InvalidToolCall,
     Message,
     ToolCall,
-    TurnReport,
-    Usage,
 )
 from langchain_agent_memory.messages import (
     ChunkWriter,
-    ToolChoice,
     to_ai_message,
     to_core,
-    to_tool_choice,
 )
 
 CALL = {"name": "add", "args": {"b": 2, "a": 1}, "id": "c1", "type": "tool_call"}
-REPORT = TurnReport(
-    finish_reason="stop",
-    usage=Usage(prompt_tokens=20, completion_tokens=5, cache_read=16, reasoning_tokens=2),
-    hit_tier="warm",
-    miss_reason="",
-    restore_seconds=0.0125,
-    time_to_first_token=0.25,
-    total_seconds=1.0,
-    session_id="s",
-    branch_id=3,
-    model="tiny-chat",
-    persisted=True,
-)
 
 
 # LangChain to core
@@ -166,31 +150,7 @@ def test_reasoning_is_found_in_either_place() -> None:
 # Core to LangChain
 
 
-CALLS = (ToolCall("add", {"b": 2, "a": "ä"}, "c1"), ToolCall("clock", {}, "c2"))
-CUT_OFF = InvalidToolCall('{"name": "add", "arguments": {"a": 1', "the answer ended inside a call")
-DELTAS = [
-    Delta(reasoning="let me "),
-    Delta(reasoning="see"),
-    Delta(text="I will "),
-    Delta(text="add"),
-    Delta(tool_calls=(CALLS[0],)),
-    Delta(tool_calls=(CALLS[1],)),
-    Delta(invalid_tool_calls=(CUT_OFF,)),
-    Delta(report=REPORT),
-]
-
-
-def whole(deltas: Sequence[Delta]) -> ChatResult:
-    report = deltas[-1].report
-    assert report is not None
-    return ChatResult(
-        text="".join(d.text for d in deltas),
-        reasoning="".join(d.reasoning for d in deltas),
-        tool_calls=tuple(c for d in deltas for c in d.tool_calls),
-        invalid_tool_calls=tuple(c for d in deltas for c in d.invalid_tool_calls),
-        token_ids=(),
-        report=report,
-    )
+DELTAS = [*conversations.DELTAS, Delta(invalid_tool_calls=(CUT_OFF,)), END]
 
 
 def merged(deltas: Sequence[Delta]) -> AIMessageChunk:
@@ -217,14 +177,7 @@ def test_an_answer_as_one_message() -> None:
     assert message.response_metadata == {
         "model_provider": "mlx",
         "model_name": "tiny-chat",
-        "finish_reason": "stop",
-        "hit_tier": "warm",
-        "miss_reason": "",
-        "restore_ms": 12.5,
-        "ttft_ms": 250.0,
-        "session_id": "s",
-        "branch_id": 3,
-        "persisted": True,
+        **MEASURED,
     }
 
 
@@ -248,7 +201,7 @@ def test_only_the_last_chunk_counts_tokens_and_names_the_model() -> None:
 
 
 def test_a_call_without_an_id_gets_one() -> None:
-    message = to_ai_message(whole([Delta(tool_calls=(ToolCall("a", {}), ToolCall("a", {}))), DELTAS[-1]]))
+    message = to_ai_message(whole([Delta(tool_calls=(ToolCall("a", {}), ToolCall("a", {}))), END]))
     first, second = (call["id"] for call in message.tool_calls)
     assert first
     assert first != second
@@ -292,62 +245,18 @@ def test_content_blocks_stay_apart_in_events() -> None:
 
 @pytest.mark.parametrize("text", ["{", "not json", CUT_OFF.text, '{"nme": "add"}', "[1]", '"a"', "null", ""])
 def test_an_unreadable_call_stays_one_and_comes_back_as_it_was_written(text: str) -> None:
-    deltas = [Delta(text="so"), Delta(invalid_tool_calls=(InvalidToolCall(text, "unreadable"),)), DELTAS[-1]]
+    deltas = [Delta(text="so"), Delta(invalid_tool_calls=(InvalidToolCall(text, "unreadable"),)), END]
     for message in (merged(deltas), to_ai_message(whole(deltas))):
         assert message.tool_calls == []
         assert len(message.invalid_tool_calls) == 1
         assert one(message).content == "\n".join(filter(None, ["so", text]))
 
 
-texts = st.text(st.characters(blacklist_categories=["Cs"]))
-calls = st.builds(
-    ToolCall,
-    st.text(st.characters(categories=["L"]), min_size=1),
-    st.dictionaries(texts, st.one_of(texts, st.integers(), st.booleans(), st.lists(texts, max_size=2))),
-    st.uuids().map(str),
-)
-
-
-@given(st.lists(st.one_of(texts.map(lambda t: Delta(text=t)), calls.map(lambda c: Delta(tool_calls=(c,))))))
+@given(ANSWERS)
 def test_what_was_streamed_comes_back_unchanged(deltas: list[Delta]) -> None:
-    answer = whole([*deltas, DELTAS[-1]])
-    back = one(merged([*deltas, DELTAS[-1]]))
+    answer = whole(deltas)
+    back = one(merged(deltas))
     assert back == Message("assistant", answer.text, tool_calls=answer.tool_calls)
     assert json.dumps([c.arguments for c in back.tool_calls]) == json.dumps(  # the order, too
         [c.arguments for c in answer.tool_calls]
     )
-
-
-# Tool choice
-
-
-TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "clock")]
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, ToolChoice()),
-        (False, ToolChoice()),
-        ("auto", ToolChoice()),
-        ({"type": "auto"}, ToolChoice()),
-        ("none", ToolChoice("none")),
-        (True, ToolChoice("required")),
-        ("any", ToolChoice("required")),
-        ("required", ToolChoice("required")),
-        ({"type": "any"}, ToolChoice("required")),
-        ("clock", ToolChoice("required", "clock")),
-        ({"type": "function", "function": {"name": "add"}}, ToolChoice("required", "add")),
-        ({"type": "tool", "name": "add"}, ToolChoice("required", "add")),
-    ],
-)
-def test_every_form_of_tool_choice(value: object, expected: ToolChoice) -> None:
-    assert to_tool_choice(value, TOOLS) == expected
-
-
-@pytest.mark.parametrize("value", ["subtract", {"type": "function"}, 3, {"function": {"name": "nobody"}}])
-def test_an_impossible_tool_choice_says_what_is_there(value: object) -> None:
-    with pytest.raises(InvalidRequest, match="add, clock"):
-        to_tool_choice(value, TOOLS)
-    with pytest.raises(InvalidRequest, match="no tool"):
-        to_tool_choice("any", [])

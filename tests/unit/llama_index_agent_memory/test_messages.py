@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
 from llama_index.core.base.llms.types import (
     CacheControl,
     CachePoint,
@@ -23,39 +23,23 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import FunctionTool
+from support import conversations
+from support.conversations import ANSWERS, CUT_OFF, END, MEASURED, whole
 
 from agent_memory_core import (
-    ChatResult,
     Delta,
     InvalidRequest,
-    InvalidToolCall,
     Message,
     ToolCall,
-    TurnReport,
-    Usage,
 )
 from llama_index_agent_memory.messages import (
     ResponseWriter,
     to_chat_response,
     to_completion,
     to_core,
-    to_tool_choice,
     to_tools,
 )
 
-REPORT = TurnReport(
-    finish_reason="stop",
-    usage=Usage(prompt_tokens=20, completion_tokens=5, cache_read=16, reasoning_tokens=2),
-    hit_tier="warm",
-    miss_reason="diverged",
-    restore_seconds=0.0125,
-    time_to_first_token=0.25,
-    total_seconds=1.0,
-    session_id="s",
-    branch_id=3,
-    model="tiny-chat",
-    persisted=True,
-)
 CACHE = CachePoint(cache_control=CacheControl(type="ephemeral"))
 CALL = ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"b": 2, "a": 1})
 
@@ -180,31 +164,7 @@ def test_a_call_without_a_function_is_refused() -> None:
 # Core to LlamaIndex
 
 
-CALLS = (ToolCall("add", {"b": 2, "a": "ä"}, "c1"), ToolCall("clock", {}, "c2"))
-CUT_OFF = InvalidToolCall('{"name": "add", "arguments": {"a": 1', "the answer ended inside a call")
-DELTAS = [
-    Delta(reasoning="let me "),
-    Delta(reasoning="see"),
-    Delta(text="I will "),
-    Delta(text="add", token_ids=(1,)),
-    Delta(token_ids=(2,)),
-    Delta(tool_calls=(CALLS[0],)),
-    Delta(tool_calls=(CALLS[1],)),
-    Delta(report=REPORT),
-]
-
-
-def whole(deltas: Sequence[Delta]) -> ChatResult:
-    report = deltas[-1].report
-    assert report is not None
-    return ChatResult(
-        text="".join(d.text for d in deltas),
-        reasoning="".join(d.reasoning for d in deltas),
-        tool_calls=tuple(c for d in deltas for c in d.tool_calls),
-        invalid_tool_calls=tuple(c for d in deltas for c in d.invalid_tool_calls),
-        token_ids=(),
-        report=report,
-    )
+DELTAS = [*conversations.DELTAS, END]
 
 
 def streamed(deltas: Sequence[Delta]) -> list[ChatResponse]:
@@ -226,7 +186,6 @@ def test_an_answer_as_one_response() -> None:
     assert response.delta is None
     assert response.raw == {
         "model": "tiny-chat",
-        "finish_reason": "stop",
         "usage": {
             "prompt_tokens": 20,
             "completion_tokens": 5,
@@ -234,13 +193,7 @@ def test_an_answer_as_one_response() -> None:
             "prompt_tokens_details": {"cached_tokens": 16},
             "completion_tokens_details": {"reasoning_tokens": 2},
         },
-        "hit_tier": "warm",
-        "miss_reason": "diverged",
-        "restore_ms": 12.5,
-        "ttft_ms": 250.0,
-        "session_id": "s",
-        "branch_id": 3,
-        "persisted": True,
+        **MEASURED,
         "invalid_tool_calls": [],
     }
     assert json.loads(json.dumps(response.raw)) == response.raw
@@ -267,13 +220,13 @@ def test_the_last_response_is_the_whole_answer() -> None:
 
 
 def test_an_answer_of_nothing_is_an_empty_text_and_one_of_calls_has_none() -> None:
-    assert to_chat_response(whole([DELTAS[-1]])).message.blocks == [TextBlock(text="")]
+    assert to_chat_response(whole([END])).message.blocks == [TextBlock(text="")]
     blocks = to_chat_response(whole(DELTAS[-2:])).message.blocks
     assert [block.block_type for block in blocks] == ["tool_call"]
 
 
 def test_a_call_without_an_id_gets_one_and_keeps_it() -> None:
-    deltas = [Delta(tool_calls=(ToolCall("a", {}), ToolCall("a", {}))), DELTAS[-1]]
+    deltas = [Delta(tool_calls=(ToolCall("a", {}), ToolCall("a", {}))), END]
     first, last = ([b.tool_call_id for b in r.message.blocks] for r in streamed(deltas))  # type: ignore[union-attr]
     assert first == last
     assert len(set(first)) == 2
@@ -281,7 +234,7 @@ def test_a_call_without_an_id_gets_one_and_keeps_it() -> None:
 
 
 def test_an_unreadable_call_stays_what_the_model_wrote() -> None:
-    deltas = [Delta(text="so "), Delta(invalid_tool_calls=(CUT_OFF,)), DELTAS[-1]]
+    deltas = [Delta(text="so "), Delta(invalid_tool_calls=(CUT_OFF,)), END]
     for response in (to_chat_response(whole(deltas)), streamed(deltas)[-1]):
         assert one(response.message) == Message("assistant", "so " + CUT_OFF.text)
         assert response.raw["invalid_tool_calls"] == [{"text": CUT_OFF.text, "error": CUT_OFF.error}]  # type: ignore[index]
@@ -294,19 +247,10 @@ def test_a_completion_says_what_the_response_says() -> None:
     assert pieces[0].text == ""
 
 
-texts = st.text(st.characters(blacklist_categories=["Cs"]))
-calls = st.builds(
-    ToolCall,
-    st.text(st.characters(categories=["L"]), min_size=1),
-    st.dictionaries(texts, st.one_of(texts, st.integers(), st.booleans(), st.lists(texts, max_size=2))),
-    st.uuids().map(str),
-)
-
-
-@given(st.lists(st.one_of(texts.map(lambda t: Delta(text=t)), calls.map(lambda c: Delta(tool_calls=(c,))))))
+@given(ANSWERS)
 def test_what_was_streamed_comes_back_unchanged(deltas: list[Delta]) -> None:
-    answer = whole([*deltas, DELTAS[-1]])
-    stored = ChatMessage.model_validate_json(streamed([*deltas, DELTAS[-1]])[-1].message.model_dump_json())
+    answer = whole(deltas)
+    stored = ChatMessage.model_validate_json(streamed(deltas)[-1].message.model_dump_json())
     back = one(stored)
     assert back == Message("assistant", answer.text, tool_calls=answer.tool_calls)
     assert json.dumps([c.arguments for c in back.tool_calls]) == json.dumps(  # the order, too
@@ -330,41 +274,3 @@ def test_tools_become_function_schemas() -> None:
     assert to_tools([schema]) == (schema,)
     with pytest.raises(InvalidRequest, match="FunctionTool"):
         to_tools([add])  # type: ignore[list-item]
-
-
-TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "clock")]
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, None),
-        (False, None),
-        ("auto", None),
-        ({"type": "auto"}, None),
-        ("none", "none"),
-        (True, "required"),
-        ("any", "required"),
-        ("required", "required"),
-        ({"type": "any"}, "required"),
-        ("clock", "clock"),
-        ({"type": "function", "function": {"name": "add"}}, "add"),
-        ({"type": "tool", "name": "add"}, "add"),
-    ],
-)
-def test_every_form_of_tool_choice(value: object, expected: str | None) -> None:
-    assert to_tool_choice(value, TOOLS) == expected
-
-
-def test_a_required_tool_is_any_tool_unless_one_is_named() -> None:
-    assert to_tool_choice(None, TOOLS, required=True) == "required"
-    assert to_tool_choice("auto", TOOLS, required=True) == "required"
-    assert to_tool_choice("clock", TOOLS, required=True) == "clock"
-
-
-@pytest.mark.parametrize("value", ["subtract", {"type": "function"}, 3, {"function": {"name": "nobody"}}, {}])
-def test_an_impossible_tool_choice_says_what_is_there(value: object) -> None:
-    with pytest.raises(InvalidRequest, match="add, clock"):
-        to_tool_choice(value, TOOLS)
-    with pytest.raises(InvalidRequest, match="no tool"):
-        to_tool_choice(None, [], required=True)

@@ -25,8 +25,8 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent_memory_core import ChatResult, Delta, InvalidRequest, SessionKey, ToolCall, TurnReport, Usage
+from agent_memory_core.adapter import Turn
 from llama_index_agent_memory import MLXPersistentLLM, memory_session
-from llama_index_agent_memory.llm import _Turn
 from llama_index_agent_memory.sessions import Surroundings, look_around, resolve_session
 
 pytestmark = [
@@ -81,7 +81,7 @@ class Recorder(MLXPersistentLLM):
     keys: ClassVar[list[SessionKey]] = []
     answers: ClassVar[list[str | ToolCall]] = []
 
-    def _turn(self, messages: Any, kwargs: Any, seen: Surroundings) -> _Turn:
+    def _turn(self, messages: Any, kwargs: Any, seen: Surroundings) -> Turn:
         turn = super()._turn(messages, kwargs, seen)
         self.keys.append(turn.session)
         said = self.answers.pop(0) if self.answers else "Thought: I can answer.\nAnswer: ok"

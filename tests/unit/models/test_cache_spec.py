@@ -9,7 +9,6 @@ import pytest
 from support import tiny_models
 from support.layer_groups import Group, live_groups, unevaluated
 
-from agent_memory_core.kv.codec import GROUPS
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models.cache_spec import ModelCacheSpec, cache_spec
 
@@ -66,29 +65,26 @@ def test_every_head_width_is_read_off_the_layout_of_a_real_model(width: int) -> 
     config = LLAMA | {"head_dim": width, "num_key_value_heads": 2}
     model = unevaluated(config)
     spec = cache_spec(KvLayout(model).groups, config)
-    assert (spec.n_layers, spec.n_kv_heads, spec.head_dim, spec.v_head_dim) == (2, 2, width, None)
+    assert spec.n_layers == 2
+    assert spec.values_of("n_kv_heads") == {2}
+    assert spec.values_of("head_dim") == spec.values_of("v_head_dim") == {width}
     assert spec.layer_types == ("global", "global")
-    assert spec.sliding_window_size is None
+    assert spec.values_of("sliding_window") == set()
     assert spec.context_length == LLAMA["max_position_embeddings"]
     assert spec.contradictions == ()
 
 
-def test_settings_are_the_engines_unless_they_are_said() -> None:
-    spec = cache_spec([appending(1)], {})
-    assert (spec.block_tokens, spec.kv_bits, spec.kv_group_size) == (128, "6/4", GROUPS[0])
-    assert cache_spec([appending(1)], {}, block_tokens=64, kv_bits=None).kv_bits is None
-
-
 def test_unequal_keys_and_values_have_two_widths() -> None:
     spec = spec_of(tiny_models.DEEPSEEK_V2 | {"vocab_size": 100})
-    assert (spec.n_kv_heads, spec.head_dim, spec.v_head_dim) == (2, 48, 64)
+    assert [spec.values_of(key) for key in ("n_kv_heads", "head_dim", "v_head_dim")] == [{2}, {48}, {64}]
 
 
 def test_shared_layers_are_counted_and_mixed_geometry_is_never_one_number() -> None:
     spec = spec_of(GEMMA4)
     assert spec.n_layers == 10
     assert spec.layer_types == ("sliding_window", "sliding_window", "global") * 2
-    assert (spec.n_kv_heads, spec.head_dim, spec.sliding_window_size) == (None, None, 16)
+    assert spec.values_of("n_kv_heads") == {1, 2}
+    assert spec.values_of("sliding_window") == {16}
     forms = {(s.layer_type, s.layers, s.heads, s.key_dim, s.value_dim, s.window) for s in spec.shapes}
     assert forms == {
         ("sliding_window", (0, 1, 3, 4), 2, 32, 32, 16),
@@ -102,20 +98,20 @@ def test_shared_layers_are_counted_and_mixed_geometry_is_never_one_number() -> N
 @pytest.mark.parametrize(
     ("config", "types", "heads", "widths"),
     [
-        (FALCON_H1, ("hybrid",) * 2, 1, {32}),
-        (MAMBA2, ("recurrent",) * 3, None, set()),
-        (DEEPSEEK_V32, ("global",) * 2, 1, {64, 32}),
-        (LLAMA4, ("snapshot",) * 3 + ("global",), 1, {32}),
+        (FALCON_H1, ("hybrid",) * 2, {1}, {32}),
+        (MAMBA2, ("recurrent",) * 3, set(), set()),
+        (DEEPSEEK_V32, ("global",) * 2, {1}, {64, 32}),
+        (LLAMA4, ("snapshot",) * 3 + ("global",), {1}, {32}),
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
 )
 def test_layers_of_every_kind_are_named(
-    config: dict[str, Any], types: tuple[str, ...], heads: int | None, widths: set[int]
+    config: dict[str, Any], types: tuple[str, ...], heads: set[int], widths: set[int]
 ) -> None:
     spec = spec_of(config)
     assert spec.layer_types == types
     assert spec.n_layers == len(types)
-    assert spec.n_kv_heads == heads
+    assert spec.values_of("n_kv_heads") == heads
     assert spec.values_of("head_dim") == widths
     assert spec.contradictions == ()
 
@@ -129,7 +125,7 @@ def test_layers_without_a_cache_are_not_compared_with_those_that_have_one() -> N
 
 
 @pytest.mark.parametrize(
-    ("said", "reported"),
+    ("config", "reported"),
     [
         ({"sliding_window": 512}, "sliding_window = 512, but the live caches have no window"),
         (
@@ -142,10 +138,10 @@ def test_layers_without_a_cache_are_not_compared_with_those_that_have_one() -> N
     ],
 )
 def test_a_config_that_contradicts_the_caches_is_reported_and_not_believed(
-    said: dict[str, Any], reported: str
+    config: dict[str, Any], reported: str
 ) -> None:
-    groups, config = live_groups(unevaluated(LLAMA)), LLAMA | said
-    spec, plain = cache_spec(groups, config), cache_spec(groups, LLAMA)
+    groups = live_groups(unevaluated(LLAMA))
+    spec, plain = cache_spec(groups, LLAMA | config), cache_spec(groups, LLAMA)
     assert len(spec.contradictions) == 1
     assert re.search(reported, spec.contradictions[0])
     assert (spec.layer_types, spec.shapes, spec.n_layers) == (plain.layer_types, plain.shapes, plain.n_layers)

@@ -1,4 +1,4 @@
-"""Whether a model is the same in a batch and from what is at rest: what is wrong is refused, and said and kept."""
+"""Whether a model is the same in a batch and when it is resumed: a wrong one is refused, reported and recorded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from hypothesis import given, settings, strategies as st
 from mlx_lm.models.cache import KVCache
 from support import families, tiny_models
 
+from agent_memory_core.blocks.block import RecordKind
+from agent_memory_core.kv import parity_runs
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models import parity
 from agent_memory_core.models.parity import (
@@ -67,7 +69,7 @@ def model() -> Any:
 @pytest.fixture(autouse=True)
 def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test finds out of a model is not known to the next."""
-    monkeypatch.setattr(parity, "_FOUND", {})
+    monkeypatch.setattr(parity, "_RESULTS", {})
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def test_rounding_in_a_batch_is_no_reason(model: Any) -> None:
     assert check_batched(InBatch(model, noise(1e-5)), KvLayout(model), SIZE).batched
 
 
-def test_one_step_that_differs_is_no_verdict(model: Any) -> None:
+def test_one_step_that_differs_is_no_reason(model: Any) -> None:
     """Two tokens that are all but equally likely may change places once; a wrong batch is wrong on most steps."""
 
     def once(logits: mx.array) -> mx.array:
@@ -129,9 +131,7 @@ def test_rows_are_compared_one_by_one(model: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, TypeError, AttributeError, IndexError, RuntimeError])
-def test_a_model_that_fails_in_a_batch_is_refused_with_what_it_said(
-    model: Any, kind: type[Exception]
-) -> None:
+def test_a_model_that_fails_in_a_batch_is_refused_with_its_error(model: Any, kind: type[Exception]) -> None:
     def fail(logits: mx.array) -> mx.array:
         raise kind("shapes do not fit")
 
@@ -150,8 +150,8 @@ def test_what_is_no_number_is_an_infinite_gap(model: Any) -> None:
     assert result.batched_gap == math.inf
     assert "differ from those of a row alone by inf" in result.reason
     some = mx.array([1.0, 2.0, 3.0])
-    assert parity._gap(some, mx.array([1.0, math.nan, 3.0])) == math.inf
-    assert parity._gap(some, some) == 0
+    assert parity_runs.gap_between(some, mx.array([1.0, math.nan, 3.0])) == math.inf
+    assert parity_runs.gap_between(some, some) == 0
 
 
 def test_a_family_without_batched_caches_is_refused_unseen() -> None:
@@ -174,21 +174,16 @@ class Layout(KvLayout):
 
     harm = ""
 
-    def cut(self, cache: Any, start: int, stop: int) -> Any:
-        raw = super().cut(cache, start, stop)
-        return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled" else raw
-
-    def cut_window(self, cache: Any, start: int, stop: int) -> Any:
-        raw = super().cut_window(cache, start, stop)
-        if self.harm == "rolled":
-            return {name: mx.roll(x, 1, 2) for name, x in raw.items()}
-        return {name: x * 1.01 for name, x in raw.items()} if self.harm == "scaled windows" else raw
-
-    def snapshot(self, cache: Any) -> Any:
-        raw = super().snapshot(cache)
-        return {
-            name: x * 0 if self.harm == "emptied" and x.dtype == mx.float32 else x for name, x in raw.items()
-        }
+    def cut(self, cache: Any, record: RecordKind, start: int, stop: int) -> Any:
+        segment = super().cut(cache, record, start, stop)
+        match (self.harm, record):
+            case ("scaled", "block") | ("scaled windows", "window"):
+                return {name: x * 1.01 for name, x in segment.items()}
+            case ("rolled", "window"):
+                return {name: mx.roll(x, 1, 2) for name, x in segment.items()}
+            case ("emptied", "tail"):
+                return {name: x * 0 if x.dtype == mx.float32 else x for name, x in segment.items()}
+        return segment
 
 
 def test_a_layout_that_puts_back_what_it_took_leaves_no_gap(kept: Any) -> None:
@@ -211,13 +206,13 @@ def test_a_layout_that_loses_or_moves_anything_shows_in_the_gap(name: str, harm:
 def test_the_worst_boundary_counts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only fails at the third boundary is found, and looking at two of them does not find it."""
     layout = Layout(model)
-    copied = parity._copied
+    copied = parity_runs.copied
 
     def third(layout: Layout, live: Any, length: int, size: int) -> Any:
         layout.harm = "scaled" if length == 3 * size else ""
         return copied(layout, live, length, size)
 
-    monkeypatch.setattr(parity, "_copied", third)
+    monkeypatch.setattr(parity_runs, "copied", third)
     for blocks, good in ((2, True), (3, False), (5, False)):
         gap, limit = check_resumed(model, layout, SIZE, 16, blocks)
         assert (gap <= limit) == good
@@ -232,8 +227,8 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
             self.mystery = object()
 
     monkeypatch.setattr(model, "make_cache", lambda: [Strange(), KVCache()], raising=False)
-    gate = ParityCheck(model, KvLayout(model), "strange", SIZE, None)
-    result = gate.verify(16, 2)
+    check = ParityCheck(model, KvLayout(model), "strange", SIZE, None)
+    result = check.verify(16, 2)
     assert result.batched
     assert not result.resumed
 
@@ -244,39 +239,39 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
 def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) -> None:
     seen = InBatch(model, noise(0))
     layout = KvLayout(model)
-    gate = ParityCheck(seen, layout, "m", SIZE, catalog)
-    assert gate.result is None
+    check = ParityCheck(seen, layout, "m", SIZE, catalog)
+    assert check.result is None
     assert seen.batches == 0
-    assert gate.may_batch()
+    assert check.may_batch()
     looked = seen.batches
     assert looked > 0
-    assert gate.may_batch()
+    assert check.may_batch()
     assert seen.batches == looked
     recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
-    assert ParityResult.from_json(recorded) == gate.result
+    assert ParityResult.from_json(recorded) == check.result
 
 
-def test_what_is_recorded_is_believed_and_said(
+def test_a_recorded_result_is_believed_and_reported(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = KvLayout(model)
-    said = ParityResult(
+    recorded = ParityResult(
         False, 0.5, resumed=False, resumed_gap=0.25, boundaries=8, limit=0.1, reason="so it was"
     )
-    ParityCheck(model, layout, "m", SIZE, catalog).record(said)
-    parity._FOUND.clear()
+    ParityCheck(model, layout, "m", SIZE, catalog).record(recorded)
+    parity._RESULTS.clear()
     seen = InBatch(model, noise(0))
-    gate = ParityCheck(seen, layout, "m", SIZE, catalog)
-    assert gate.result == said
+    check = ParityCheck(seen, layout, "m", SIZE, catalog)
+    assert check.result == recorded
     assert "by 0.25 of its logits' spread" in caplog.text
-    assert not gate.may_batch()
+    assert not check.may_batch()
     assert seen.batches == 0
     assert "decodes one sequence at a time: so it was." in caplog.text
     assert ParityCheck(seen, layout, "another model", SIZE, catalog).result is None
 
 
-def test_a_verdict_is_of_one_model_layout_device_and_version(
+def test_a_result_is_of_one_model_layout_device_and_version(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = KvLayout(model)
@@ -304,35 +299,35 @@ def test_what_one_engine_found_another_of_the_process_knows(model: Any, catalog:
 
 def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -> None:
     layout = KvLayout(model)
-    gate = ParityCheck(model, layout, "m", SIZE, catalog)
-    gate.record(ParityResult(False, reason="once"))
-    result = gate.verify(16, 3)
+    check = ParityCheck(model, layout, "m", SIZE, catalog)
+    check.record(ParityResult(False, reason="once"))
+    result = check.verify(16, 3)
     assert (result.batched, result.resumed, result.boundaries, result.reason) == (True, True, 3, "")
-    assert gate.may_batch()
-    parity._FOUND.clear()
+    assert check.may_batch()
+    parity._RESULTS.clear()
     assert ParityCheck(model, layout, "m", SIZE, catalog).result == result
 
 
 def test_a_catalog_that_was_closed_meanwhile_costs_the_record_only(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = ParityCheck(model, KvLayout(model), "m", SIZE, catalog)
+    check = ParityCheck(model, KvLayout(model), "m", SIZE, catalog)
     catalog.close()
-    assert gate.may_batch()
-    assert gate.result is not None
+    assert check.may_batch()
+    assert check.result is not None
     assert "could not be recorded" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "no result", "[]", "{}", '{"batched": true, "of a later version": 1}'])
-def test_a_verdict_that_cannot_be_read_is_none(
+def test_a_result_that_cannot_be_read_is_none(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     layout = KvLayout(model)
     catalog.write_note(parity_key("m", layout), text)
-    gate = ParityCheck(model, layout, "m", SIZE, catalog)
-    assert gate.result is None
+    check = ParityCheck(model, layout, "m", SIZE, catalog)
+    assert check.result is None
     assert "cannot be read" in caplog.text
-    assert gate.may_batch()
+    assert check.may_batch()
     recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
     assert ParityResult.from_json(recorded).batched
@@ -346,6 +341,6 @@ results = st.builds(
 
 @given(results)
 @settings(max_examples=50)
-def test_a_verdict_is_read_as_it_was_written(result: ParityResult) -> None:
+def test_a_result_is_read_as_it_was_written(result: ParityResult) -> None:
     assert ParityResult.from_json(result.to_json()) == result
     assert json.loads(result.to_json()).keys() == {field for field in ParityResult.__dataclass_fields__}

@@ -110,7 +110,7 @@ def test_every_shipped_profile_is_true(shipped: tuple[Profile, ModelCacheSpec]) 
     profile, spec = shipped
     profile.check(spec)
     assert {"n_layers", "n_kv_heads", "head_dim"} <= set(profile.geometry)
-    assert ("sliding_window" in profile.geometry) == (spec.sliding_window_size is not None)
+    assert ("sliding_window" in profile.geometry) == (spec.values_of("sliding_window") != set())
     assert sum(layer["count"] for layer in profile.layers.values()) in (0, spec.n_layers)  # type: ignore[misc]
     assert spec.contradictions == ()
 
@@ -298,8 +298,9 @@ MIXED = cache_spec(
 
 
 def test_the_spec_reads_nested_configs() -> None:
-    assert (GEMMA.n_layers, GEMMA.sliding_window_size, GEMMA.context_length) == (48, 1024, 131072)
-    assert (DEEPSEEK.n_layers, DEEPSEEK.sliding_window_size, DEEPSEEK.context_length) == (27, None, 163840)
+    windows = [spec.values_of("sliding_window") for spec in (GEMMA, DEEPSEEK)]
+    assert (GEMMA.n_layers, windows[0], GEMMA.context_length) == (48, {1024}, 131072)
+    assert (DEEPSEEK.n_layers, windows[1], DEEPSEEK.context_length) == (27, set(), 163840)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from agent_memory_core.blocks.block import (
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import PrefixCache
-from agent_memory_core.blocks.resume_policy import ResumePolicy
+from agent_memory_core.blocks.resume_policy import EveryToken, LastTokens, ResumePolicy, WholeState
 from agent_memory_core.storage.block_store import BlockStore
 
 
@@ -109,7 +109,9 @@ def test_windows_and_tails_come_back_from_their_files_and_a_tails_tokens_from_it
     lose(folder)
     store = open_store(folder)
     tokens = ids(2 * BLOCK)
-    whole = PrefixCache(BlockPool(10 * FILE), ResumePolicy(BLOCK, window=3, whole=True))
+    whole = PrefixCache(
+        BlockPool(10 * FILE), ResumePolicy(BLOCK, (EveryToken(), LastTokens(3), WholeState()))
+    )
 
     def resumed(prompt: list[int]) -> list[BlockHash]:
         found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.catalog.records)

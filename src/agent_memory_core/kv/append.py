@@ -1,0 +1,78 @@
+"""The kind "append": mlx-lm's KVCache, which keeps a key and a value of every token in token order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from agent_memory_core.blocks.resume_policy import EveryToken, ResumeRequirement
+from agent_memory_core.kv.codec import Segment
+from agent_memory_core.kv.layer_kind import Leaf, LiveBytes, TokenShape
+from agent_memory_core.kv.token_layers import TokenLayers, token_shape
+
+GROWTH = 256
+"""mlx-lm's KVCache grows by this many tokens; buffers that are made here end on the same step."""
+
+
+def round_up(tokens: int, step: int = GROWTH) -> int:
+    """The least multiple of ``step`` that is not less than ``tokens``."""
+    return -(-tokens // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class AppendLayers(TokenLayers):
+    """Leaves that keep every token: any range of tokens can be cut out and put back."""
+
+    kind = "append"
+    layer_type = "global"
+    home = "block"
+
+    @classmethod
+    def key_of(cls, leaf: Leaf) -> TokenShape | None:
+        """A subclass of KVCache is not accepted, since it may keep its tokens in another order."""
+        return token_shape(leaf.cache) if type(leaf.cache) is KVCache else None
+
+    @property
+    def requirement(self) -> ResumeRequirement:
+        """All tokens, from block records and tails."""
+        return EveryToken()
+
+    @property
+    def live_bytes(self) -> LiveBytes:
+        """Every token adds to them."""
+        return LiveBytes(per_token=self.nbytes)
+
+    def holds(self, caches: Sequence[Any], position: int, fed: int) -> bool:
+        """No token is ever lost."""
+        return True
+
+    def tokens(self, cache: Any, x: mx.array, start: int, stop: int) -> mx.array:
+        """Tokens lie in their order, from the first on."""
+        return x[0, :, start:stop]
+
+    def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
+        """Give each leaf a buffer of its own: views into a shared one would all be copied at the first write."""
+        capacity = round_up(length + room)
+        for row, cache in enumerate(caches):
+            arrays = {
+                name: _buffer([s[name] for s in segments], row, length, capacity) for name in self.dims()
+            }
+            self.fill(cache, arrays)
+            cache.offset = length
+
+
+def _buffer(pieces: Sequence[mx.array], row: int, length: int, capacity: int) -> mx.array:
+    """One leaf's buffer [1, heads, capacity, dim]: the first ``length`` tokens of its row of all pieces, then zeros."""
+    taken: list[mx.array] = []
+    left = length
+    for piece in pieces:
+        take = min(left, piece.shape[2])
+        taken.append(piece[row : row + 1, :, :take])
+        left -= take
+    assert left == 0, f"{left} tokens of {length} have no KV"
+    _, heads, _, dim = taken[0].shape
+    return mx.concatenate([*taken, mx.zeros((1, heads, capacity - length, dim), taken[0].dtype)], axis=2)

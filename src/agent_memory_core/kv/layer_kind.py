@@ -1,0 +1,186 @@
+"""What a layer kind is: one way in which layers keep what they have seen, and everything that depends on it.
+
+A model's prompt cache is a list with one mlx-lm cache object per layer; a CacheList in it holds several. The objects
+that are left when those are opened are *leaves*. A leaf is of one kind:
+
+    append    keeps a key and a value of every token                         ``append.py``
+    window    keeps them for the last tokens only                            ``window.py``
+    state     keeps arrays of a fixed size that stand for all tokens so far  ``state.py``
+    snapshot  any other class that holds only arrays and plain values        ``snapshot.py``
+
+A kind is a subclass of `LayerGroup` in a file of its own. Each of its instances is a group of leaves of one model that
+are cut and joined together. `layout.LAYER_KINDS` lists all kinds; nothing outside a kind's own file knows its rules.
+
+KV is stored in three kinds of records, and each layer kind has one of them as its *home*:
+
+    block    encoded; one for each full block of tokens
+    window   encoded; one for each full block near a place to resume at
+    tail     not encoded; one at the end of a branch or at a checkpoint
+
+A tail holds something of every kind: of the first two the tokens after the last full block, of the third all it keeps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+
+from agent_memory_core.blocks.block import RecordKind
+from agent_memory_core.blocks.resume_policy import ResumeRequirement
+from agent_memory_core.kv.codec import Segment
+
+ArrayShape = tuple[tuple[int, ...], mx.Dtype]
+"""Shape and dtype of one array."""
+
+
+def shapes_of(arrays: Mapping[str, mx.array]) -> dict[str, ArrayShape]:
+    """Shape and dtype of each array, by name."""
+    return {name: (tuple(x.shape), x.dtype) for name, x in arrays.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One leaf of a model's prompt cache, as it is after two tokens were run through the model, one by one."""
+
+    index: int
+    """Its number among all leaves of the prompt cache."""
+    layer: int
+    """The place in the prompt cache that it belongs to."""
+    cache: Any
+    """The object of mlx-lm."""
+    first_shapes: Mapping[str, ArrayShape] = field(default_factory=dict)
+    """Its arrays as they were after the first token, by the path of their attribute."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShape:
+    """The form of the keys and values of one token in one leaf."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    """0 if the leaf keeps no values."""
+    dtype: mx.Dtype
+    window: int | None = None
+    """How many tokens the leaf keeps; None means all."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one token."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.size
+
+
+@dataclass(frozen=True, slots=True)
+class LiveBytes:
+    """How many bytes live caches take."""
+
+    per_token: int = 0
+    """For each token."""
+    per_window_token: int = 0
+    """For each of the last ``window`` tokens."""
+    window: int = 0
+    """How many tokens before the next one the longest window covers."""
+    fixed: int = 0
+    """However many tokens there are."""
+
+    def __add__(self, other: LiveBytes) -> LiveBytes:
+        return LiveBytes(
+            self.per_token + other.per_token,
+            self.per_window_token + other.per_window_token,
+            max(self.window, other.window),
+            self.fixed + other.fixed,
+        )
+
+
+class LayerGroup(ABC):
+    """Leaves of one kind that are cut and joined together.
+
+    Where a method takes ``caches``, they are the group's own leaves of a live cache, in the order of ``leaves``. The
+    names of arrays are the group's own; `KvLayout` puts the group's number before them.
+    """
+
+    __slots__ = ()
+
+    kind: ClassVar[str]
+    """Its name, as in "append"."""
+    layer_type: ClassVar[str]
+    """The word for such layers in model profiles, one of `cache_spec.LAYER_TYPES`."""
+    home: ClassVar[RecordKind]
+    """The record kind that holds the full blocks of these leaves; "tail" if only tails hold anything of them."""
+    layers: tuple[int, ...]
+    """Which layers the leaves belong to, as places in the prompt cache."""
+    leaves: tuple[int, ...]
+    """The numbers of the leaves among all leaves."""
+
+    # -- which leaves belong to it ------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def key_of(cls, leaf: Leaf) -> Hashable | None:
+        """None if a leaf is not of this kind. Leaves with equal keys form one group."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, leaves: Sequence[Leaf]) -> Self:
+        """The group of leaves that have one key."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line that two groups share exactly if their records may be exchanged."""
+
+    @property
+    def notice(self) -> str:
+        """What a user should know about these layers; empty if there is nothing to say."""
+        return ""
+
+    # -- rules and sizes ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def requirement(self) -> ResumeRequirement:
+        """What these leaves need in order to be resumed."""
+
+    @property
+    @abstractmethod
+    def live_bytes(self) -> LiveBytes:
+        """How many bytes they take in a live cache."""
+
+    @property
+    def shape(self) -> TokenShape | None:
+        """The form of one token's keys and values; None if they are not kept token by token."""
+        return None
+
+    def dims(self) -> dict[str, int]:
+        """The last axis of each array that is encoded in block or window records, by name."""
+        return {}
+
+    def empty(self, tokens: int) -> Segment:
+        """Zeros in the shapes that `cut` gives for so many tokens of a home record. They are never evaluated."""
+        return {}
+
+    # -- out of a live cache and into one -----------------------------------------------------------------
+
+    @abstractmethod
+    def holds(self, caches: Sequence[Any], position: int, fed: int) -> bool:
+        """Whether live caches that were fed ``fed`` tokens still hold what a tail at ``position`` needs of them."""
+
+    @abstractmethod
+    def cut(self, caches: Sequence[Any], start: int, stop: int) -> Segment:
+        """Copy what these leaves keep of tokens [start, stop). The result is lazy, and shares no buffer with them."""
+
+    @abstractmethod
+    def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
+        """Fill new caches with ``length`` tokens, and leave space for ``room`` more if that is done in advance.
+
+        ``segments`` are what `cut` gave, in token order: of all tokens, of those that the window covers, or one of the
+        whole state. The first may begin earlier and the last may end later than needed only where `cut` of such a
+        segment would have given no other arrays for the tokens that are needed.
+        """
+
+    @abstractmethod
+    def fits(self, arrays: Segment, tokens: int) -> bool:
+        """Whether arrays that were loaded have the names, shapes and dtypes of a tail of so many tokens."""

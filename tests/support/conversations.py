@@ -1,0 +1,393 @@
+"""What the tests of both adapters share: an answer in pieces, and what has to hold of any adapter's model.
+
+`CASES` and `ASYNC_CASES` are properties of a model on the real engine. Each framework's test file runs them all with an
+`Adapter` of its own, which says how that framework asks and how it shows an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from agent_memory_core import (
+    ChatResult,
+    Delta,
+    InvalidRequest,
+    InvalidSetting,
+    InvalidToolCall,
+    ModelNotFound,
+    PromptTooLong,
+    ToolCall,
+    TurnReport,
+    Usage,
+    environment,
+)
+
+# An answer in pieces ----------------------------------------------------------------------------------------
+
+REPORT = TurnReport(
+    finish_reason="stop",
+    usage=Usage(prompt_tokens=20, completion_tokens=5, cache_read=16, reasoning_tokens=2),
+    hit_tier="warm",
+    miss_reason="diverged",
+    restore_seconds=0.0125,
+    time_to_first_token=0.25,
+    total_seconds=1.0,
+    session_id="s",
+    branch_id=3,
+    model="tiny-chat",
+    persisted=True,
+)
+MEASURED = {
+    "finish_reason": "stop",
+    "hit_tier": "warm",
+    "miss_reason": "diverged",
+    "restore_ms": 12.5,
+    "ttft_ms": 250.0,
+    "session_id": "s",
+    "branch_id": 3,
+    "persisted": True,
+}
+"""`REPORT` as every framework's metadata has it."""
+
+CALLS = (ToolCall("add", {"b": 2, "a": "ä"}, "c1"), ToolCall("clock", {}, "c2"))
+CUT_OFF = InvalidToolCall('{"name": "add", "arguments": {"a": 1', "the answer ended inside a call")
+END = Delta(report=REPORT)
+DELTAS = [
+    Delta(reasoning="let me "),
+    Delta(reasoning="see"),
+    Delta(text="I will "),
+    Delta(text="add", token_ids=(1,)),
+    Delta(tool_calls=(CALLS[0],)),
+    Delta(tool_calls=(CALLS[1],)),
+]
+"""Reasoning, text and two calls; without an `END`."""
+
+
+def whole(deltas: Sequence[Delta]) -> ChatResult:
+    """The answer that ``deltas`` are the pieces of."""
+    report = deltas[-1].report
+    assert report is not None
+    return ChatResult(
+        text="".join(d.text for d in deltas),
+        reasoning="".join(d.reasoning for d in deltas),
+        tool_calls=tuple(c for d in deltas for c in d.tool_calls),
+        invalid_tool_calls=tuple(c for d in deltas for c in d.invalid_tool_calls),
+        token_ids=(),
+        report=report,
+    )
+
+
+_texts = st.text(st.characters(blacklist_categories=["Cs"]))
+_calls = st.builds(
+    ToolCall,
+    st.text(st.characters(categories=["L"]), min_size=1),
+    st.dictionaries(_texts, st.one_of(_texts, st.integers(), st.booleans(), st.lists(_texts, max_size=2))),
+    st.uuids().map(str),
+)
+ANSWERS = st.lists(
+    st.one_of(_texts.map(lambda text: Delta(text=text)), _calls.map(lambda call: Delta(tool_calls=(call,))))
+).map(lambda deltas: [*deltas, END])
+"""Answers of any text and any calls, in pieces."""
+
+
+# Adapters ---------------------------------------------------------------------------------------------------
+
+History = Sequence[tuple[str, str]]
+"""A conversation as pairs of role and text."""
+
+RULES = "You are a careful assistant who remembers what people say. " * 12
+QUESTION: History = (("system", RULES), ("user", "My name is Ada. What is my name?"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as a framework shows it."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cache_read: int
+    metadata: dict[str, Any]
+    """Where `MEASURED` and the like are found."""
+
+
+class Adapter(Protocol):
+    """How one framework makes a model and asks it. Options are those of its calls."""
+
+    model: Callable[..., Any]
+
+    def ask(self, llm: Any, history: History, **options: Any) -> Answer: ...
+    async def aask(self, llm: Any, history: History, **options: Any) -> Answer: ...
+    def stream(self, llm: Any, history: History, **options: Any) -> Iterator[str]: ...
+    def astream(self, llm: Any, history: History, **options: Any) -> AsyncIterator[str]: ...
+    def count(self, llm: Any, history: History) -> int: ...
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a case works on."""
+
+    adapter: Adapter
+    llm: Any
+    """A model on one engine for all cases, greedy, with answers of at most 24 tokens."""
+    folder: Path
+    """An empty folder of this case."""
+    patch: pytest.MonkeyPatch
+
+
+def _idle(llm: Any) -> bool:
+    numbers = llm.memory.stats()
+    return not (numbers["waiting"] or numbers["running"])
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Return when ``done``, and fail where that takes longer than any machine needs."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Construction
+
+
+def constructing_loads_and_touches_nothing(bench: Bench) -> None:
+    model = bench.adapter.model(model="no/such/model", cache_dir=bench.folder / "caches")
+    assert not list(bench.folder.iterdir())
+    with pytest.raises(ModelNotFound, match="no/such/model"):
+        bench.adapter.ask(model, [("user", "hi")])
+
+
+IMPOSSIBLE: Sequence[tuple[dict[str, Any], type[Exception]]] = (
+    ({"max_tokens": 0}, InvalidRequest),
+    ({"top_p": 1.5}, InvalidRequest),
+    ({"stop": [""]}, InvalidRequest),
+    ({"max_batch_size": 0}, InvalidSetting),
+    ({"block_tokens": 100}, InvalidSetting),
+    ({"model": ""}, InvalidSetting),
+)
+
+
+def an_impossible_value_is_refused_by_name(bench: Bench) -> None:
+    for values, error in IMPOSSIBLE:
+        (name,) = values
+        with pytest.raises(ValidationError, match=f"{name}=.* is not valid") as refused:
+            bench.adapter.model(**values)
+        assert isinstance(refused.value.errors()[0]["ctx"]["error"], error)
+
+
+def every_spelling_of_a_folder_is_one_engine(bench: Bench) -> None:
+    bench.patch.chdir(bench.folder)
+    (bench.folder / "d").mkdir()
+    (bench.folder / "link").symlink_to("d")
+    spellings = ["d", "d/", "./d", "link", bench.folder / "d", Path("d")]
+    models = [
+        bench.adapter.model(model=model, cache_dir=cache, adapter_path=cache)
+        for model, cache in zip(spellings, reversed(spellings), strict=True)
+    ]
+    assert [model.model for model in models] == [str(spelling) for spelling in spellings]
+    bench.patch.chdir("/")
+    assert len({model.memory for model in models}) == 1
+    assert models[0].memory.config.cache_dir == bench.folder / "d"
+    models[0].memory.close()
+
+
+# Memory
+
+
+def the_next_turn_pays_for_new_tokens_only(bench: Bench) -> None:
+    first = bench.adapter.ask(bench.llm, QUESTION, session_id="turns")
+    history = [*QUESTION, ("assistant", first.text), ("user", "Thank you.")]
+    again = bench.adapter.ask(bench.llm, history, session_id="turns")
+    # All of the first turn but its last token, whose key and value were never needed.
+    assert again.cache_read >= first.prompt_tokens + first.completion_tokens - 2
+    wanted = {"hit_tier": "hot", "miss_reason": "", "session_id": "turns", "persisted": True}
+    assert {name: again.metadata[name] for name in wanted} == wanted
+    assert again.metadata["ttft_ms"] > 0
+
+
+def a_session_survives_a_restart(bench: Bench) -> None:
+    def answer(history: History, cache_dir: Path | None, *before: History) -> Answer:
+        model = bench.adapter.model(cache_dir=cache_dir, temperature=0, max_tokens=24)
+        try:
+            for earlier in before:
+                bench.adapter.ask(model, earlier, session_id="ada")
+            return bench.adapter.ask(model, history, session_id="ada")
+        finally:
+            model.memory.close()
+
+    first = answer(QUESTION, bench.folder)
+    history = [*QUESTION, ("assistant", first.text), ("user", "Say my name again.")]
+    restarted = answer(history, bench.folder)
+    assert restarted.metadata["hit_tier"] == "warm"
+    assert restarted.cache_read > 0
+    assert answer(history, None, QUESTION).text == restarted.text
+
+
+def sessions_and_namespaces_are_the_callers(bench: Bench) -> None:
+    for session_id, namespace in (("mine", "a"), ("yours", "b"), (None, "c")):
+        bench.adapter.ask(bench.llm, [("user", "hi")], session_id=session_id, namespace=namespace)
+    found = {space: [s.session_id for s in bench.llm.memory.sessions(space)] for space in ("a", "b", "c")}
+    assert found == {"a": ["mine"], "b": ["yours"], "c": []}
+
+
+# Options of a call
+
+
+def an_answer_ends_before_a_stop_string(bench: Bench) -> None:
+    text = bench.adapter.ask(bench.llm, QUESTION).text
+    word = text.split()[-1]
+    cut = text[: text.index(word)]
+    assert bench.adapter.ask(bench.llm, QUESTION, stop=[word]).text == cut
+    stopped = bench.llm.model_copy(update={"stop": [word]})
+    assert bench.adapter.ask(stopped, QUESTION).text == cut
+    assert bench.adapter.ask(stopped, QUESTION, stop=[]).text == text
+
+
+def sampling_of_a_call_goes_before_that_of_the_model(bench: Bench) -> None:
+    short = bench.adapter.ask(bench.llm, QUESTION, max_completion_tokens=2)
+    assert short.completion_tokens == 2
+    assert short.metadata["finish_reason"] == "length"
+    hot = [bench.adapter.ask(bench.llm, QUESTION, temperature=5.0, seed=seed).text for seed in (1, 1, 2)]
+    assert hot[0] == hot[1] != hot[2]
+
+
+def an_unknown_option_is_refused(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest, match=r"'tempreature': did you mean temperature\?"):
+        bench.adapter.ask(bench.llm, QUESTION, tempreature=1)
+    with pytest.raises(InvalidRequest, match="temperature=-1"):
+        bench.adapter.ask(bench.llm, QUESTION, temperature=-1)
+
+
+def a_prompt_that_cannot_fit_is_refused(bench: Bench) -> None:
+    with pytest.raises(PromptTooLong):
+        bench.adapter.ask(bench.llm, [("user", "word " * 20_000)])
+
+
+def ten_calls_read_no_file_and_no_variable_again(bench: Bench) -> None:
+    bench.adapter.ask(bench.llm, QUESTION)
+    reads: list[str] = []
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            reads.append(name)
+            return real(*args, **kwargs)
+
+        bench.patch.setattr(owner, name, counting)
+
+    counted(Path, "glob")
+    counted(os, "scandir")
+    counted(tomllib, "loads")
+    counted(environment, "_value")
+    environment._read_variables.cache_clear()
+    bench.patch.setenv("AGENT_MEMORY_TOP_K", "3")
+    for _ in range(10):
+        bench.adapter.ask(bench.llm, QUESTION, max_tokens=1)
+    assert reads == ["_value"], "the new variable, once"
+
+
+# Side by side and withdrawn
+
+
+async def many_at_once_answer_as_one_by_one(bench: Bench) -> None:
+    questions = [[("user", f"My name is {name}. What is my name?")] for name in ("Ada", "Mia", "Tom", "Eva")]
+    one_by_one = [await bench.adapter.aask(bench.llm, question) for question in questions]
+    at_once = await asyncio.gather(
+        *(bench.adapter.aask(bench.llm, q, session_id=f"at once {i}") for i, q in enumerate(questions))
+    )
+    assert [answer.text for answer in at_once] == [answer.text for answer in one_by_one]
+
+
+LONG: dict[str, Any] = {"max_tokens": 4000, "temperature": 2.0, "seed": 1}
+"""Options of an answer that does not end soon."""
+
+
+async def every_route_gives_the_same_answer(bench: Bench) -> None:
+    expected = bench.adapter.ask(bench.llm, QUESTION).text
+    pieces = list(bench.adapter.stream(bench.llm, QUESTION))
+    assert expected
+    assert len(pieces) > 1
+    assert "".join(pieces) == expected
+    assert (await bench.adapter.aask(bench.llm, QUESTION)).text == expected
+    assert "".join([piece async for piece in bench.adapter.astream(bench.llm, QUESTION)]) == expected
+
+
+def leaving_a_stream_frees_its_place(bench: Bench) -> None:
+    stream = bench.adapter.stream(bench.llm, QUESTION, **LONG)
+    next(stream)
+    assert not _idle(bench.llm)
+    del stream
+    wait_until(lambda: _idle(bench.llm))
+
+
+async def leaving_an_async_stream_frees_its_place(bench: Bench) -> None:
+    async for _ in bench.adapter.astream(bench.llm, QUESTION, **LONG):
+        break
+    await asyncio.to_thread(wait_until, lambda: _idle(bench.llm))
+
+
+async def _cancelled(bench: Bench, asked: Awaitable[Any]) -> None:
+    task = asyncio.ensure_future(asked)
+    await asyncio.to_thread(wait_until, lambda: not _idle(bench.llm))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(wait_until, lambda: _idle(bench.llm))
+
+
+async def a_cancelled_task_frees_its_place(bench: Bench) -> None:
+    await _cancelled(bench, bench.adapter.aask(bench.llm, QUESTION, **LONG))
+
+
+async def a_cancelled_stream_frees_its_place(bench: Bench) -> None:
+    async def drain() -> None:
+        async for _ in bench.adapter.astream(bench.llm, QUESTION, **LONG):
+            pass
+
+    await _cancelled(bench, drain())
+
+
+# Tokens
+
+
+def counted_tokens_are_those_of_the_prompt(bench: Bench) -> None:
+    answer = bench.adapter.ask(bench.llm, QUESTION)
+    assert bench.adapter.count(bench.llm, QUESTION) == answer.prompt_tokens
+    assert bench.adapter.count(bench.llm, []) == 0
+
+
+CASES: Sequence[Callable[[Bench], None]] = (
+    constructing_loads_and_touches_nothing,
+    an_impossible_value_is_refused_by_name,
+    every_spelling_of_a_folder_is_one_engine,
+    the_next_turn_pays_for_new_tokens_only,
+    a_session_survives_a_restart,
+    sessions_and_namespaces_are_the_callers,
+    an_answer_ends_before_a_stop_string,
+    sampling_of_a_call_goes_before_that_of_the_model,
+    an_unknown_option_is_refused,
+    a_prompt_that_cannot_fit_is_refused,
+    ten_calls_read_no_file_and_no_variable_again,
+    leaving_a_stream_frees_its_place,
+    counted_tokens_are_those_of_the_prompt,
+)
+ASYNC_CASES: Sequence[Callable[[Bench], Awaitable[None]]] = (
+    many_at_once_answer_as_one_by_one,
+    every_route_gives_the_same_answer,
+    leaving_an_async_stream_frees_its_place,
+    a_cancelled_task_frees_its_place,
+    a_cancelled_stream_frees_its_place,
+)
