@@ -96,6 +96,11 @@ class Profile:
     path: Path | None = field(default=None, compare=False)
     """The file that was read."""
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it came with this package."""
+        return self.path is not None and self.path.parent == shipped_directory()
+
     def check(self, spec: ModelCacheSpec) -> None:
         """Compare the profile with the loaded model.
 
@@ -208,6 +213,18 @@ def sampling_for(
     """
     profile = find_profile(model, environ)
     return resolve_sampling(explicit, environ, profile.sampling if profile else None)
+
+
+def list_profiles() -> tuple[list[Profile], list[InvalidSetting]]:
+    """All profiles, in the order in which they are searched, and an error for each file that cannot be read."""
+    profiles, errors = [], []
+    for directory in profile_directories():
+        for path in sorted(directory.glob("*.toml")):
+            try:
+                profiles.append(read_profile(path))
+            except InvalidSetting as error:
+                errors.append(error)
+    return profiles, errors
 
 
 def read_profile(path: Path) -> Profile:
