@@ -58,6 +58,42 @@ def test_names_that_are_imported_late_are_listed_and_typos_are_not_forgiven() ->
     assert run(program) == "False"
 
 
+HEAVY = ("huggingface_hub", "mlx", "mlx_lm", "numpy", "torch", "transformers")
+"""Packages that only a loaded model needs. MLX, mlx-lm and transformers take two seconds to import."""
+
+
+@pytest.mark.parametrize(
+    "package", ["agent_memory_core", "langchain_agent_memory", "llama_index_agent_memory"]
+)
+def test_importing_a_package_imports_nothing_that_only_a_model_needs(package: str) -> None:
+    pytest.importorskip(package)
+    program = f"import sys, {package}; print(*sorted(set(sys.modules) & set(sys.argv[1].split(','))))"
+    # LlamaIndex itself imports numpy.
+    heavy = [name for name in HEAVY if name != "numpy" or package != "llama_index_agent_memory"]
+    assert run(program, ",".join(heavy)) == ""
+
+
+def test_no_help_imports_what_only_a_model_needs() -> None:
+    program = (
+        "import contextlib, io, sys\n"
+        "import typer\n"
+        "from agent_memory_core.cli.main import app, main\n"
+        "def paths(group, path):\n"
+        "    yield path\n"
+        "    for name, command in getattr(group, 'commands', {}).items(): yield from paths(command, [*path, name])\n"
+        "heavy, helped = sys.argv[1].split(','), []\n"
+        "for path in paths(typer.main.get_command(app), []):\n"
+        "    sys.argv = ['agent-memory', *path, '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit): main()\n"
+        "    assert 'Usage' in shown.getvalue(), path\n"
+        "    helped.append(path)\n"
+        "print(len(helped), *sorted(set(sys.modules) & set(heavy)))\n"
+    )
+    count, *imported = run(program, ",".join(HEAVY)).split()
+    assert int(count) > 10
+    assert imported == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_say_that_they_are_typed(package: str) -> None:
     assert (SRC / package / "py.typed").is_file()
@@ -140,6 +176,7 @@ def test_the_wheel_holds_every_profile_and_finds_them(tmp_path: Path) -> None:
     assert Path(folder) == tmp_path / "installed" / "agent_memory_core" / "model_configs"
     assert names == sorted(path.stem for path in (SRC.parent / "model_configs").glob("*.toml"))
     assert (tmp_path / "installed" / "agent_memory_core" / "tiny_chat" / "model.safetensors").is_file()
+    assert (tmp_path / "installed" / "agent_memory_core" / "storage" / "schema.sql").is_file()
 
 
 def tree(cls: type, depth: int = 0) -> list[str]:
