@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from agent_memory_core.engine.stats import MemoryStats, Stats, StoreStats
     from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
     from agent_memory_core.memory import AgentMemory
+    from agent_memory_core.models.description import KnownValue, KvCost, ModelDescription, describe_model
+    from agent_memory_core.models.new_profile import NewProfile, write_profile
     from agent_memory_core.models.parity import ParityResult
-    from agent_memory_core.models.profile import sampling_for, settings_for
+    from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
     from agent_memory_core.storage.audit import CheckReport
 
 _MODULES = {
@@ -82,12 +84,22 @@ _MODULES = {
     "TurnProgress": "engine.events",
     "TurnQueued": "engine.events",
     "TurnSaved": "engine.events",
+    "Profile": "models.profile",
+    "list_profiles": "models.profile",
     "sampling_for": "models.profile",
     "settings_for": "models.profile",
 }
 """Where the names are that are imported when they are first used."""
 
-_MODULES_WITH_MLX = {"ParityResult": "models.parity"}
+_MODULES_WITH_MLX = {
+    "KnownValue": "models.description",
+    "KvCost": "models.description",
+    "ModelDescription": "models.description",
+    "NewProfile": "models.new_profile",
+    "ParityResult": "models.parity",
+    "describe_model": "models.description",
+    "write_profile": "models.new_profile",
+}
 """The same for names whose modules import MLX."""
 
 
@@ -128,11 +140,16 @@ __all__ = [
     "InvalidRequest",
     "InvalidSetting",
     "InvalidToolCall",
+    "KnownValue",
+    "KvCost",
     "MemoryStats",
     "Message",
+    "ModelDescription",
     "ModelError",
     "ModelNotFound",
+    "NewProfile",
     "ParityResult",
+    "Profile",
     "PromptTooLong",
     "SamplingParams",
     "SessionInfo",
@@ -156,8 +173,11 @@ __all__ = [
     "TurnReport",
     "TurnSaved",
     "Usage",
+    "describe_model",
+    "list_profiles",
     "resolve_sampling",
     "resolve_settings",
     "sampling_for",
     "settings_for",
+    "write_profile",
 ]

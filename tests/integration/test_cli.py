@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +10,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support import engine_driver
-from typer.testing import CliRunner
+from support import command_line, engine_driver
 
-from agent_memory_core.cli import main as cli
 from agent_memory_core.demos import restart as demo
-from agent_memory_core.errors import AgentMemoryError
 
 Open = Callable[..., engine_driver.Driver]
 
@@ -28,27 +24,12 @@ def store(llama: str, open_driver: Open, tmp_path: Path, monkeypatch: pytest.Mon
         driver.turn([{"role": "user", "content": "A shared beginning. " * 20 + name}], name)
     driver.memory.close()
     monkeypatch.setenv("AGENT_MEMORY_CACHE_DIR", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "store"
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    done = CliRunner().invoke(cli.app, list(arguments))
-    assert done.exit_code == code, done.output
-    return done.output
-
-
-def program(
-    *arguments: str, typed: str = "", store: Path | str, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    environ = {
-        **os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0", "COLUMNS": "200",
-        **variables,
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "agent_memory_core.cli", *arguments],
-        env=environ, input=typed, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = command_line.command(*arguments, code=code)
+    return done.stdout + done.stderr
 
 
 def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
@@ -65,6 +46,22 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
     assert "ada" not in run("sessions", "list")
     assert 0 < len(list(store.rglob("*.safetensors"))) < files
     assert "no session" in run("sessions", "forget", "ada")
+
+
+def test_listing_sessions_imports_nothing_that_only_a_model_needs(store: Path) -> None:
+    program = (
+        "import sys\n"
+        "from agent_memory_core.cli.main import main\n"
+        "sys.argv = ['agent-memory', 'sessions', 'list']\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "print(sorted(set(sys.modules) & {'huggingface_hub', 'mlx', 'mlx_lm', 'numpy', 'torch', 'transformers'}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "ada" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_check_finds_a_flipped_byte_and_mends_it(store: Path) -> None:
@@ -100,33 +97,35 @@ def test_a_check_keeps_every_session_and_knows_the_budget(
         (1, ["--disk-budget-mb", "1"], {"AGENT_MEMORY_DISK_BUDGET_MB": "200000"}),
         (200000, [], {"AGENT_MEMORY_DISK_BUDGET_MB": "200000"}),
     ):
-        checked = program("check", "--fix", *options, store=store, **variables)
+        checked = command_line.process("check", "--fix", *options, store=store, **variables)
         assert checked.returncode == 0, checked.stderr
         assert ("over the disk budget" in checked.stdout) == (budget == 1)
         assert sorted(store.rglob("*.safetensors")) == files
-        stats = json.loads(program("stats", *options, store=store, **variables).stdout)
+        stats = json.loads(command_line.process("stats", *options, store=store, **variables).stdout)
         assert stats["quota"] == budget * 2**20
     listed = run("sessions", "list", "--cache-dir", str(store))
     assert [name for name in ("ada", "bob", "cyd") if name in listed] == ["ada", "bob", "cyd"]
 
 
 def test_a_chat_goes_on_in_another_process(tmp_path: Path) -> None:
-    first = program(
+    first = command_line.process(
         "chat", "--session", "s", typed="My favourite colour is teal.\n\n", store=tmp_path / "store"
     )
     assert first.returncode == 0, first.stderr
-    second = program(
+    second = command_line.process(
         "chat", "--session", "s", typed="What is my favourite colour?\n\n", store=tmp_path / "store"
     )
     assert "teal" in second.stdout
     assert "after 2 messages" in second.stderr
     assert "(warm)" in second.stderr
-    listed = program("sessions", "list", store=tmp_path / "store")
+    listed = command_line.process("sessions", "list", store=tmp_path / "store")
     assert "s" in listed.stdout
 
 
 def test_a_chat_without_a_folder_answers_and_says_that_nothing_is_kept(tmp_path: Path) -> None:
-    done = program("chat", typed="My name is Ada.\nWhat is my name?\n\n", store="none", HOME=str(tmp_path))
+    done = command_line.process(
+        "chat", typed="My name is Ada.\nWhat is my name?\n\n", store="none", HOME=str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     assert "Ada" in done.stdout
     assert "nothing of this chat is kept" in done.stderr
@@ -147,10 +146,10 @@ COMMANDS = (
 
 
 def failed(*arguments: str, **variables: str) -> str:
-    """The one sentence with which a command fails, as `main` prints it. Any other exception is a failed test."""
-    done = CliRunner().invoke(cli.app, list(arguments), env=variables, input="hi\n\n")
-    assert isinstance(done.exception, AgentMemoryError), (done.exception, done.output)
-    return str(done.exception)
+    """The one sentence with which a command fails. Any exception but ours is a failed test."""
+    done = command_line.command(*arguments, code=1, typed="hi\n\n", **variables)
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return sentence
 
 
 @pytest.mark.parametrize("command", STORE_COMMANDS, ids=" ".join)
@@ -194,14 +193,14 @@ def test_a_session_that_is_not_there_is_named(command: tuple[str, ...], tmp_path
 
 
 def test_a_damaged_transcript_is_named(tmp_path: Path) -> None:
-    program("chat", "--max-tokens", "1", typed="hi\n\n", store=tmp_path)
+    command_line.command("chat", typed="hi\n\n", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
     (transcript,) = (tmp_path / "transcripts").iterdir()
     transcript.write_text("[1]")
     assert str(transcript) in failed("chat", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
 
 
 def test_an_error_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
-    done = program("chat", "--model", "./no-such-folder", typed="hi\n", store=tmp_path / "store")
+    done = command_line.process("chat", "--model", "./no-such-folder", typed="hi\n", store=tmp_path / "store")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -1,21 +1,20 @@
-"""`agent-memory models` as a real process on real folders."""
+"""`agent-memory models` on real folders."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import families, tiny_models
+from support import command_line, families, tiny_models
 
 from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import read_profile, shipped_directory
@@ -25,20 +24,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs the command line in ``tmp_path`` and checks how it ended."""
-
-    def one(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "agent_memory_core.cli", "models", *arguments],
-            env={**os.environ, "COLUMNS": "200", **variables}, cwd=tmp_path,
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    return one
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `agent-memory models` in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    return partial(command_line.command, "models")
 
 
 @pytest.fixture
@@ -108,15 +97,15 @@ def test_what_kv_costs_is_what_the_codecs_make_of_it(run: Run) -> None:
 @pytest.mark.parametrize(
     ("geometry", "said"),
     [
-        ("n_layers = 2\nhead_dim = 64\n", "cannot be told"),
-        ("n_layers = 2\nn_kv_heads = 1\nhead_dim = [64, 96]\n", "cannot be told"),
+        ("n_layers = 2\nhead_dim = 64\n", "does not tell enough"),
+        ("n_layers = 2\nn_kv_heads = 1\nhead_dim = [64, 96]\n", "does not tell enough"),
         (
             "n_layers = 2\nn_kv_heads = 1\nhead_dim = 64\n[model.layers.recurrent]\ncount = 2\n",
-            "cannot be told",
+            "does not tell enough",
         ),
         (
             "n_kv_heads = 1\nhead_dim = 64\n[model.layers.hybrid]\ncount = 2\n",
-            "states and snapshots are kept",
+            "keep states or snapshots",
         ),
     ],
 )
@@ -126,7 +115,7 @@ def test_what_a_profile_does_not_tell_is_not_made_up(
     (tmp_path / "m.toml").write_text(f'[model]\nmodel_id = "[m]"\n{geometry}')
     shown = run("show", "m", AGENT_MEMORY_MODEL_CONFIGS=str(tmp_path)).stdout
     assert said in shown
-    assert ("0.50 KiB" in shown) == ("kept besides" in shown)
+    assert ("0.50 KiB" in shown) == ("keep states" in shown)
 
 
 def test_a_loaded_model_is_shown_as_it_is(run: Run, llama: Callable[..., Path]) -> None:
@@ -207,16 +196,23 @@ def test_what_cannot_be_loaded_or_written_leaves_nothing(
     assert list(tmp_path.glob("**/*.toml")) == []
 
 
+def test_a_random_model_is_written_but_never_over_anything(run: Run, tmp_path: Path) -> None:
+    assert "wrote mine" in run("random", "mine", "--family", "qwen3").stdout
+    assert cells(run("show", "./mine", "--load").stdout, "global layers: head_dim")[1] == "32"
+    weights = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    assert "is not empty" in run("random", "mine", "--seed", "1", code=1).stderr
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == weights
+    assert "choose from llama, olmo2, qwen3" in run("random", "other", "--family", "gpt", code=1).stderr
+    assert not (tmp_path / "other").exists()
+
+
 # Verified
 
 
-def chatted(tmp_path: Path, folder: Path, store: Path) -> subprocess.CompletedProcess[str]:
+def chatted(folder: Path, store: Path) -> subprocess.CompletedProcess[str]:
     """A process of its own that says one thing to a model."""
-    return subprocess.run(
-        [sys.executable, "-m", "agent_memory_core.cli", "chat", "--model", str(folder), "--max-tokens", "3"],
-        env={**os.environ, "AGENT_MEMORY_CACHE_DIR": str(store), "AGENT_MEMORY_MIN_FREE_MB": "0"},
-        cwd=tmp_path, input="Hello\n\n", capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    arguments = ("chat", "--model", str(folder), "--max-tokens", "3")
+    return command_line.process(*arguments, typed="Hello\n\n", store=store)
 
 
 def recorded(store: Path) -> list[tuple[str, ParityResult]]:
@@ -231,17 +227,17 @@ def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(
 ) -> None:
     folder, store = llama(), tmp_path / "store"
     said = run("verify", str(folder), "--blocks", "2", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
-    assert cells(said, "batched, alone")[-1] == "equal"
-    assert cells(said, "resumed, uninterrupted at 2 boundaries")[-1] == "equal"
+    assert cells(said, "in a batch and alone")[-1] == "equal"
+    assert cells(said, "resumed and uninterrupted, at 2 boundaries")[-1] == "equal"
     assert f"recorded in {store}." in said
     ((subject, verdict),) = recorded(store)
     assert (verdict.batched, verdict.resumed, verdict.boundaries) == (True, True, 2)
-    good = chatted(tmp_path, folder, store)
+    good = chatted(folder, store)
     assert good.returncode == 0, good.stderr
     assert "nothing of it is stored" not in good.stderr
     with closing(Catalog(store / "catalog.db")) as catalog:
         catalog.write_note(subject, replace(verdict, resumed=False, resumed_gap=0.25).to_json())
-    bad = chatted(tmp_path, folder, store)
+    bad = chatted(folder, store)
     assert bad.returncode == 0, bad.stderr
     assert "by 0.25 of its logits' spread): nothing of it is stored" in bad.stderr.replace("\n", " ")
 
@@ -249,12 +245,12 @@ def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(
 def test_a_family_that_is_wrong_in_a_batch_is_said_to_decode_one_at_a_time(run: Run, tmp_path: Path) -> None:
     folder, store = families.write(tmp_path / "afm7", "afm7"), tmp_path / "store"
     said = run("verify", folder, "--blocks", "2", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
-    assert cells(said, "batched, alone")[-1] == "one at a time"
-    assert cells(said, "resumed, uninterrupted at 2 boundaries")[-1] == "equal"
+    assert cells(said, "in a batch and alone")[-1] == "one at a time"
+    assert cells(said, "resumed and uninterrupted, at 2 boundaries")[-1] == "equal"
     assert "the model decodes one sequence at a time: its logits in a batch differ" in said
     ((_, verdict),) = recorded(store)
     assert (verdict.batched, verdict.resumed) == (False, True)
-    assert "nothing of it is stored" not in chatted(tmp_path, Path(folder), store).stderr
+    assert "nothing of it is stored" not in chatted(Path(folder), store).stderr
 
 
 def test_without_a_folder_a_verdict_is_recorded_nowhere(run: Run, llama: Callable[..., Path]) -> None:

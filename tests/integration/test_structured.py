@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pydantic.v1
@@ -14,8 +16,10 @@ from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import BaseModel, Field
-from support import engine_driver
-from support.json_forms import SCHEMAS, fits, tool
+from support import engine_driver, tiny_models
+from support.constrained_answers import ASK
+from support.json_schemas import SCHEMAS, fits, tool
+from support.tool_templates import xml_tokenizers
 from typing_extensions import TypedDict
 
 from agent_memory_core import AgentMemory, ChatRequest, ChatResult, InvalidRequest, Message, SamplingParams
@@ -117,6 +121,51 @@ def test_a_form_that_cannot_be_held_is_refused_before_any_work(
     with pytest.raises(InvalidRequest, match=said):
         memory.chat(ask("Anything.", **form))
     assert memory.stats().prompt_tokens == before
+
+
+@pytest.mark.parametrize("kind", ["schema", "call"])
+def test_random_answers_of_a_random_model_are_all_valid(memory: AgentMemory, kind: str) -> None:
+    schemas = [SCHEMAS[name] for name in ("string", "enum", "nested", "array", "optional", "ünï")]
+
+    def one(seed: int) -> None:
+        schema = schemas[seed % len(schemas)]
+        sampling = SamplingParams(max_tokens=300, temperature=1.0, seed=seed)
+        if kind == "schema":
+            result = memory.chat(ChatRequest(ASK, sampling=sampling, response_schema=schema))
+            assert result.report.finish_reason == "stop"
+            assert fits(json.loads(result.text), schema), result.text
+            return
+        result = memory.chat(ChatRequest(ASK, (tool("f", schema),), sampling, tool_choice="f"))
+        assert result.report.finish_reason == "tool_calls"
+        (call,) = result.tool_calls
+        assert fits(call.arguments, schema), call
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(48)))
+
+
+def test_calls_that_are_not_json_are_forced_in_a_batch(tmp_path: Path) -> None:
+    """mlx-lm itself recognises this template, and chooses the parser."""
+    folder = tmp_path / "model"
+    tiny_models.write(folder, tiny_models.LLAMA, seed=7)
+    settings = folder / "tokenizer_config.json"
+    template = str(xml_tokenizers()["qwen3_coder"].chat_template)
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
+    schemas = [SCHEMAS[name] for name in ("string", "array", "nested", "number")]
+
+    def one(seed: int) -> None:
+        schema = schemas[seed % len(schemas)]
+        sampling = SamplingParams(max_tokens=400, temperature=1.0, seed=seed)
+        result = opened.chat(ChatRequest(ASK, (tool("f", schema),), sampling, tool_choice="f"))
+        assert result.report.finish_reason == "tool_calls"
+        (call,) = result.tool_calls
+        assert fits(call.arguments, schema), call
+
+    with (
+        AgentMemory(model=str(folder), cache_dir=None, memory_budget_mb=64) as opened,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        list(pool.map(one, range(24)))
 
 
 # LangChain

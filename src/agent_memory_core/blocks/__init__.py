@@ -1,1 +1,1 @@
-"""The pure books: blocks, chains, what memory holds, and what of it a prompt begins with."""
+"""Blocks of tokens as pure data: their names, what memory holds, how much of a prompt is stored, where to resume."""

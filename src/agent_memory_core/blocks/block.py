@@ -1,17 +1,17 @@
 """Blocks: the KV of a fixed number of tokens, named by a hash of all tokens up to their end.
 
-Pure book-keeping; what ``kv`` holds is known to the codec alone. The chain is
+Pure data; what ``kv`` holds, only the package ``kv`` knows. The names form a chain:
 
     root        = sha256("agent-memory root 1" || tagged identity fields)
     block hash  = sha256("agent-memory block 1" || parent hash || token ids as little-endian u32)
 
-so two blocks of one hash stand for the same tokens after the same history, under the same model, codec,
-block size and namespace. Beside blocks there are records of other kinds, each with its kind for a tag:
+so two blocks with one name hold the same tokens after the same tokens, under the same model, codec, block size and
+namespace. Besides blocks there are records of other kinds; their names contain the kind:
 
-    tail     the unfinished last block of a branch, or of a prompt: fewer tokens, perhaps none, kept unencoded,
-             with the whole state of the layers that have one
-    window   what the window layers keep of the block that it names as its parent
-    token_tail  the tokens of an unfinished block whose KV was not kept
+    tail        the unfinished last block of a branch or of a prompt: fewer tokens than a block, perhaps none, not
+                encoded, and with it the whole state of the layers that have one
+    window      what window layers keep of one block, which it names as its parent
+    token_tail  the tokens of an unfinished block whose KV could not be kept
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORD_KINDS: tuple[RecordKind, ...] = ("block", "tail", "window", "token_tail")
 
 
 def root_hash(identity: Mapping[str, str]) -> BlockHash:
-    """Hash what KV depends on besides tokens. Fields are tagged and length-prefixed, so none can pose as another."""
+    """Hash what KV depends on besides tokens. Lengths are hashed too, so no field can pose as another."""
     digest = hashlib.sha256(b"agent-memory root 1")
     for name in sorted(identity):
         for part in (name.encode(), identity[name].encode()):
@@ -41,7 +41,7 @@ def root_hash(identity: Mapping[str, str]) -> BlockHash:
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
-    """Token ids as little-endian u32, the form that is hashed and stored."""
+    """Token ids as little-endian u32, as they are hashed and stored."""
     packed = array("I", tokens)
     assert packed.itemsize == 4
     return packed.tobytes()
@@ -65,7 +65,7 @@ def block_hash(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
 def chain(
     root: BlockHash, tokens: Sequence[int], block_tokens: int, known: Sequence[BlockHash] = ()
 ) -> list[BlockHash]:
-    """Names of all full blocks of ``tokens``, in order; the first of them may be ``known`` already."""
+    """Names of all full blocks of ``tokens``, in order. ``known`` are the names of the first ones, if known already."""
     hashes = list(known)
     parent = hashes[-1] if hashes else root
     for start in range(len(hashes) * block_tokens, len(tokens) - block_tokens + 1, block_tokens):
@@ -84,16 +84,16 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 @dataclass(slots=True)
 class Block:
-    """KV of ``tokens`` at rest, in memory: of all layers, or of those that its kind is about.
-
-    ``kv`` maps tensor names to arrays and is literally one safetensors file; ``ref_count`` counts the
-    sequences that hold it (a held block is never evicted). Written by the block pool only.
-    """
+    """One record in memory: the KV of ``tokens``, of all layers or of those that records of its kind are for."""
 
     hash: BlockHash
+    """Its name."""
     parent: BlockHash
+    """Name of the block that it follows; of a window record, the block that it belongs to."""
     tokens: tuple[int, ...]
     nbytes: int
     kv: Any = field(repr=False)
+    """Arrays by name, exactly as in the safetensors file of the record."""
     kind: RecordKind = "block"
     ref_count: int = 0
+    """How many sequences hold it. A held block is never evicted. Only the block pool changes this."""

@@ -1,13 +1,13 @@
-"""The memory budget in bytes: who holds which block, and which goes next.
+"""The memory budget in bytes: which blocks are held, and which is evicted next.
 
 A block in the pool is in one of two states:
 
-    held   ref_count > 0: some running sequence reads it; never evicted
-    evictable  ref_count == 0: findable by its hash; the least recently used goes first
+    held       ref_count > 0: some running sequence reads it; it is never evicted
+    evictable  ref_count == 0: it can be found by its hash; the least recently used one is evicted first
 
-Beside blocks the budget covers *reservations*: bytes of live caches, asked for before they are allocated.
-Invariant: bytes of held and evictable blocks + reserved bytes <= budget. Eviction is forgetting: what must survive
-was written to disk when it was committed.
+Besides blocks the budget covers *reservations*: bytes of live caches, which are reserved before they are allocated.
+Invariant: bytes of held and evictable blocks + reserved bytes <= budget. An evicted block is simply dropped: what has
+to survive was written to disk when it was committed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent_memory_core.blocks.block import Block, BlockHash
 
 
 class BlockPool:
-    """Blocks and tails in memory under one byte budget."""
+    """All records in memory, under one byte budget."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget = budget_bytes
@@ -49,7 +49,7 @@ class BlockPool:
 
     @property
     def reserved(self) -> int:
-        """Bytes set aside for live caches."""
+        """Bytes reserved for live caches."""
         return self._reserved
 
     def get(self, key: BlockHash) -> Block | None:
@@ -57,15 +57,15 @@ class BlockPool:
         return self._held.get(key) or self._evictable.get(key)
 
     def children(self, parent: BlockHash) -> list[Block]:
-        """Blocks and tails that directly follow ``parent``, in the order of their names."""
+        """Records that directly follow ``parent``, in the order of their names."""
         found = [self.get(key) for key in sorted(self._children.get(parent, ()))]
         return [block for block in found if block is not None]
 
     def put(self, block: Block) -> Block | None:
-        """Add an evictable block, evicting others as needed; return the block that now bears its name.
+        """Add an evictable block, evicting others as needed; return the block that now has its name.
 
-        The first block of a name stays: a second one may differ in its last bits, and what others already
-        read must not change. None means the budget has no place for it.
+        If there is a block with its name already, that one stays: the new one may differ in its last bits, and what
+        others read must not change. None means that the budget has no room for it.
         """
         known = self.get(block.hash)
         if known is not None:
@@ -86,7 +86,7 @@ class BlockPool:
             self._held_bytes += block.nbytes
 
     def release(self, blocks: Iterable[Block]) -> None:
-        """Give blocks of one sequence back, in token order: the last of them is the first to be evicted."""
+        """Stop holding blocks of one sequence, given in token order: the last of them is evicted first."""
         for block in reversed(list(blocks)):
             assert block.ref_count > 0, "a block was released more often than held"
             block.ref_count -= 1
@@ -95,30 +95,30 @@ class BlockPool:
                 self._held_bytes -= block.nbytes
 
     def touch(self, keys: Iterable[BlockHash]) -> None:
-        """Mark evictable blocks of one sequence as just used, given in token order."""
+        """Mark evictable blocks of one sequence, given in token order, as just used."""
         for key in reversed(list(keys)):
             if key in self._evictable:
                 self._evictable.move_to_end(key)
 
     def discard(self, keys: Iterable[BlockHash]) -> int:
-        """Drop evictable blocks of these names; return how many went."""
+        """Drop evictable blocks with these names; return how many were dropped."""
         dropped = [self._remove_evictable(key) for key in keys if key in self._evictable]
         return len(dropped)
 
     def reserve(self, nbytes: int) -> bool:
-        """Set bytes aside for a live cache, evicting evictable blocks as needed."""
+        """Reserve bytes for a live cache, evicting blocks as needed; return whether there is room."""
         if not self._make_room(nbytes):
             return False
         self._reserved += nbytes
         return True
 
     def unreserve(self, nbytes: int) -> None:
-        """Give reserved bytes back."""
-        assert 0 <= nbytes <= self._reserved, "more bytes given back than reserved"
+        """Return reserved bytes to the budget."""
+        assert 0 <= nbytes <= self._reserved, "more bytes returned than reserved"
         self._reserved -= nbytes
 
     def available(self) -> int:
-        """Bytes that a reservation could get by evicting every evictable block."""
+        """Bytes that could be reserved if every evictable block were evicted."""
         return self.budget - self._reserved - self._held_bytes
 
     def check(self) -> None:

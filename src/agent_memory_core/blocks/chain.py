@@ -1,4 +1,4 @@
-"""A chain: token ids, and the names of the full blocks that they make up."""
+"""Token ids, and the names of the full blocks that they fill."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class TokenChain:
     """Token ids, and the names of their full blocks.
 
     Args:
-        root: what the chain of blocks starts from.
+        root: the name that the first block follows.
         token_ids: the tokens so far; more may be appended.
         block_tokens: tokens in a full block.
-        hashes: names of the leading blocks that are known already; the rest are found here.
+        hashes: names of the first blocks, if they are known already; the other names are computed.
     """
 
     root: BlockHash
@@ -27,14 +27,14 @@ class TokenChain:
         self.hashes = chain(self.root, self.token_ids, self.block_tokens, self.hashes)
 
     def append(self, token_id: int) -> None:
-        """Add a generated token, and the name of the block it completes."""
+        """Add a generated token, and the name of the block if it completes one."""
         self.token_ids.append(token_id)
         start = len(self.hashes) * self.block_tokens
         if len(self.token_ids) == start + self.block_tokens:
             self.hashes.append(block_hash(self.parent_of(len(self.hashes)), self.token_ids[start:]))
 
     def keep(self, length: int) -> None:
-        """Forget tokens from ``length`` on, and the names of the blocks they completed."""
+        """Forget the tokens after the first ``length``, and the names of the blocks that they completed."""
         assert length <= len(self.token_ids)
         del self.token_ids[length:]
         del self.hashes[length // self.block_tokens :]

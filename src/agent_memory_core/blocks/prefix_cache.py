@@ -163,7 +163,7 @@ class PrefixCache:
             root: the root the chain starts from.
             token_ids: the prompt.
             hashes: names of the prompt's full blocks, see `block.chain`.
-            tier: where to look beside memory; None looks in memory only.
+            tier: where to look besides memory; None means in memory only.
             without: names of records that turned out not to be there.
         """
         if self._policy.unsupported:

@@ -140,6 +140,16 @@ class ResumePolicy:
         return any(r.window_start(self.block_tokens) < self.block_tokens for r in self.requirements)
 
     @property
+    def needs_checkpoints(self) -> bool:
+        """Whether a later prompt can only use what was kept of some places of a prompt."""
+        return not self.at_any_token and not self.unsupported
+
+    @property
+    def stops_at_checkpoints(self) -> bool:
+        """Whether a tail has to be taken at each checkpoint, when no token after it has been computed yet."""
+        return self.needs_checkpoints and not self.inside_block
+
+    @property
     def at_any_token(self) -> bool:
         """Whether blocks and tails alone decide, down to the token."""
         return self.at_block_ends and self.inside_block and not self.has_windows

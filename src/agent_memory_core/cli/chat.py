@@ -28,7 +28,7 @@ def chat(
             memory.load()
         history = transcript.read() if transcript is not None else []
         if history:
-            err.print(f"continuing session {session!r} after {len(history)} messages.", markup=False)
+            err.print(f"continuing session {session!r} after {len(history)} messages.")
         while text := _read_line():
             history.append({"role": "user", "content": text})
             answer = _answer(memory, history, SessionKey(session, namespace=namespace), max_tokens)
@@ -47,7 +47,7 @@ def _transcript(memory: AgentMemory, namespace: str, session: str) -> Transcript
 
 def _read_line() -> str:
     try:
-        return out.input("[bold]> [/bold]").strip()
+        return out.input("[bold]> [/bold]", markup=True).strip()
     except EOFError:
         return ""
 
@@ -59,10 +59,10 @@ def _answer(memory: AgentMemory, history: History, key: SessionKey, max_tokens: 
             first = next(stream)
         for delta in itertools.chain([first], stream):
             text += delta.text
-            out.print(delta.text, end="", markup=False, highlight=False)
+            out.print(delta.text, end="")
     out.print()
     if stream.report is not None:
-        err.print(_summary(stream.report), style="dim", markup=False)
+        err.print(_summary(stream.report), style="dim")
     return text
 
 

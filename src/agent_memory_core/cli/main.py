@@ -45,7 +45,7 @@ def main() -> None:
     try:
         app()
     except AgentMemoryError as error:
-        err.print(f"error: {error}", style="red", markup=False)
+        err.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(1)
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from agent_memory_core import AgentMemory, InvalidSetting
 
-out = Console(highlight=False)
-err = Console(highlight=False, stderr=True)
+out = Console(highlight=False, markup=False)
+err = Console(highlight=False, markup=False, stderr=True)
 
 Model = Annotated[
     str | None,

@@ -88,4 +88,4 @@ def _time(seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(text, soft_wrap=True)

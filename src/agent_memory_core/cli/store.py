@@ -25,7 +25,7 @@ def check(
     with opened as memory, err.status("reading every block"):
         report = memory.check(fix=fix)
     for line in _lines(report):
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     if fix and not report.clean:
         out.print("what could be repaired was repaired.")
     if not report.clean and not fix:

@@ -118,7 +118,7 @@ class Intake:
                 reads_tier=session is not None,
                 background=background is not None,
                 checkpoints=self._find_checkpoints(request, prompt),
-                stops_at_checkpoints=not self._resume.inside_block,
+                stops_at_checkpoints=self._resume.stops_at_checkpoints,
             ),
             sink=sink,
             key=key,
@@ -151,7 +151,7 @@ class Intake:
         self._disk.ensure_room(new_blocks * self._blocks.block_bytes + tails * self._blocks.tail_bytes)
 
     def _find_checkpoints(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
-        if self._resume.at_any_token or self._resume.unsupported:
+        if not self._resume.needs_checkpoints:
             return ()
         return self._checkpoints.find(request, prompt)
 

@@ -91,13 +91,13 @@ class KvRetention:
 
     def dependencies(self, turn: Turn) -> frozenset[BlockHash]:
         """The records, besides blocks and its tail, that a branch needs to be resumed at its end and checkpoints."""
-        if self._policy.at_any_token or self._policy.unsupported:
+        if not self._policy.needs_checkpoints:
             return frozenset()
         sequence = turn.sequence
         checkpoints = [checkpoint for checkpoint in turn.checkpoints if checkpoint <= sequence.num_computed]
         needed = self._policy.windows_near((*checkpoints, sequence.num_computed))
         windows = {record_hash("window", sequence.hashes[i]) for i in needed if i < len(sequence.hashes)}
-        if self._policy.inside_block:
+        if not self._policy.stops_at_checkpoints:
             return frozenset(windows)
         return frozenset(windows.union(self._tail_name(turn, checkpoint) for checkpoint in checkpoints))
 

@@ -114,7 +114,7 @@ class Turn:
         """Tokens that have KV and stand for text that was handed out."""
         assert self.slot is not None
         if self.detokenizer.stopped:
-            return min(self.slot.fed, self.sequence.num_prompt + self.detokenizer.kept)
+            return min(self.slot.fed, self.sequence.num_prompt + self.detokenizer.tokens_before_stop)
         return self.slot.fed
 
     def hand_out(self, token: int, logprobs: ReadOnly[tuple[int, float]]) -> bool:

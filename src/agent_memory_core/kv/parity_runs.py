@@ -53,9 +53,9 @@ def batched_gap(model: Any, rows: Sequence[list[int]], steps: int) -> Gap:
 
 
 def resumed_gap(model: Any, layout: KvLayout, ids: list[int], block_tokens: int) -> Gap:
-    """Feed ``ids`` block by block; at each boundary a copy, made as if from records, continues beside the original.
+    """Feed ``ids`` block by block, each block also to a copy of the cache that is made as if from records.
 
-    The largest gap is returned.
+    The largest gap between the two is returned.
     """
     live = make_prompt_cache(model)
     gaps: list[Gap] = []

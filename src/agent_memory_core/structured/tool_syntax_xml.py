@@ -260,9 +260,8 @@ class _CallRules:
         rule = f"{self._rule}_value_{at}"
         simple, nested, lines = [], [], []
         for found in schema_types(schema, self._schema):
-            if found.name in ("object", "array") or (
-                found.name in _NUMBERS and _BOUNDS & found.schema.keys()
-            ):
+            bounded = found.name in _NUMBERS and _BOUNDS & found.schema.keys()
+            if bounded or found.name in ("object", "array"):
                 nested += self._json(key, found)
             elif found.name == "string" and (text := self._text(key, found.schema)):
                 simple.append(f"{rule.upper()}_TEXT")

@@ -252,7 +252,7 @@ class Oracle:
                 ]
 
     def ends(self, full: int, more: int) -> Iterator[Row | None]:
-        """What may hold the last ``more`` tokens; parts are looked for behind the last known block only."""
+        """What may hold the last ``more`` tokens; a part of a record only after the last known block."""
         if more == 0 and not self.model.state:
             yield None
         parent = self.hashes[full - 1] if full else ROOT
@@ -340,7 +340,7 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
                 assert hit.stored == (tier is not None and hit.key in tier.rows)
             assert match.in_blocks == (model.append or not match.tokens)
             seen.append(listed(match))
-    assert seen[0] == seen[1] == seen[2], "memory and tier settle alike"
+    assert seen[0] == seen[1] == seen[2], "memory and tier give the same match"
 
 
 def test_what_can_never_be_stored_is_never_matched() -> None:

@@ -125,7 +125,7 @@ def test_layers_without_a_cache_are_not_compared_with_those_that_have_one() -> N
 
 
 @pytest.mark.parametrize(
-    ("said", "reported"),
+    ("config", "reported"),
     [
         ({"sliding_window": 512}, "sliding_window = 512, but the live caches have no window"),
         (
@@ -138,10 +138,10 @@ def test_layers_without_a_cache_are_not_compared_with_those_that_have_one() -> N
     ],
 )
 def test_a_config_that_contradicts_the_caches_is_reported_and_not_believed(
-    said: dict[str, Any], reported: str
+    config: dict[str, Any], reported: str
 ) -> None:
-    groups, config = live_groups(unevaluated(LLAMA)), LLAMA | said
-    spec, plain = cache_spec(groups, config), cache_spec(groups, LLAMA)
+    groups = live_groups(unevaluated(LLAMA))
+    spec, plain = cache_spec(groups, LLAMA | config), cache_spec(groups, LLAMA)
     assert len(spec.contradictions) == 1
     assert re.search(reported, spec.contradictions[0])
     assert (spec.layer_types, spec.shapes, spec.n_layers) == (plain.layer_types, plain.shapes, plain.n_layers)

@@ -1,4 +1,4 @@
-"""Whether a model is the same in a batch and from what is at rest: what is wrong is refused, and said and kept."""
+"""Whether a model is the same in a batch and when it is resumed: a wrong one is refused, reported and recorded."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_rounding_in_a_batch_is_no_reason(model: Any) -> None:
     assert check_batched(InBatch(model, noise(1e-5)), KvLayout(model), SIZE).batched
 
 
-def test_one_step_that_differs_is_no_verdict(model: Any) -> None:
+def test_one_step_that_differs_is_no_reason(model: Any) -> None:
     """Two tokens that are all but equally likely may change places once; a wrong batch is wrong on most steps."""
 
     def once(logits: mx.array) -> mx.array:
@@ -131,9 +131,7 @@ def test_rows_are_compared_one_by_one(model: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, TypeError, AttributeError, IndexError, RuntimeError])
-def test_a_model_that_fails_in_a_batch_is_refused_with_what_it_said(
-    model: Any, kind: type[Exception]
-) -> None:
+def test_a_model_that_fails_in_a_batch_is_refused_with_its_error(model: Any, kind: type[Exception]) -> None:
     def fail(logits: mx.array) -> mx.array:
         raise kind("shapes do not fit")
 
@@ -229,8 +227,8 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
             self.mystery = object()
 
     monkeypatch.setattr(model, "make_cache", lambda: [Strange(), KVCache()], raising=False)
-    gate = ParityCheck(model, KvLayout(model), "strange", SIZE, None)
-    result = gate.verify(16, 2)
+    check = ParityCheck(model, KvLayout(model), "strange", SIZE, None)
+    result = check.verify(16, 2)
     assert result.batched
     assert not result.resumed
 
@@ -241,39 +239,39 @@ def test_what_cannot_be_stored_is_no_fault_of_its_batches(
 def test_nothing_is_looked_into_until_it_is_asked(model: Any, catalog: Catalog) -> None:
     seen = InBatch(model, noise(0))
     layout = KvLayout(model)
-    gate = ParityCheck(seen, layout, "m", SIZE, catalog)
-    assert gate.result is None
+    check = ParityCheck(seen, layout, "m", SIZE, catalog)
+    assert check.result is None
     assert seen.batches == 0
-    assert gate.may_batch()
+    assert check.may_batch()
     looked = seen.batches
     assert looked > 0
-    assert gate.may_batch()
+    assert check.may_batch()
     assert seen.batches == looked
     recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
-    assert ParityResult.from_json(recorded) == gate.result
+    assert ParityResult.from_json(recorded) == check.result
 
 
-def test_what_is_recorded_is_believed_and_said(
+def test_a_recorded_result_is_believed_and_reported(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = KvLayout(model)
-    said = ParityResult(
+    recorded = ParityResult(
         False, 0.5, resumed=False, resumed_gap=0.25, boundaries=8, limit=0.1, reason="so it was"
     )
-    ParityCheck(model, layout, "m", SIZE, catalog).record(said)
+    ParityCheck(model, layout, "m", SIZE, catalog).record(recorded)
     parity._RESULTS.clear()
     seen = InBatch(model, noise(0))
-    gate = ParityCheck(seen, layout, "m", SIZE, catalog)
-    assert gate.result == said
+    check = ParityCheck(seen, layout, "m", SIZE, catalog)
+    assert check.result == recorded
     assert "by 0.25 of its logits' spread" in caplog.text
-    assert not gate.may_batch()
+    assert not check.may_batch()
     assert seen.batches == 0
     assert "decodes one sequence at a time: so it was." in caplog.text
     assert ParityCheck(seen, layout, "another model", SIZE, catalog).result is None
 
 
-def test_a_verdict_is_of_one_model_layout_device_and_version(
+def test_a_result_is_of_one_model_layout_device_and_version(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = KvLayout(model)
@@ -301,11 +299,11 @@ def test_what_one_engine_found_another_of_the_process_knows(model: Any, catalog:
 
 def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -> None:
     layout = KvLayout(model)
-    gate = ParityCheck(model, layout, "m", SIZE, catalog)
-    gate.record(ParityResult(False, reason="once"))
-    result = gate.verify(16, 3)
+    check = ParityCheck(model, layout, "m", SIZE, catalog)
+    check.record(ParityResult(False, reason="once"))
+    result = check.verify(16, 3)
     assert (result.batched, result.resumed, result.boundaries, result.reason) == (True, True, 3, "")
-    assert gate.may_batch()
+    assert check.may_batch()
     parity._RESULTS.clear()
     assert ParityCheck(model, layout, "m", SIZE, catalog).result == result
 
@@ -313,23 +311,23 @@ def test_looking_anew_replaces_what_was_recorded(model: Any, catalog: Catalog) -
 def test_a_catalog_that_was_closed_meanwhile_costs_the_record_only(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = ParityCheck(model, KvLayout(model), "m", SIZE, catalog)
+    check = ParityCheck(model, KvLayout(model), "m", SIZE, catalog)
     catalog.close()
-    assert gate.may_batch()
-    assert gate.result is not None
+    assert check.may_batch()
+    assert check.result is not None
     assert "could not be recorded" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "no result", "[]", "{}", '{"batched": true, "of a later version": 1}'])
-def test_a_verdict_that_cannot_be_read_is_none(
+def test_a_result_that_cannot_be_read_is_none(
     model: Any, catalog: Catalog, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     layout = KvLayout(model)
     catalog.write_note(parity_key("m", layout), text)
-    gate = ParityCheck(model, layout, "m", SIZE, catalog)
-    assert gate.result is None
+    check = ParityCheck(model, layout, "m", SIZE, catalog)
+    assert check.result is None
     assert "cannot be read" in caplog.text
-    assert gate.may_batch()
+    assert check.may_batch()
     recorded = catalog.note(parity_key("m", layout))
     assert recorded is not None
     assert ParityResult.from_json(recorded).batched
@@ -343,6 +341,6 @@ results = st.builds(
 
 @given(results)
 @settings(max_examples=50)
-def test_a_verdict_is_read_as_it_was_written(result: ParityResult) -> None:
+def test_a_result_is_read_as_it_was_written(result: ParityResult) -> None:
     assert ParityResult.from_json(result.to_json()) == result
     assert json.loads(result.to_json()).keys() == {field for field in ParityResult.__dataclass_fields__}

@@ -8,7 +8,7 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import longcat, mistral, pythonic, qwen3_coder
 from support import made_tokenizers as made
-from support.json_forms import tool
+from support.json_schemas import tool
 
 from agent_memory_core.messages import ChatRequest
 from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser, parser_for

@@ -1,8 +1,11 @@
-"""JSON schemas that a random model can complete, and a judge of values that owes nothing to llguidance."""
+"""JSON schemas that a random model can complete, and the `jsonschema` package as judge of what it wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError, validators
 
 NAME = {"type": "string", "minLength": 1, "maxLength": 6}
 
@@ -67,54 +70,21 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "nothing": {"type": "object", "properties": {}},
 }
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
-}
+
+def _named_in_order(validator: Any, properties: dict[str, Any], value: Any, schema: Any) -> Iterator[Any]:
+    yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, value, schema)
+    if isinstance(value, dict) and list(value) != [name for name in properties if name in value]:
+        yield ValidationError(f"{list(value)} are not properties of {list(properties)} in this order")
 
 
-def fits(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None) -> bool:
-    """Whether ``value`` is of this form, with no property that the form does not name."""
-    root = root or schema
-    if "$ref" in schema:
-        return fits(value, root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
-    if "anyOf" in schema:
-        return any(fits(value, one, root) for one in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        return value in schema.get("enum", [schema.get("const")])
-    return _is_a(value, schema["type"]) and _within(value, schema) and _parts_fit(value, schema, root)
+_Judge = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"properties": _named_in_order}
+)
 
 
-def _is_a(value: Any, kind: str) -> bool:
-    return isinstance(value, _TYPES[kind]) and isinstance(value, bool) <= (kind == "boolean")
-
-
-def _within(value: Any, schema: dict[str, Any]) -> bool:
-    if isinstance(value, (str, list)):
-        kind = "Length" if isinstance(value, str) else "Items"
-        return bool(schema.get(f"min{kind}", 0) <= len(value) <= schema.get(f"max{kind}", len(value)))
-    if isinstance(value, (int, float)):
-        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    return True
-
-
-def _parts_fit(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
-    if isinstance(value, list):
-        return all(fits(item, schema["items"], root) for item in value)
-    if not isinstance(value, dict) or "properties" not in schema:
-        return True
-    named = schema["properties"]
-    order = [name for name in named if name in value]
-    return (
-        list(value) == order
-        and set(schema.get("required", ())) <= set(value)
-        and all(fits(value[name], named[name], root) for name in value)
-    )
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether ``value`` fits, with the properties that its schema names in this order, and with no others."""
+    return bool(_Judge(schema).is_valid(value))
 
 
 def tool(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
