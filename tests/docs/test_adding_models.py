@@ -22,17 +22,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
 
 
-def make_model(home: Path) -> None:
-    """What the guide says to run where no model is at hand."""
-    (command,) = re.findall(r"`(python tests/support/random_model\.py \S+)`", GUIDE)
-    environ = {**os.environ, "HOME": str(home)}
-    program = command.replace("python", sys.executable, 1)
-    subprocess.run(program, shell=True, env=environ, cwd=ROOT, check=True, timeout=120)
+def model_command() -> str:
+    """What the guide says to run if no model is at hand."""
+    found = re.search(r"`(agent-memory models random [^`]+)`", GUIDE)
+    assert found is not None
+    return found[1]
 
 
 @pytest.mark.slow
 def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
-    make_model(tmp_path)
     shim = tmp_path / "bin" / "agent-memory"
     shim.parent.mkdir()
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agent_memory_core.cli "$@"\n')
@@ -42,7 +40,7 @@ def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
         "AGENT_MEMORY_MIN_FREE_MB": "0", "COLUMNS": "120",
     }  # fmt: skip
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks("sh"))],
+        ["bash", "-euo", "pipefail", "-c", "\n".join([model_command(), *blocks("sh")])],
         env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -54,7 +52,7 @@ def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
     assert re.search(r"resumed and uninterrupted, at 8 boundaries\s*│ 0.0\s*│ \S+\s*│ equal", done.stdout)
     assert "after 2 messages" in done.stderr
     assert "(warm)" in done.stderr
-    assert "'try' was forgotten" in done.stdout
+    assert "'try' was deleted" in done.stdout
 
 
 def test_the_example_of_mixed_layers_is_true_of_such_a_model(tmp_path: Path) -> None:

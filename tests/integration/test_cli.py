@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,22 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
     assert "ada" not in run("sessions", "list")
     assert 0 < len(list(store.rglob("*.safetensors"))) < files
     assert "no session" in run("sessions", "forget", "ada")
+
+
+def test_listing_sessions_imports_nothing_that_only_a_model_needs(store: Path) -> None:
+    program = (
+        "import sys\n"
+        "from agent_memory_core.cli.main import main\n"
+        "sys.argv = ['agent-memory', 'sessions', 'list']\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "print(sorted(set(sys.modules) & {'huggingface_hub', 'mlx', 'mlx_lm', 'numpy', 'torch', 'transformers'}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "ada" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_check_finds_a_flipped_byte_and_mends_it(store: Path) -> None:

@@ -196,6 +196,16 @@ def test_what_cannot_be_loaded_or_written_leaves_nothing(
     assert list(tmp_path.glob("**/*.toml")) == []
 
 
+def test_a_random_model_is_written_but_never_over_anything(run: Run, tmp_path: Path) -> None:
+    assert "wrote mine" in run("random", "mine", "--family", "qwen3").stdout
+    assert cells(run("show", "./mine", "--load").stdout, "global layers: head_dim")[1] == "32"
+    weights = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    assert "is not empty" in run("random", "mine", "--seed", "1", code=1).stderr
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == weights
+    assert "choose from llama, olmo2, qwen3" in run("random", "other", "--family", "gpt", code=1).stderr
+    assert not (tmp_path / "other").exists()
+
+
 # Verified
 
 

@@ -73,9 +73,9 @@ def start(
         return Worker(subprocess.Popen(arguments, stdout=out, stderr=subprocess.PIPE, text=True), told)
 
 
-def kill(workers: list[Worker], acked: Acked, seconds: float) -> None:
-    """Let all work for a while after their first turn, kill them in the same moment, and note what they said."""
-    while not all(worker.lines() for worker in workers):
+def kill(workers: list[Worker], acked: Acked, seconds: float, turns: int = 1) -> None:
+    """Let all work for a while after so many turns, kill them in the same moment, and note what they said."""
+    while not all(len(worker.lines()) >= turns for worker in workers):
         assert all(worker.process.poll() is None for worker in workers)
         time.sleep(0.01)
     time.sleep(seconds)
@@ -102,7 +102,13 @@ def test_25_kills_lose_no_acknowledged_turn_and_tear_none(tmp_path: Path) -> Non
         nbytes = 2**20 if round_ % 5 == 4 else stored_turns.PAYLOAD
         folder = tmp_path / ("large" if nbytes == 2**20 else "small")
         mine = acked if folder.name == "small" else Acked()
-        kill([start(folder, round_, 3, nbytes=nbytes)], mine, chance.uniform(0, 0.2))
+        worker = start(folder, round_, 3, nbytes=nbytes)
+        kill(
+            [worker],
+            mine,
+            chance.uniform(0, 0.05),
+            turns=1 if folder.name == "large" else chance.randint(4, 10),
+        )
         leftovers += len(list((folder / "tmp").iterdir()))
         store = BlockStore(folder, quota_bytes=MANY)
         assert list((folder / "tmp").iterdir()) == []

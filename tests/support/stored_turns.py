@@ -9,20 +9,14 @@ from __future__ import annotations
 import json
 import random
 import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":
-    # The package brings in MLX, which takes seconds and is not needed to store bytes.
-    _package = types.ModuleType("agent_memory_core")
-    _package.__path__ = [str(Path(__file__).parents[2] / "src" / "agent_memory_core")]
-    sys.modules["agent_memory_core"] = _package
-
 from agent_memory_core.blocks.block import BlockHash, RecordKind, record_hash, root_hash
+from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
@@ -31,11 +25,27 @@ from agent_memory_core.storage.record import HostTensor, Record
 BLOCK = 4
 IDENTITY = {"model": "made", "namespace": "default"}
 ROOT = root_hash(IDENTITY)
+OTHER = root_hash({"model": "other"})
 PAYLOAD = 3 * 4096 + 24
 """Bytes of one block or tail, in two tensors."""
 
 FILE = 4096 + PAYLOAD
 """Bytes of its file."""
+
+MANY = 1000 * FILE
+"""A quota that no test exhausts unless it means to."""
+
+
+def ids(count: int, start: int = 0) -> tuple[int, ...]:
+    """Token ids in a row."""
+    return tuple(range(start, start + count))
+
+
+def open_store(path: Path, quota: int = MANY, durability: Durability = "process") -> BlockStore:
+    """A store that knows what `ROOT` is."""
+    store = BlockStore(path, quota_bytes=quota, durability=durability)
+    store.identify(ROOT, IDENTITY, "default")
+    return store
 
 
 def content(key: BlockHash, nbytes: int = PAYLOAD) -> bytes:
@@ -109,6 +119,24 @@ def turn(
     return store.commit(records(tokens, root, nbytes), wanted(tokens, session, branch, root=root, **others))
 
 
+def turn_with(
+    store: BlockStore,
+    tokens: Sequence[int],
+    dependencies: Sequence[Record[HostTensor]],
+    session: str = "s",
+    branch: BranchRow | None = None,
+) -> BranchRow:
+    """Commit a branch of ``tokens`` that depends on further records."""
+    wish = wanted(tokens, session, branch, dependencies=tuple(record.key for record in dependencies))
+    return store.commit([*records(tokens), *dependencies], wish)
+
+
+def windows(tokens: Sequence[int], *indices: int) -> list[Record[HostTensor]]:
+    """Window records of these blocks of ``tokens``."""
+    chain = records(tokens, nbytes=8)
+    return [record(chain[index].key, (), kind="window") for index in indices]
+
+
 def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[np.ndarray[Any, Any], memoryview]:
     """What an engine would allocate, in plain memory."""
     nbytes = {"U32": 4, "BF16": 2, "U8": 1}[dtype]
@@ -134,14 +162,23 @@ def files(store: BlockStore) -> list[Path]:
     return sorted(store.path.glob("ns/**/*.safetensors"))
 
 
+def bytes_on_disk(store: BlockStore) -> int:
+    """The size of all block files."""
+    return sum(path.stat().st_size for path in files(store))
+
+
+def names_in(store: BlockStore, folder: str) -> list[str]:
+    """The names of the files in one folder of a root, such as ``windows``."""
+    return sorted(path.stem for path in store.path.glob(f"ns/{ROOT.hex()}/{folder}/*/*.safetensors"))
+
+
 def path_of(store: BlockStore, key: BlockHash) -> Path:
     """The one file of that name."""
     return next(path for path in files(store) if path.stem == key.hex())
 
 
 def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbytes: int) -> None:
-    store = BlockStore(path, quota_bytes=quota)
-    store.identify(ROOT, IDENTITY, "default")
+    store = open_store(path, quota)
     chance = random.Random(seed)
     while True:
         session = f"s{chance.randrange(sessions)}"
@@ -157,8 +194,7 @@ def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbyte
 
 def _fill(path: Path) -> None:
     """Fill a small volume with turns that may be evicted, then with turns that may not."""
-    store = BlockStore(path, quota_bytes=2**40)
-    store.identify(ROOT, IDENTITY, "default")
+    store = open_store(path, 2**40)
     for n in range(150):
         tokens = range(100 * n, 100 * n + 2 * BLOCK)
         turn(store, tokens, f"s{n}")

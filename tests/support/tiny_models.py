@@ -8,27 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes
 
-import agent_memory_core
+from agent_memory_core.testing import FAMILIES, random_model, save_model
+from agent_memory_core.testing.random_models import TOKENIZER as TOKENIZER
 
-TOKENIZER = Path(agent_memory_core.__file__).parent / "tiny_chat"
-
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 16384,
-    "tie_word_embeddings": True,
-}
-QWEN3: dict[str, Any] = LLAMA | {"model_type": "qwen3", "head_dim": 32}
+LLAMA: dict[str, Any] = dict(FAMILIES["llama"])
+QWEN3: dict[str, Any] = dict(FAMILIES["qwen3"])
 MISTRAL: dict[str, Any] = LLAMA | {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
 DEEPSEEK_V2: dict[str, Any] = {
     "model_type": "deepseek_v2",
@@ -60,15 +45,7 @@ DEEPSEEK_V2: dict[str, Any] = {
 
 def build(config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -> Any:
     """A model of ``config`` with random weights of ``seed``, evaluated."""
-    config = {"vocab_size": vocab_size()} | config
-    model_class, args_class = _get_classes(config)
-    mx.random.seed(seed)
-    model = model_class(args_class.from_dict(config))
-    model.set_dtype(dtype)
-    # Unit-scale logits, so that greedy answers of a random model are not all the same token.
-    model.update(_scaled(model.parameters()))
-    mx.eval(model.parameters())
-    return model
+    return random_model(config, seed=seed, dtype=dtype)
 
 
 def write(folder: Path, config: dict[str, Any], seed: int = 0, dtype: mx.Dtype = mx.float32) -> str:
@@ -78,15 +55,7 @@ def write(folder: Path, config: dict[str, Any], seed: int = 0, dtype: mx.Dtype =
 
 def write_model(folder: Path, config: dict[str, Any], model: Any) -> str:
     """The same for a model that is there already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mx.save_safetensors(
-        str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"}
-    )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TOKENIZER / name, folder / name)
-    full = {"vocab_size": vocab_size(), "eos_token_id": eos()} | config
-    (folder / "config.json").write_text(json.dumps(full))
-    return str(folder)
+    return str(save_model(folder, config, model))
 
 
 def thinking_chat(folder: Path) -> str:
@@ -115,16 +84,3 @@ def eos() -> int:
 def vocab_size() -> int:
     """The number of tiny-chat's tokens."""
     return int(json.loads((TOKENIZER / "config.json").read_text())["vocab_size"])
-
-
-def _scaled(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {
-            name: value * 4
-            if name == "weight" and not isinstance(value, dict) and value.ndim > 1
-            else _scaled(value)
-            for name, value in tree.items()
-        }
-    if isinstance(tree, list):
-        return [_scaled(value) for value in tree]
-    return tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import inspect
@@ -9,7 +10,10 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,42 @@ def test_names_that_are_imported_late_are_listed_and_typos_are_not_forgiven() ->
     assert run(program) == "False"
 
 
+HEAVY = ("huggingface_hub", "mlx", "mlx_lm", "numpy", "torch", "transformers")
+"""Packages that only a loaded model needs. MLX, mlx-lm and transformers take two seconds to import."""
+
+
+@pytest.mark.parametrize(
+    "package", ["agent_memory_core", "langchain_agent_memory", "llama_index_agent_memory"]
+)
+def test_importing_a_package_imports_nothing_that_only_a_model_needs(package: str) -> None:
+    pytest.importorskip(package)
+    program = f"import sys, {package}; print(*sorted(set(sys.modules) & set(sys.argv[1].split(','))))"
+    # LlamaIndex itself imports numpy.
+    heavy = [name for name in HEAVY if name != "numpy" or package != "llama_index_agent_memory"]
+    assert run(program, ",".join(heavy)) == ""
+
+
+def test_no_help_imports_what_only_a_model_needs() -> None:
+    program = (
+        "import contextlib, io, sys\n"
+        "import typer\n"
+        "from agent_memory_core.cli.main import app, main\n"
+        "def paths(group, path):\n"
+        "    yield path\n"
+        "    for name, command in getattr(group, 'commands', {}).items(): yield from paths(command, [*path, name])\n"
+        "heavy, helped = sys.argv[1].split(','), []\n"
+        "for path in paths(typer.main.get_command(app), []):\n"
+        "    sys.argv = ['agent-memory', *path, '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit): main()\n"
+        "    assert 'Usage' in shown.getvalue(), path\n"
+        "    helped.append(path)\n"
+        "print(len(helped), *sorted(set(sys.modules) & set(heavy)))\n"
+    )
+    count, *imported = run(program, ",".join(HEAVY)).split()
+    assert int(count) > 10
+    assert imported == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_say_that_they_are_typed(package: str) -> None:
     assert (SRC / package / "py.typed").is_file()
@@ -67,6 +107,59 @@ def test_the_core_imports_no_framework() -> None:
         "print(*sorted({name.split('.')[0] for name in sys.modules} & set(known)))\n"
     )
     assert run(program, ",".join(FRAMEWORKS), ",".join(CORE)) == ""
+
+
+def test_no_package_imports_mlx_before_a_models_first_call() -> None:
+    program = (
+        "import sys\n"
+        "def loaded(): return sorted({'mlx', 'mlx_lm', 'transformers', 'huggingface_hub'} & set(sys.modules))\n"
+        "import agent_memory_core\n"
+        "print(loaded())\n"
+        "from langchain_agent_memory import ChatMLXPersistent\n"
+        "print(loaded())\n"
+        "from llama_index_agent_memory import MLXPersistentLLM\n"
+        "print(loaded())\n"
+        "for adapter in (ChatMLXPersistent, MLXPersistentLLM):\n"
+        "    assert adapter(model='tiny-chat', cache_dir=None).memory.stated_context_length\n"
+        "print(loaded())\n"
+    )
+    assert run(program).splitlines() == ["[]"] * 4
+
+
+def imported() -> dict[str, Path]:
+    """Every package outside the standard library that ``src`` imports, anywhere in a file, and one file that does."""
+    found: dict[str, Path] = {}
+    for path in SRC.glob("**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [node.module]
+            found |= {name.split(".")[0]: path for name in names}
+    return {n: path for n, path in found.items() if n not in sys.stdlib_module_names and n not in PACKAGES}
+
+
+def declared() -> set[str]:
+    """The distributions that a user may be told to install: the dependencies, and all extras but the developers'."""
+    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = (lines for extra, lines in project["optional-dependencies"].items() if extra != "dev")
+    lines = [*project["dependencies"], *chain.from_iterable(extras)]
+    names = {re.split(r"[\[<>=;~! ]", line)[0].lower().replace("_", "-") for line in lines}
+    return names - {project["name"]}
+
+
+def distributions_of(package: str) -> set[str]:
+    return {name.lower().replace("_", "-") for name in packages_distributions().get(package, [package])}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    known = declared()
+    missing = {n: str(path) for n, path in imported().items() if not distributions_of(n) & known}
+    assert missing == {}
+
+
+def test_every_dependency_is_imported() -> None:
+    used = set().union(*map(distributions_of, imported()))
+    assert declared() - used == set()
 
 
 def test_the_wheel_holds_every_profile_and_finds_them(tmp_path: Path) -> None:
@@ -83,6 +176,7 @@ def test_the_wheel_holds_every_profile_and_finds_them(tmp_path: Path) -> None:
     assert Path(folder) == tmp_path / "installed" / "agent_memory_core" / "model_configs"
     assert names == sorted(path.stem for path in (SRC.parent / "model_configs").glob("*.toml"))
     assert (tmp_path / "installed" / "agent_memory_core" / "tiny_chat" / "model.safetensors").is_file()
+    assert (tmp_path / "installed" / "agent_memory_core" / "storage" / "schema.sql").is_file()
 
 
 def tree(cls: type, depth: int = 0) -> list[str]:

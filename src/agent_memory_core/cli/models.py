@@ -110,6 +110,22 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def random(
+    folder: Annotated[Path, typer.Argument(help="The folder to write the model to.", show_default=False)],
+    family: Annotated[str, typer.Option(help="The architecture: llama, olmo2 or qwen3.")] = "llama",
+    seed: Annotated[int, typer.Option(help="Another seed gives other weights.")] = 0,
+) -> None:
+    """Write a small model with random weights, to try things on. Its answers are nonsense."""
+    # Imported here because it imports MLX, and the other commands here must not wait for that.
+    from agent_memory_core.testing import write_random_model
+
+    folder = folder.expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise core.InvalidSetting(f"{folder} is there already and is not empty: give another folder.")
+    _say(f"wrote {write_random_model(folder, family, seed=seed)}")
+
+
 def _say(text: str) -> None:
     out.print(text, soft_wrap=True)
 

@@ -1,7 +1,7 @@
-"""The point in under two minutes: agents that share a brief, are killed, and resume where they were.
+"""A demonstration in under two minutes: agents that share a brief are killed, and continue where they were.
 
-A first process tells three agents different facts and is killed with SIGKILL. A second process resumes each
-from disk and asks. The same prompts are then run with nothing known, to have something to compare with.
+A first process tells three agents different facts and is killed with SIGKILL. A second process resumes each agent
+from disk and asks for its fact. Then the same prompts are run with an empty memory, for comparison.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from agent_memory_core.errors import AgentMemoryError
-from agent_memory_core.memory import AgentMemory
-from agent_memory_core.messages import ChatResult, SessionKey
+from agent_memory_core import AgentMemory, AgentMemoryError, ChatResult, InvalidSetting, SessionKey
 
 BRIEF = (
     "You are a helpful assistant. You belong to the crew of a small ship that sails from port to port. "
@@ -48,25 +46,31 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Line:
-    """What one agent's question came to. Times are in seconds."""
+    """What was measured when one agent was asked."""
 
     agent: str
     question: str
     answer: str
     expected: str
+    """A word that the right answer contains."""
     prompt_tokens: int
     reused: int
+    """How many of the prompt's tokens were not computed again."""
     cold: float
+    """Seconds to the first token with an empty memory."""
     resumed: float
+    """Seconds to the first token from disk."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The whole demonstration. Bytes are of the store."""
+    """What the whole demonstration measured."""
 
     lines: list[Line]
     bytes_shared: int
+    """Bytes on disk."""
     bytes_unshared: int
+    """Bytes on disk if each agent stored the brief for itself."""
 
 
 def tell(folder: Path) -> None:
@@ -82,7 +86,7 @@ def tell(folder: Path) -> None:
 
 
 def ask(folder: Path, histories: dict[str, list[dict[str, str]]]) -> Outcome:
-    """Resume each agent from disk and ask; then run the same prompts with nothing known."""
+    """Resume each agent from disk and ask; then run the same prompts with an empty memory."""
     lines = []
     with AgentMemory(cache_dir=folder, min_free_mb=0) as memory, AgentMemory(cache_dir=None) as blank:
         for each in (memory, blank):
@@ -97,7 +101,7 @@ def ask(folder: Path, histories: dict[str, list[dict[str, str]]]) -> Outcome:
 
 
 def _cold(blank: AgentMemory, history: list[dict[str, str]], agent: str) -> ChatResult:
-    # A namespace of its own: the brief must not be known from the agent before.
+    # Each agent has its own namespace here, so that the brief is not known from the agent before.
     return blank.chat(history, session=SessionKey(agent, namespace=agent), max_tokens=40)
 
 
@@ -119,14 +123,15 @@ def run(console: Console, picture: Path) -> Outcome:
     """Run both processes, print the table and save the picture.
 
     Raises:
-        AgentMemoryError: a process ended other than as told.
+        AgentMemoryError: one of the processes failed.
+        InvalidSetting: the picture cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="agent-memory-demo-") as temporary:
         folder = Path(temporary) / "caches"
-        with console.status("process 1: three agents read a shared brief and are told different facts"):
+        with console.status("process 1: three agents read the same brief, and each is told another fact"):
             histories = _told_and_killed(folder)
         console.print("process 1 was killed with SIGKILL after its last answer.")
-        with console.status("process 2: resumes each agent from disk and asks"):
+        with console.status("process 2: each agent continues from disk and is asked for its fact"):
             outcome = _asked(folder, histories)
     console.print(_table(outcome))
     saved = outcome.bytes_unshared / max(1, outcome.bytes_shared)
@@ -147,7 +152,7 @@ def _told_and_killed(folder: Path) -> str:
         told = process.stdout.readline()
         process.kill()
     if not told:
-        raise AgentMemoryError("the first process of the demonstration ended before it had told its facts.")
+        raise AgentMemoryError("the first process of the demonstration ended too early.")
     return told
 
 
@@ -191,7 +196,7 @@ def _table(outcome: Outcome) -> Table:
 
 
 def draw(outcome: Outcome, picture: Path) -> bool:
-    """Save a bar chart of the times; say whether matplotlib was there to do it."""
+    """Save a bar chart of the times; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -213,12 +218,17 @@ def draw(outcome: Outcome, picture: Path) -> bool:
     axes.set_title("Three agents after kill -9 and a new process")
     axes.margins(y=0.15)
     figure.legend(loc="outside upper right")
-    figure.savefig(picture, dpi=150)
+    try:
+        figure.savefig(picture, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InvalidSetting(
+            f"the picture cannot be written to {picture}: {error}. Give another --picture."
+        ) from error
     return True
 
 
 def main() -> None:
-    """One of the two processes: ``tell`` or ``ask`` with the folder of the store."""
+    """Run one of the two processes: ``tell`` or ``ask``, with the folder of the store."""
     step, folder = sys.argv[1], Path(sys.argv[2])
     if step == "tell":
         tell(folder)

@@ -1,0 +1,71 @@
+"""Rows of a catalog without files: what a store would commit for made-up turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from support.stored_turns import (
+    FILE,
+    ROOT,
+    records,
+    wanted,
+)
+
+from agent_memory_core.blocks.block import (
+    BlockHash,
+    RecordKind,
+    record_hash,
+)
+from agent_memory_core.storage.branches import BranchRow
+from agent_memory_core.storage.catalog import Catalog
+from agent_memory_core.storage.record import StoredRecord
+
+
+def rows(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = FILE) -> list[StoredRecord]:
+    return [
+        StoredRecord(r.key, r.parent, root, r.tokens, r.kind, nbytes, "00", len(r.tokens))
+        for r in records(tokens, root, 8)
+    ]
+
+
+def keys(tokens: Sequence[int], root: BlockHash = ROOT) -> list[BlockHash]:
+    return [row.key for row in rows(tokens, root)]
+
+
+def commit(
+    catalog: Catalog,
+    tokens: Sequence[int],
+    session: str = "s",
+    branch: BranchRow | None = None,
+    root: BlockHash = ROOT,
+    max_branches: int = 16,
+) -> BranchRow:
+    wish = wanted(tokens, session, branch, root=root, max_branches=max_branches)
+    return catalog.branches.commit(rows(tokens, root), wish)[0]
+
+
+def further(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> StoredRecord:
+    """The row of a record beside the chain of a branch: a window record, or the tail of an earlier place."""
+    key = record_hash(kind, parent, tokens)
+    return StoredRecord(key, parent, ROOT, tuple(tokens), kind, FILE, "00", len(tokens))
+
+
+def window_rows(tokens: Sequence[int], indices: Sequence[int]) -> list[StoredRecord]:
+    """Window parts of these blocks of ``tokens``."""
+    return [further("window", keys(tokens)[index]) for index in indices]
+
+
+def named(rows: Sequence[StoredRecord]) -> tuple[BlockHash, ...]:
+    return tuple(row.key for row in rows)
+
+
+def commit_with(
+    catalog: Catalog,
+    tokens: Sequence[int],
+    parts: Sequence[StoredRecord],
+    session: str = "s",
+    branch: BranchRow | None = None,
+) -> tuple[BranchRow, list[StoredRecord]]:
+    """Commit a branch that needs ``parts`` beside its chain."""
+    wish = wanted(tokens, session, branch, dependencies=named(parts))
+    return catalog.branches.commit([*rows(tokens), *parts], wish)

@@ -1,0 +1,119 @@
+"""The database itself: threads, transactions, damage, and versions."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from support.catalog_rows import commit, keys
+from support.stored_turns import (
+    BLOCK,
+    ROOT,
+    ids,
+)
+
+from agent_memory_core.errors import StoreError, StoreUnreadable
+from agent_memory_core.storage.branches import BranchRow
+from agent_memory_core.storage.catalog import Catalog
+from agent_memory_core.storage.database import CatalogDamaged
+
+
+def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
+    class Stop(Exception): ...
+
+    def fail_inside() -> None:
+        with catalog.transaction():
+            commit(catalog, ids(9))
+            assert catalog.budget.totals()["files"] == 3
+            raise Stop
+
+    with pytest.raises(Stop):
+        fail_inside()
+    assert catalog.budget.totals()["files"] == 0
+    assert catalog.branches.session_state(ROOT, "default", "s") == "new"
+
+
+def test_threads_share_a_catalog(catalog: Catalog) -> None:
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        branch: BranchRow | None = None
+        for length in range(1, 30):
+            tokens = ids(length, 1000 * number)
+            branch = commit(catalog, tokens, f"s{number}", branch)
+            if catalog.branches.tokens(branch) != tokens or branch.generation != length:
+                wrong.append((number, length))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert catalog.budget.totals()["branches"] == 4
+
+
+def test_a_catalog_damaged_while_open_knows_nothing_and_refuses_writes(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.db")
+    branch = commit(catalog, ids(40))
+    # Another writer makes this one read the pages again.
+    other = sqlite3.connect(tmp_path / "catalog.db")
+    other.execute("UPDATE totals SET files = files")
+    other.commit()
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    size = (tmp_path / "catalog.db").stat().st_size
+    with (tmp_path / "catalog.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    assert catalog.records.known_prefix(keys(ids(40))) == 0
+    assert catalog.branches.tokens(branch) == ()
+    assert catalog.branches.of_session("default", "s", ROOT) == []
+    assert catalog.failed_reads >= 3
+    with pytest.raises(StoreError):
+        catalog.branches.sessions()
+    with pytest.raises(StoreError):
+        commit(catalog, ids(8))
+    catalog.close()
+    with pytest.raises(CatalogDamaged):
+        Catalog(tmp_path / "catalog.db")
+
+
+def test_a_database_of_another_kind_is_damage_and_a_newer_one_is_refused(tmp_path: Path) -> None:
+    foreign = sqlite3.connect(tmp_path / "foreign.db")
+    foreign.executescript("CREATE TABLE records (x); PRAGMA user_version = 2")
+    foreign.close()
+    with pytest.raises(CatalogDamaged):
+        Catalog(tmp_path / "foreign.db")
+    newer = sqlite3.connect(tmp_path / "newer.db")
+    newer.executescript("PRAGMA user_version = 1000000")
+    newer.close()
+    with pytest.raises(StoreUnreadable, match="upgrade"):
+        Catalog(tmp_path / "newer.db")
+    with pytest.raises(CatalogDamaged):
+        Catalog(tmp_path)
+    with pytest.raises(StoreUnreadable, match="cannot be opened"):
+        Catalog(tmp_path / "nowhere" / "catalog.db")
+
+
+def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.db")
+    catalog.close()
+    with pytest.raises(StoreError, match="closed"):
+        catalog.records.known_prefix([b"x" * 32])
+    with pytest.raises(StoreError, match="closed"):
+        commit(catalog, ids(3))
+
+
+def test_what_was_forgotten_cannot_be_read_from_the_database_files(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.db")
+    secret = [0x5EC8E701 + n for n in range(40)]
+    commit(catalog, secret)
+    needle = b"".join(n.to_bytes(4, "little") for n in secret[:BLOCK])
+    assert any(needle in path.read_bytes() for path in tmp_path.iterdir())
+    catalog.branches.forget("default", "s")
+    catalog.scrub()
+    assert not any(needle in path.read_bytes() for path in tmp_path.iterdir())
+    catalog.close()

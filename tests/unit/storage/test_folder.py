@@ -1,0 +1,90 @@
+"""The folder of a store: private, local, and of the version that this program writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from support import stored_turns
+from support.stored_turns import (
+    ids,
+    is_whole,
+    open_store,
+    turn,
+)
+
+from agent_memory_core.errors import StoreUnreadable
+from agent_memory_core.storage import folder as store_folder
+from agent_memory_core.storage.block_store import BlockStore
+
+
+def refused(path: Path, match: str) -> None:
+    with pytest.raises(StoreUnreadable, match=match):
+        BlockStore(path)
+
+
+def test_a_folder_that_others_can_read_is_refused_with_the_command_that_mends_it(folder: Path) -> None:
+    for mode in (0o750, 0o701, 0o777, 0o500):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(mode)
+        refused(folder, f"chmod 700 {folder}")
+    folder.chmod(0o700)
+    BlockStore(folder).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_refused(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+    refused(folder, "belongs to user 12345")
+
+
+def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "not a folder")
+    refused(tmp_path / "file" / "below", "cannot be made")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused(tmp_path / "link", "cannot be made")
+
+
+@pytest.mark.parametrize(("text", "match"), [("3\n", "upgrade"), ("many", "'many'")])
+def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
+    open_store(folder).close()
+    (folder / "SCHEMA").write_text(text)
+    refused(folder, match)
+    assert (folder / "SCHEMA").read_text() == text
+
+
+@pytest.mark.parametrize("lost", ["", "SCHEMA", "catalog.db"])
+def test_a_store_of_version_1_is_refused_with_the_command_that_starts_anew(folder: Path, lost: str) -> None:
+    """The folder was written by agent-memory as it was before this version; without its catalog nothing is found."""
+    folder.mkdir(mode=0o700)
+    with tarfile.open(Path(stored_turns.__file__).with_name("store_of_version_1.tar.gz")) as archive:
+        archive.extractall(folder, filter="data")
+    if lost:
+        (folder / lost).unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        StoreUnreadable, match="version 1, which this agent-memory-mlx cannot read"
+    ) as refusal:
+        BlockStore(folder)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+    command = str(refusal.value).partition("with: ")[2]
+    (folder / "transcripts").mkdir()
+    subprocess.run(command, shell=True, check=False, stderr=subprocess.DEVNULL)
+    store = open_store(folder)
+    turn(store, ids(9))
+    assert is_whole(store, ids(9))
+    assert store.check().clean
+    assert (folder / "transcripts").is_dir()
+    store.close()
+
+
+def test_the_file_system_of_the_tests_is_told_and_not_a_remote_one(tmp_path: Path) -> None:
+    kind = store_folder.file_system(tmp_path)
+    assert kind
+    assert kind not in store_folder.REMOTE
