@@ -1,4 +1,4 @@
-# `make demo` and `make test` need make and Python 3.11 or newer, nothing else: each target makes .venv itself.
+# Every target needs make and Python 3.11 or newer, nothing else: it makes .venv itself.
 
 # What runs MLX: Apple silicon needs no choice; elsewhere one of cpu, cuda12, cuda13.
 ifneq ($(shell uname -s),Darwin)
@@ -15,26 +15,37 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python $(NEW_ENOUGH) >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest check bench quality format clean
+.PHONY: help demo unit test test-lowest check bench quality format clean
 
 help:
-	@echo 'make demo    see a session survive a restart'
-	@echo 'make test    all tests'
-	@echo 'make test-lowest  the adapters on the oldest frameworks that pyproject.toml allows'
-	@echo 'make check   format, lint, types, floors'
-	@echo 'make bench   measure on this machine'
-	@echo 'make quality the part of it that measures what rounding costs'
-	@echo 'make format  rewrite the sources as make check wants them'
-	@echo 'make clean   remove what the other targets made'
+	@echo 'make demo         see a session survive a restart'
+	@echo 'make unit         the tests that run no model, in less than a minute'
+	@echo 'make test         all tests, in several processes'
+	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
+	@echo 'make check        format, lint, types, floors'
+	@echo 'make bench        measure speed and quality on this machine'
+	@echo 'make quality      measure only what rounding the KV cache costs'
+	@echo 'make format       rewrite the sources as make check wants them'
+	@echo 'make clean        remove what the other targets made'
 
 demo: $(INSTALLED)
 	$(BIN)/agent-memory demo
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+# One worker for each core, but not more than eight: each of them imports the frameworks. The tests of one file run
+# in one worker, because they share its models. Files are started in the order in which pytest finds them.
+PYTEST_PARALLEL := -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
-# Twice: LangChain's agents want a newer langchain-core than a chat model does. The SQLite checkpointer of the older
-# one does not run with today's aiosqlite. Old releases warn under newer ones of what they use.
+# Tests start many interpreters, and each of them would compile our sources again.
+unit test: export PYTHONDONTWRITEBYTECODE =
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m 'not model' tests/unit
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL)
+
+# There are two rounds because LangChain's agents need a newer langchain-core than a chat model does. The SQLite
+# checkpointer of the older one does not run with today's aiosqlite. Old releases warn about the newer ones below them.
 LOWEST := .venv-lowest/bin/python
 LOWEST_INSTALL := $(LOWEST) -m pip install --quiet --disable-pip-version-check
 LOWEST_TEST := $(LOWEST) -m pytest -o filterwarnings=default
@@ -43,10 +54,10 @@ test-lowest: $(INSTALLED)
 	$(LOWEST_INSTALL) --editable '.$(if $(BACKEND),[$(BACKEND)])' \
 		hypothesis pytest pytest-asyncio pytest-socket pytest-timeout langgraph-checkpoint-sqlite \
 		$$($(LOWEST) tests/support/lowest_versions.py langgraph llama-index)
-	$(LOWEST_TEST) tests/unit/test_langchain_*.py tests/unit/test_llama_index_*.py
-	$(LOWEST_TEST) tests/unit/test_langgraph_follow.py -k 'not sqlite and not in_coroutines'
+	$(LOWEST_TEST) tests/unit/langchain_agent_memory tests/unit/llama_index_agent_memory \
+		-k 'not test_langgraph or not (sqlite or in_coroutines)'
 	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/support/lowest_versions.py agents)
-	$(LOWEST_TEST) tests/unit/test_langchain_*.py tests/unit/test_langgraph_follow.py
+	$(LOWEST_TEST) tests/unit/langchain_agent_memory
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

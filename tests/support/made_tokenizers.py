@@ -21,6 +21,7 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import agent_memory_core
 
@@ -197,10 +198,4 @@ def spell(tokenizer: TokenizerWrapper, text: str, seed: int) -> list[int]:
     return ids
 
 
-def _byte_letters() -> dict[int, str]:
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {**{b: chr(b) for b in shown}, **{b: chr(256 + n) for n, b in enumerate(hidden)}}
-
-
-_BYTES = _byte_letters()
+_BYTES: dict[int, str] = bytes_to_unicode()

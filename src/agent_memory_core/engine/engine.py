@@ -409,7 +409,7 @@ class Engine:
         assert turn.slot is not None
         sequence, length = turn.sequence, turn.slot.fed
         if turn.detokenizer.stopped:
-            length = min(length, sequence.num_prompt + turn.detokenizer.kept)
+            length = min(length, sequence.num_prompt + turn.detokenizer.tokens_before_stop)
         self.scheduler.keep(sequence, length)
 
     def _seal(self, turn: Turn, cache: list[Any], length: int) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, ToolCall
 from agent_memory_core.text.token_text import TextDecoder
@@ -44,37 +45,32 @@ class CallParser(Protocol):
 
 
 def starts_in_reasoning(tokenizer: TokenizerWrapper, prompt: str | Sequence[int]) -> bool:
-    """Whether ``prompt`` ends inside a think block that the template opened: nothing but space follows its mark."""
+    """Whether ``prompt`` ends inside a think block that the template opened, with only whitespace after its start."""
     if not tokenizer.has_thinking:
         return False
     text = prompt if isinstance(prompt, str) else TextDecoder(tokenizer).inner(prompt[-32:])
     return text.rstrip().endswith(tokenizer.think_start)
 
 
+_BYTE_OF: dict[str, int] = {character: byte for byte, character in bytes_to_unicode().items()}
+"""The bytes that byte-level tokenizers write as characters."""
+
+
 def token_bytes(tokenizer: TokenizerWrapper, token_id: int) -> bytes:
-    """The bytes of a token that may be a part of a character: a byte of its own, or byte-level letters."""
+    """The bytes of a token that may be a part of a character: it names one byte, or writes bytes as characters."""
     name: str = tokenizer.convert_ids_to_tokens(token_id)
     if byte := re.fullmatch("<0x([0-9A-F]{2})>", name):
         return bytes.fromhex(byte[1])
-    letters = [_BYTE_OF.get(letter) for letter in name]
-    return bytes(byte for byte in letters if byte is not None) if None not in letters else name.encode()
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level tokenizers write for bytes: printable ones as they are, the rest from 256 on."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
-
-
-_BYTE_OF = _byte_letters()
+    if not all(character in _BYTE_OF for character in name):
+        return name.encode()
+    return bytes(_BYTE_OF[character] for character in name)
 
 
 class Detokenizer:
     """Reads one answer. Not for several threads at once."""
 
     stopped: bool
-    """A stop string is complete: what follows is not wanted."""
+    """A stop string is complete, so that nothing after it is wanted."""
     text: str
     """All answer text handed out so far."""
 
@@ -94,132 +90,136 @@ class Detokenizer:
             in_reasoning: the prompt ends inside a think block, see `starts_in_reasoning`.
         """
         self.stopped, self.text = False, ""
-        self._calls = calls
+        self._tokenizer, self._calls = tokenizer, calls
+        self._decoder = TextDecoder(tokenizer)
+        self._characters = _CharacterStream(self._decoder)
         reasons = in_reasoning and tokenizer.has_thinking
         initial = tokenizer.response_initial_state or ("reasoning" if reasons else "normal")
         self._spans = make_text_state_machine(_Delimiters(tokenizer, calls)).make_state(initial)
-        # Each stop string leads to a state of its own, which tells afterwards which it was.
-        self._stop_of = {f"stop {i}": s for i, s in enumerate(stop) if s}
-        edges = {
-            "normal": [(s, name) for name, s in self._stop_of.items()],
-            **{name: [] for name in self._stop_of},
-        }
-        self._stops = TextStateMachine(edges).make_state("normal")
-        self._decoder = TextDecoder(tokenizer)
-        self._letters = _Letters(self._decoder)
-        self._tokenizer = tokenizer
-        self._read = 0
-        self._kept: int | None = None
-        self._call, self._space, self._after_call = "", "", False
+        self._stop_strings = {f"stop {i}": string for i, string in enumerate(stop) if string}
+        self._stops = _stop_machine(self._stop_strings).make_state("normal")
+        self._characters_read = 0
+        self._tokens_before_stop: int | None = None
+        self._call = ""
+        self._held_space, self._after_call = "", False
 
     @property
-    def kept(self) -> int:
-        """How many pushed tokens stand for what precedes the stop string: what the branch may keep."""
-        return self._letters.pushed if self._kept is None else self._kept
+    def tokens_before_stop(self) -> int:
+        """How many of the pushed tokens stand wholly before the stop string: all of them where there is none."""
+        return self._characters.pushed if self._tokens_before_stop is None else self._tokens_before_stop
 
     def push(self, token_id: int) -> Delta:
         """Take the next token (never an EOS) and return what became certain, without token ids."""
-        return Delta() if self.stopped else self._advance(self._letters.push(token_id)).delta()
-
-    def logprob(self, found: Sequence[tuple[int, float]]) -> TokenLogprob:
-        """A sampled token's log-probability, followed in ``found`` by the likeliest tokens in its place."""
-        said = [TokenLogprob(*self._spelled(token_id, logprob)) for token_id, logprob in found]
-        return replace(said[0], top=tuple(said[1:]))
-
-    def _spelled(self, token_id: int, logprob: float) -> tuple[str, float, bytes]:
-        text = self._decoder.inner([token_id])
-        return text, logprob, token_bytes(self._tokenizer, token_id) if "\ufffd" in text else text.encode()
+        return Delta() if self.stopped else self._advance(self._characters.push(token_id)).build()
 
     def finish(self) -> Delta:
-        """Return what was held back, once, at the end of the generation. A stop string may come to light here."""
+        """Return what was held back, once, at the end of the generation. A stop string may be found here."""
         if self.stopped:
             return Delta()
-        out = self._advance(self._letters.flush())
+        delta = self._advance(self._characters.flush())
         if not self.stopped:
             self._spans, rest, state = TextStateMachine.flush(self._spans)
             if state == "tool":
-                self._end_call(out, rest)
+                self._end_call(delta, rest)
             else:
-                self._take(state, rest, self._read - len(rest), out)
+                self._add(state, rest, self._characters_read - len(rest), delta)
         if not self.stopped:
-            self._leave_text(out)
-            self._let_go(out)
-        return out.delta()
+            self._end_text(delta)
+            self._end_answer(delta)
+        return delta.build()
 
-    def _advance(self, text: str) -> _Out:
-        out = _Out()
-        for letter in text:
-            # One at a time, so that the place of each span in the whole is known.
-            start = self._read - len(self._spans[3])
-            self._spans, segments = TextStateMachine.split(self._spans, letter)
-            self._read += 1
+    def logprob(self, sampled: Sequence[tuple[int, float]]) -> TokenLogprob:
+        """The log-probability of the first token, which was sampled, and of the others, the likeliest in its place."""
+        logprobs = [self._token_logprob(token_id, logprob) for token_id, logprob in sampled]
+        return replace(logprobs[0], top=tuple(logprobs[1:]))
+
+    def _token_logprob(self, token_id: int, logprob: float) -> TokenLogprob:
+        text = self._decoder.inner([token_id])
+        exact = token_bytes(self._tokenizer, token_id) if "\ufffd" in text else text.encode()
+        return TokenLogprob(text, logprob, exact)
+
+    def _advance(self, text: str) -> _DeltaBuilder:
+        delta = _DeltaBuilder()
+        # One character at a time, so that the position of each span in the whole answer is known.
+        for character in text:
+            start = self._characters_read - len(self._spans[3])
+            self._spans, segments = TextStateMachine.split(self._spans, character)
+            self._characters_read += 1
             state, span = segments[0]
-            self._take(state, span, start, out)
+            self._add(state, span, start, delta)
             if self.stopped:
                 break
             if len(segments) > 1:
-                self._cross(state, out)
-        return out
+                self._end_span(state, delta)
+        return delta
 
-    def _take(self, state: str, span: str, start: int, out: _Out) -> None:
-        """Take ``span``, which begins at ``start`` of the whole."""
+    def _add(self, state: str, span: str, start: int, delta: _DeltaBuilder) -> None:
+        """Add ``span``, which begins at the position ``start`` of the whole answer."""
         if state == "reasoning":
-            out.reasoning += span
+            delta.reasoning += span
         elif state == "tool":
             self._call += span
         elif state == "normal":
-            self._stops, parts = TextStateMachine.split(self._stops, span)
-            self._say(parts[0][1], out)
-            if len(parts) > 1:
-                name, after = parts[1]
+            self._stops, segments = TextStateMachine.split(self._stops, span)
+            self._add_text(segments[0][1], delta)
+            if len(segments) > 1:
+                name, after = segments[1]
                 end = start + len(span) - len(after)
-                self._stop_at(end - len(self._stop_of[name]), out)
+                self._stop_at(end - len(self._stop_strings[name]), delta)
 
-    def _cross(self, state: str, out: _Out) -> None:
-        """A marker was read: ``state`` ends."""
+    def _end_span(self, state: str, delta: _DeltaBuilder) -> None:
+        """A delimiter was read, which ends ``state``."""
         if state == "normal":
-            self._leave_text(out)
+            self._end_text(delta)
         elif state == "tool":
-            self._end_call(out)
+            self._end_call(delta)
 
-    def _leave_text(self, out: _Out) -> None:
-        """What might have become a stop string did not."""
+    def _end_text(self, delta: _DeltaBuilder) -> None:
+        """What was held back because it might have become a stop string is text."""
         self._stops, rest, _ = TextStateMachine.flush(self._stops)
-        self._say(rest, out)
+        self._add_text(rest, delta)
 
-    def _say(self, text: str, out: _Out) -> None:
-        text = self._space + text
-        said = text.rstrip() if self._calls is not None else text
-        self._space = text[len(said) :]
-        if said:
+    def _add_text(self, text: str, delta: _DeltaBuilder) -> None:
+        """Hand out text; whitespace at its end waits for what follows if calls may follow."""
+        text = self._held_space + text
+        ready = text.rstrip() if self._calls is not None else text
+        self._held_space = text[len(ready) :]
+        if ready:
             self._after_call = False
-        out.text += said
-        self.text += said
+        delta.text += ready
+        self.text += ready
 
-    def _let_go(self, out: _Out) -> None:
-        """The answer ends: whitespace held back is text unless a call stands in it."""
+    def _end_answer(self, delta: _DeltaBuilder) -> None:
+        """Whitespace that was held back is text, unless it stands after a call."""
         if not self._after_call:
-            out.text += self._space
-            self.text += self._space
-        self._space = ""
+            delta.text += self._held_space
+            self.text += self._held_space
+        self._held_space = ""
 
-    def _stop_at(self, place: int, out: _Out) -> None:
+    def _stop_at(self, position: int, delta: _DeltaBuilder) -> None:
         self.stopped = True
-        self._kept = self._letters.tokens_before(place)
-        self._let_go(out)
+        self._tokens_before_stop = self._characters.tokens_before(position)
+        self._end_answer(delta)
 
-    def _end_call(self, out: _Out, rest: str = "") -> None:
-        """Read the span that ended; ``rest`` is the beginning of an end marker that never came."""
-        text, self._call, self._after_call = self._call, "", True
+    def _end_call(self, delta: _DeltaBuilder, rest: str = "") -> None:
+        """Parse the call that ended; ``rest`` is the beginning of an end delimiter that never became complete."""
         assert self._calls is not None, "without a parser no delimiter begins a call"
+        text, self._call, self._after_call = self._call, "", True
         try:
-            out.calls += self._calls.parse(text)
+            delta.calls += self._calls.parse(text)
         except ValueError as error:
-            out.invalid.append(InvalidToolCall(text + rest, str(error)))
+            delta.invalid.append(InvalidToolCall(text + rest, str(error)))
 
 
-class _Letters:
-    """Ids to text; letters whose bytes are spread over tokens are held until they are whole."""
+def _stop_machine(stop_strings: Mapping[str, str]) -> TextStateMachine:
+    """Each stop string leads from text to a state that bears its name, which tells afterwards which one it was."""
+    edges: dict[str, list[tuple[str, str]]] = {name: [] for name in stop_strings}
+    edges["normal"] = [(string, name) for name, string in stop_strings.items()]
+    return TextStateMachine(edges)
+
+
+class _CharacterStream:
+    """Ids to text. A character whose bytes are spread over several tokens is held back until it is whole."""
 
     def __init__(self, decoder: TextDecoder) -> None:
         self._decoder = decoder
@@ -230,6 +230,7 @@ class _Letters:
         self.pushed = 0
 
     def push(self, token_id: int) -> str:
+        """Take a token and return the text that became certain."""
         self.pushed += 1
         self._open.append(token_id)
         text = self._decoder.inner(self._open)
@@ -237,6 +238,7 @@ class _Letters:
         return self._show(whole, closes=whole == text)
 
     def flush(self) -> str:
+        """The rest, in which a character that never became whole is shown as U+FFFD."""
         return self._show(self._decoder.inner(self._open), closes=True) if self._open else ""
 
     def _show(self, text: str, *, closes: bool) -> str:
@@ -248,9 +250,9 @@ class _Letters:
             self._open, self._shown = [], 0
         return new
 
-    def tokens_before(self, place: int) -> int:
-        """How many leading tokens stand wholly before ``place``."""
-        return bisect_right(self._ends, place)
+    def tokens_before(self, position: int) -> int:
+        """How many of the first tokens stand wholly before ``position``."""
+        return bisect_right(self._ends, position)
 
 
 class _Delimiters:
@@ -267,13 +269,13 @@ class _Delimiters:
 
 
 @dataclass(slots=True)
-class _Out:
-    """A Delta in the making."""
+class _DeltaBuilder:
+    """What one step adds to the answer."""
 
     text: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     invalid: list[InvalidToolCall] = field(default_factory=list)
 
-    def delta(self) -> Delta:
+    def build(self) -> Delta:
         return Delta(self.text, self.reasoning, tuple(self.calls), tuple(self.invalid))

@@ -52,7 +52,7 @@ def find(template: ChatTemplate, request: ChatRequest) -> tuple[tuple[int, ...],
 
 
 @given(makes_all, systems, tool_lists, st.lists(spoken, min_size=1, max_size=3), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_checkpoints_are_inside_their_prompt_and_in_order(
     make: Make, system: str, tools: tuple[Any, ...], contents: list[str], asks: bool
 ) -> None:
@@ -72,7 +72,7 @@ def test_checkpoints_are_inside_their_prompt_and_in_order(
     st.lists(spoken | answered, min_size=2, max_size=2),
     st.lists(answered, max_size=1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_two_conversations_share_what_comes_before_their_opening_checkpoint(
     make: Make, system: str, tools: tuple[Any, ...], firsts: list[str], answers: list[str]
 ) -> None:

@@ -28,14 +28,14 @@ from agent_memory_core.text.token_text import TokenText
 
 
 @given(makes_exact, turns)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_ids_decode_to_the_rendered_text(make: Make, conversation: list[tuple[str, str, int]]) -> None:
     for prompt, _ in play(make, conversation):
         assert decode(make, prompt.token_ids) == prompt.text
 
 
 @given(st.sampled_from(MARKED), turns)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_id_of_a_branch_ever_changes(make: Make, conversation: list[tuple[str, str, int]]) -> None:
     for prompt, branch in play(make, conversation):
         assert prompt.token_ids[: len(branch.token_ids)] == branch.token_ids
@@ -43,7 +43,7 @@ def test_no_id_of_a_branch_ever_changes(make: Make, conversation: list[tuple[str
 
 
 @given(makes_all, turns)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_is_counted_as_reused_is_the_branch(
     make: Make, conversation: list[tuple[str, str, int]]
 ) -> None:
@@ -53,7 +53,7 @@ def test_what_is_counted_as_reused_is_the_branch(
 
 
 @given(makes_all, st.lists(spoken, min_size=1, max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_prompt_without_a_branch_is_what_the_tokenizer_itself_makes(
     make: Make, contents: list[str]
 ) -> None:
@@ -63,7 +63,7 @@ def test_a_prompt_without_a_branch_is_what_the_tokenizer_itself_makes(
 
 
 @given(makes_all, turns)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_canonical_answers_give_the_canonical_prompt(
     make: Make, conversation: list[tuple[str, str, int]]
 ) -> None:
@@ -238,7 +238,7 @@ def test_a_tokenizer_that_normalises_still_continues() -> None:
 
 
 @given(makes_all, st.lists(st.integers(0, 409), max_size=30), st.lists(st.integers(0, 30), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_extending_is_the_same_as_starting_anew(make: Make, ids: list[int], cuts: list[int]) -> None:
     template, grown = template_of(make), TokenText()
     places = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
@@ -250,7 +250,7 @@ def test_extending_is_the_same_as_starting_anew(make: Make, ids: list[int], cuts
 
 
 @given(makes_exact, turns)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_pieces_cover_all_ids_and_all_text(make: Make, conversation: list[tuple[str, str, int]]) -> None:
     template = template_of(make)
     known = template.tokenizer.text_of(play(make, conversation)[-1][0].token_ids)
