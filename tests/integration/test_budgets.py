@@ -13,7 +13,7 @@ from agent_memory_core import StoreFull
 
 Open = Callable[..., engine_driver.Driver]
 MIB = 2**20
-SESSIONS = 200
+SESSIONS = 50
 
 
 def store_bytes(store: Path) -> int:
@@ -23,10 +23,9 @@ def store_bytes(store: Path) -> int:
 
 
 @pytest.mark.slow
-def test_200_sessions_under_a_budget_that_holds_20(llama: str, open_driver: Open, tmp_path: Path) -> None:
-    model = tiny_models.write(
-        tmp_path / "wide", tiny_models.LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2}
-    )
+def test_50_sessions_under_a_budget_that_holds_5(open_driver: Open, tmp_path: Path) -> None:
+    wide = {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 256}
+    model = tiny_models.write(tmp_path / "wide", tiny_models.LLAMA | wide)
     driver = open_driver(model, memory_budget_mb=12, disk_budget_mb=20, kv_bits=None)
     driver.memory.load()
     mx.clear_cache()
@@ -34,14 +33,14 @@ def test_200_sessions_under_a_budget_that_holds_20(llama: str, open_driver: Open
     one = driver.turn([{"role": "user", "content": "7" * 100}], "probe")
     per_session = driver.memory.stats()["memory"]["block_bytes"]
     assert one.prompt_tokens > 100
-    assert 15 <= 12 * MIB / per_session <= 30, f"a session takes {per_session} bytes"
+    assert 4 <= 12 * MIB / per_session <= 7, f"a session takes {per_session} bytes"
     active, on_disk = [], []
     for _ in range(3):
         for number in range(SESSIONS):
             question = [{"role": "user", "content": f"{number:03d}" + "7" * 97}]
             seen = driver.turn(question, f"s{number}")
             assert len(seen.token_ids) == 8
-            if number % 10 == 0:
+            if number % 5 == 0:
                 active.append(driver.engine(lambda _: mx.get_active_memory()) - weights)
                 on_disk.append(store_bytes(tmp_path / "store"))
     driver.engine(lambda engine: engine.scheduler.check())

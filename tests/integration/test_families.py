@@ -466,15 +466,15 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
 def test_window_layers_take_no_more_than_the_windows_of_live_branches(
     name: str, opened: Callable[..., Watched], tmp_path: Path
 ) -> None:
-    """20,000 tokens of conversation; what the window layers keep stays what it was after the first turns."""
+    """6,000 tokens of conversation; what the window layers keep stays what it was after the first turns."""
     engine = opened(name, tmp_path / "store", prefill_chunk=2048)
     assert engine.store is not None
     rule, memory = engine.engine.resume, engine.engine
     most = len(rule.window_blocks(10 * BLOCK + 1)) + 1
     talk: Talk = []
     length = windows = 0
-    while length < 20_000:
-        talk = [*talk, user(1900, str(len(talk) % 10))]
+    while length < 6_000:
+        talk = [*talk, user(600, str(len(talk) % 10))]
         sink = engine.turn(talk)
         talk = [*talk, said(sink)]
         length = sink.report.usage.prompt_tokens
