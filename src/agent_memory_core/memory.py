@@ -252,7 +252,7 @@ class AgentMemory:
     @property
     def model_name(self) -> str:
         """The model as it was asked for."""
-        return self.config.model
+        return str(self.config.model)
 
     @property
     def stated_context_length(self) -> int | None:
