@@ -22,6 +22,8 @@ CODECS: list[Any] = [None, 8, "8/4", "6/4", 4]
 # Where each turn's branch ends, relative to a block boundary.
 ENDS = [0, -1, 1, 0, 1, -1]
 NEW = 8
+SETTINGS = ("model", "kv_bits", "block_tokens", "min_free_mb", "memory_budget_mb")
+"""What a killed process is told, besides its folder."""
 
 
 def config(model: str, store: Path, bits: Any) -> EngineConfig:
@@ -59,50 +61,45 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tiny_models.write(tmp_path_factory.mktemp("models") / request.param, shape)
 
 
-@pytest.fixture(params=["gpt_oss", "qwen3_5", "baichuan_m1"])
-def hybrid(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(tmp_path: Path) -> None:
+    shapes = {"llama": tiny_models.LLAMA, "deepseek_v2": tiny_models.DEEPSEEK_V2}
+    models = [tiny_models.write(tmp_path / name, shape) for name, shape in shapes.items()]
+    _six_turns(tmp_path, [(model, bits) for model in models for bits in CODECS])
+
+
+def test_so_they_are_whatever_the_layers_keep(tmp_path: Path) -> None:
     """A model with windows, one with states, and one with both."""
-    return families.write(tmp_path / "model", request.param)
+    models = [families.write(tmp_path / name, name) for name in ("gpt_oss", "qwen3_5", "baichuan_m1")]
+    _six_turns(tmp_path, [(model, bits) for model in models for bits in (None, "6/4")])
 
 
-def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(model: str, tmp_path: Path) -> None:
-    _six_turns(model, tmp_path, CODECS)
-
-
-def test_so_they_are_whatever_the_layers_keep(hybrid: str, tmp_path: Path) -> None:
-    _six_turns(hybrid, tmp_path, [None, "6/4"])
-
-
-def _six_turns(model: str, tmp_path: Path, codecs: list[Any]) -> None:
-    hot = {
-        bits: engine_driver.Driver(config(model, tmp_path / f"hot-{i}", bits))
-        for i, bits in enumerate(codecs)
-    }
-    evicted = {
-        bits: engine_driver.Driver(config(model, tmp_path / f"evicted-{i}", bits))
-        for i, bits in enumerate(codecs)
-    }
-    histories: dict[Any, engine_driver.History] = {bits: [] for bits in codecs}
+def _six_turns(tmp_path: Path, cases: list[tuple[str, Any]]) -> None:
+    """Six turns of each model with each codec; in every turn one process answers for all of them and is killed."""
+    hot, evicted, killed = (
+        [config(model, tmp_path / f"{place}-{i}", bits) for i, (model, bits) in enumerate(cases)]
+        for place in ("hot", "evicted", "killed")
+    )
+    drivers = [(engine_driver.Driver(a), engine_driver.Driver(b)) for a, b in zip(hot, evicted, strict=True)]
+    histories: list[engine_driver.History] = [[] for _ in cases]
     for turn, end in enumerate(ENDS):
-        jobs, first, second = [], {}, {}
-        for i, bits in enumerate(codecs):
-            asked = padded(hot[bits], histories[bits], end)
-            first[bits] = hot[bits].turn(asked, "s")
-            evicted[bits].evict()
-            second[bits] = evicted[bits].turn(asked, "s")
-            histories[bits] = [*asked, {"role": "assistant", "content": first[bits].text}]
-            settings = {
-                "model": model, "cache_dir": str(tmp_path / f"killed-{i}"), "kv_bits": bits,
-                "block_tokens": BLOCK, "min_free_mb": 0, "memory_budget_mb": 64,
-            }  # fmt: skip
+        jobs, seen = [], []
+        for i, (first, second) in enumerate(drivers):
+            asked = padded(first, histories[i], end)
+            second.evict()
+            seen.append((first.turn(asked, "s"), second.turn(asked, "s")))
+            histories[i] = [*asked, {"role": "assistant", "content": seen[i][0].text}]
+            settings = {name: getattr(killed[i], name) for name in SETTINGS} | {
+                "cache_dir": str(killed[i].cache_dir)
+            }
             jobs.append({"config": settings, "history": asked, "session": "s"})
-        for bits, third in zip(codecs, killed_turn(jobs), strict=True):
-            same = [(s.logits, s.token_ids, s.cache_read) for s in (first[bits], second[bits], third)]
-            assert same[0] == same[1] == same[2], f"turn {turn}, codec {bits}"
+        for case, pair, third in zip(cases, seen, killed_turn(jobs), strict=True):
+            same = [(s.logits, s.token_ids, s.cache_read) for s in (*pair, third)]
+            assert same[0] == same[1] == same[2], (turn, case)
             if turn:
-                assert (first[bits].tier, second[bits].tier, third.tier) == ("hot", "warm", "warm")
-    for driver in (*hot.values(), *evicted.values()):
-        driver.memory.close()
+                assert [s.tier for s in (*pair, third)] == ["hot", "warm", "warm"], (turn, case)
+    for pair_of_drivers in drivers:
+        for driver in pair_of_drivers:
+            driver.memory.close()
 
 
 def test_with_the_raw_codec_answers_equal_plain_mlx_lm(model: str, tmp_path: Path) -> None:
