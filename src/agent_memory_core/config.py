@@ -274,7 +274,7 @@ class EngineConfig(_Settings):
     ] = Field(
         default=256,
         ge=1,
-        description="The same while other sequences are decoded, and for work in the background.",
+        description="Most prompt tokens of one forward pass while other sequences are decoded, and of background work.",
     )
     context_length: Annotated[
         int | None, Source("thresholds", older_variables=("SEMANTIC_MLX_MAX_CONTEXT_LENGTH",))
@@ -291,7 +291,7 @@ class EngineConfig(_Settings):
     durability: Annotated[Durability, Source()] = Field(
         default="process",
         description='"process" keeps a finished turn through kill -9; "power" through a power cut too, at the '
-        "price of one fsync a file.",
+        "price of an fsync for each file.",
     )
 
     @property
@@ -340,7 +340,7 @@ def _sentence(of: type[_Settings], name: str, value: object) -> str:
     field = of.model_fields.get(name)
     if field is None:
         return f"unknown setting {name!r}: {choice_of(name, of.model_fields)}"
-    return f"{name}={value!r} is not valid: {_values(field)}."
+    return f"{name}={value!r} is not valid: {values_of(field)}."
 
 
 def choice_of(name: str, known: Iterable[str]) -> str:
@@ -350,7 +350,7 @@ def choice_of(name: str, known: Iterable[str]) -> str:
     return f"{f'did you mean {near[0]}? C' if near else 'c'}hoose from {', '.join(known)}."
 
 
-def _values(field: FieldInfo) -> str:
+def values_of(field: FieldInfo) -> str:
     """The values that a field may have, in words."""
     if words := source_of(field).values:
         return words
@@ -359,10 +359,13 @@ def _values(field: FieldInfo) -> str:
         return "True or False"
     choices = [
         f'"{kind}"' if isinstance(kind, str) else str(kind) for kind in kinds if not isinstance(kind, type)
-    ] or [f"a {'whole ' if int in kinds else ''}number {_range(field)}"]
+    ]
+    if not choices:
+        number = f"a {'whole ' if int in kinds else ''}number {_range(field)}"
+        return f"{number}, or None" if NoneType in kinds else number
     if NoneType in kinds:
         choices.append("None")
-    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _range(field: FieldInfo) -> str:

@@ -22,80 +22,89 @@ HitTier = Literal["none", "hot", "warm"]
 MissReason = Literal[
     "", "new", "evicted", "diverged", "template", "damaged", "model_changed", "boundary", "unsupported"
 ]
-"""Why prompt tokens that the session once knew, or could have known, were computed again.
+"""Why prompt tokens were computed although the session has, or might have had, their KV.
 
-"boundary": the model's layers could only be resumed at an earlier place. "unsupported": they cannot be stored at all.
+Empty: none were. "new": the session is new. "evicted": their KV made room for others. "diverged": the prompt differs
+from what the session holds. "template": the chat template wrote an earlier answer in other words. "damaged": a stored
+block could not be used. "model_changed": the session was stored with another model. "boundary": the model's layers can
+only be resumed at an earlier position. "unsupported": they cannot be stored at all.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a tool: ``arguments`` keeps the key order in which the model wrote them."""
+    """One call of a tool."""
 
     name: str
     arguments: Mapping[str, Any]
+    """In the key order in which the model wrote them."""
     id: str = ""
+    """Empty where the model gave none."""
 
 
 @dataclass(frozen=True, slots=True)
 class InvalidToolCall:
-    """Text between the model's tool markers that its parser could not read."""
+    """A tool call that could not be read."""
 
     text: str
+    """What the model wrote between its markers of a call."""
     error: str
+    """Why the parser refused it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, in the roles chat templates know (system, user, assistant, tool)."""
+    """One message of a conversation."""
 
     role: str
+    """One that chat templates know: system, user, assistant or tool."""
     content: str
     name: str | None = None
+    """Who wrote it; for a tool's result, the tool."""
     tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant's message calls."""
     tool_call_id: str | None = None
+    """Which call a tool's result answers."""
     reasoning: str | None = None
+    """What an assistant wrote as its thinking."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One turn to run.
-
-    Args:
-        messages: the whole conversation, oldest first.
-        tools: OpenAI function schemas.
-        sampling: how the answer is sampled.
-        template_kwargs: arguments for the chat template.
-        tool_choice: "auto" or None leaves calls to the model, "none" forbids them, "required" demands at least
-            one; any other word is the name of the one tool that is called, once.
-        parallel_tool_calls: whether an answer may hold several calls.
-        response_schema: a JSON schema the answer's text fits; an empty one means any JSON object. Where tools
-            are offered too, the model may call them instead.
-    """
+    """One turn to run."""
 
     messages: tuple[Message, ...]
+    """The whole conversation, oldest first."""
     tools: tuple[Mapping[str, Any], ...] = ()
+    """OpenAI function schemas."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How the answer is sampled."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the chat template."""
     tool_choice: str | None = None
+    """"auto" or None leaves calls to the model, "none" forbids them, "required" demands at least one; any other word is
+    the name of the one tool that is called, once."""
     parallel_tool_calls: bool = True
+    """Whether an answer may hold several calls."""
     response_schema: Mapping[str, Any] | None = None
+    """A JSON schema that the answer's text must fit; an empty one means any JSON object. If tools are offered too, the
+    model may call them instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionKey:
-    """Who owns the memory of a turn. It never decides what is reused: token ids do.
-
-    ``session_id`` None means anonymous: shared by content in memory, never on disk. ``lane`` (an agent or a
-    node) labels and breaks ties. An ``ephemeral`` turn reads what is known and owns nothing. ``is_thread`` says that
-    the id is that of a framework's thread, which may end elsewhere, and not one that the user chose.
-    """
+    """Who owns the memory of a turn. It never decides what is reused: token ids do."""
 
     session_id: str | None = None
+    """None is an anonymous turn: its KV is shared by content in memory and never stored on disk."""
     namespace: str = "default"
+    """Nothing is shared between namespaces."""
     lane: str = ""
+    """The agent or node that asks: a label, and of two branches that fit equally the one with this label is taken."""
     ephemeral: bool = False
+    """Whether the turn only reads the session's memory and adds nothing to it."""
     is_thread: bool = field(default=False, compare=False)
+    """Whether the id is that of a framework's thread, which may end there, and not one that the user chose."""
 
 
 def validate_session_id(session_id: str) -> str:
@@ -127,8 +136,11 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    """Tokens of the answer, reasoning and calls included."""
     cache_read: int
+    """Prompt tokens whose forward pass was skipped, because their KV was there."""
     reasoning_tokens: int = 0
+    """Those tokens of the answer that were reasoning."""
 
     @property
     def cache_creation(self) -> int:
@@ -150,33 +162,37 @@ class TurnReport:
     hit_tier: HitTier
     miss_reason: MissReason
     restore_seconds: float
+    """Reading and decoding stored KV."""
     time_to_first_token: float
+    """From the request to the first token, waiting included."""
     total_seconds: float
+    """From the request to the last token; the commit to disk comes after it."""
     session_id: str | None
     branch_id: int | None
+    """The branch of the session that the turn continued or began; None where it owns none."""
     model: str
+    """The model as it was asked for when its engine was made."""
     persisted: bool
+    """Whether the turn is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token and the natural logarithm of its probability; ``top`` are the likeliest tokens at its place.
-
-    ``raw`` are the bytes it stands for, which may be a part of a character; ``token`` is their text.
-    """
+    """A token and its log-probability."""
 
     token: str
+    """Its text."""
     logprob: float
+    """The natural logarithm of its probability."""
     raw: bytes
+    """Its bytes, which may be only a part of a character."""
     top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens at its position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer as it is made. The last one of a turn carries its ``report``.
-
-    ``logprobs`` has an entry for each of ``token_ids`` where the request asked for them.
-    """
+    """A piece of an answer as it is made."""
 
     text: str = ""
     reasoning: str = ""
@@ -184,7 +200,9 @@ class Delta:
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     token_ids: tuple[int, ...] = ()
     report: TurnReport | None = None
+    """Set on the last delta of a turn, and only there."""
     logprobs: tuple[TokenLogprob, ...] = ()
+    """One entry for each of ``token_ids``, if the request asked for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,21 +220,26 @@ class ChatResult:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One line of the session list. ``tokens`` is the length of its longest branch.
-
-    ``is_thread`` says that every turn so far named it by a framework's thread id.
-    """
+    """One line of the session list."""
 
     session_id: str
     namespace: str
     model: str
+    """The model that the session was stored with."""
     branches: int
+    """How many branches it has."""
     tokens: int
+    """The length of its longest branch."""
     nbytes: int
+    """Its bytes on disk, those that other sessions share included."""
     pinned: bool
+    """Whether it is kept whatever the disk budget."""
     created: float
+    """Seconds since the epoch."""
     last_use: float
+    """Seconds since the epoch."""
     is_thread: bool = False
+    """Whether every turn so far named it by a framework's thread id."""
 
 
 @dataclass(frozen=True, slots=True)

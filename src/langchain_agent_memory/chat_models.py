@@ -103,11 +103,11 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What an answer depends on; it is part of the response cache's key."""
+        """All that an answer depends on, as a part of the response cache's key."""
         engine = settings_for(self._settings())
         sampling = sampling_for(engine.model, self._given(self.SAMPLING_FIELDS))
         return {
-            "model": engine.model,
+            "model": str(engine.model),
             "adapter_path": engine.adapter_path,
             "kv_bits": engine.kv_bits,
             **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},
@@ -118,14 +118,14 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
         params["ls_provider"] = PROVIDER
         if "model" not in kwargs:
-            params["ls_model_name"] = settings_for(self._settings()).model
+            params["ls_model_name"] = str(settings_for(self._settings()).model)
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         holds_form = find_spec("llguidance") is not None
         stated = self._memory().stated_context_length
-        known = ModelProfile(max_input_tokens=stated) if stated is not None else ModelProfile()
-        return known | ModelProfile(
+        limit = ModelProfile(max_input_tokens=stated) if stated is not None else ModelProfile()
+        return limit | ModelProfile(
             text_inputs=True,
             image_inputs=False,
             audio_inputs=False,
@@ -216,7 +216,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
     def _take_session(
         self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None
     ) -> SessionKey:
-        """Take out of ``kwargs`` what a call says of its session, and return the key."""
+        """Remove from ``kwargs`` what names a session, and return the key."""
         own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
         carried: _Carried | None = kwargs.pop(_KEY, None)
         return (
@@ -232,12 +232,12 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         )
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        """What traces are told of a call: nothing of its session."""
+        """The parameters that traces show of a call, without its session."""
         self._take_session(kwargs)
         return super()._get_invocation_params(stop=stop, **kwargs)
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        """The response cache's key beside the prompt: sessions share their answers, namespaces do not."""
+        """The response cache's key next to the prompt: sessions share answers, namespaces do not."""
         key = self._take_session(kwargs)
         return f"{super()._get_llm_string(stop=stop, **kwargs)}---{key.namespace}"
 

@@ -1,4 +1,4 @@
-"""Errors of the core as LangChain knows them, so that its retries, fallbacks and middleware understand them."""
+"""The core's errors in classes that LangChain knows, so that its retries, fallbacks and middleware act on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import langchain_core.exceptions
 
 from agent_memory_core import PromptTooLong
 
-# Older releases of langchain-core have no word for it.
+# Older releases of langchain-core have no such error.
 _Overflow: type[Exception] = getattr(langchain_core.exceptions, "ContextOverflowError", Exception)
 
 
@@ -19,7 +19,7 @@ class ContextOverflow(PromptTooLong, _Overflow):  # type: ignore[misc, valid-typ
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Raise what the core raises in a form that LangChain knows too."""
+    """Raise the core's errors as errors that LangChain knows too."""
     try:
         yield
     except PromptTooLong as error:

@@ -1,18 +1,18 @@
-"""KV that follows LangGraph's threads: what a checkpointer deletes or copies is deleted or copied here too.
+"""KV that follows LangGraph's threads: a thread that a checkpointer deletes or copies is deleted or copied here too.
 
     checkpointer = follow(SqliteSaver(connection), llm.memory)
 
-A checkpoint is the truth and KV a cache of it, found by tokens; so nothing has to be said of new checkpoints, of
-forks and of time travel. Only the end of a thread, and its copy, cannot be seen in tokens:
+The checkpoints hold the conversation, and KV is only a cache of it that is found by tokens. So new checkpoints, forks
+and time travel need no notice. Only the end of a thread, and its copy, cannot be seen in tokens:
 
     delete_thread                    the session is forgotten
-    copy_thread                      the new thread's session begins with all that the old one knows, stored once
+    copy_thread                      the new thread's session begins with all that the old one has, stored once
     prune, strategy "delete"         the sessions are forgotten
     prune, strategy "keep_latest"    nothing: branches that are no longer used make room when room is needed
     delete_for_runs                  sessions of threads of which nothing is left are forgotten
 
-The session meant is the one whose id is the thread's. A conversation that was given a ``session_id`` of its own
-may span threads, and is its owner's to forget.
+The session of a thread is the one with the thread's id. A conversation that was given a ``session_id`` of its own
+may span threads; only its owner forgets it.
 """
 
 from __future__ import annotations

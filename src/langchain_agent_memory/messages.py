@@ -48,11 +48,11 @@ _ROLES = {
 _TEXT_BLOCKS = frozenset({"text", "text-plain", "input_text", "output_text"})
 _REASONING_BLOCKS = {"reasoning": "reasoning", "thinking": "thinking"}
 _CALL_BLOCKS = {"tool_use": "input", "tool_call": "args"}
-# Said again in a message's tool_calls, or of use to nobody but the provider that wrote them.
+# They repeat the message's tool_calls, or mean something only to the provider that wrote them.
 _IGNORED_BLOCKS = frozenset(
     {"tool_call_chunk", "invalid_tool_call", "input_json_delta", "function_call", "redacted_thinking"}
 )
-# Before the text of a call that could not be read, where LangChain would read it as one after all.
+# Put before the text of a call that could not be read, if LangChain would read it as a call after all.
 _UNREADABLE = "unreadable call: "
 
 
@@ -94,7 +94,7 @@ def _role(message: BaseMessage) -> str:
 
 
 def _assistant(message: AIMessage) -> Message:
-    # The model wrote this text in one piece, so its blocks meet without a seam.
+    # The model wrote its answer in one piece, so its blocks are joined without a separator.
     text = _text(message.content, "assistant", joint="")
     unread = (_unread(call["args"] or "") for call in message.invalid_tool_calls)
     return Message(
@@ -118,9 +118,9 @@ def _calls(message: AIMessage) -> Iterator[ToolCall]:
 
 
 def _reasoning(message: AIMessage) -> str | None:
-    known = message.additional_kwargs.get("reasoning_content")
-    if isinstance(known, str) and known:
-        return known
+    content = message.additional_kwargs.get("reasoning_content")
+    if isinstance(content, str) and content:
+        return content
     found = (
         block.get(_REASONING_BLOCKS[block["type"]])
         for block in _blocks(message.content)
@@ -130,7 +130,7 @@ def _reasoning(message: AIMessage) -> str | None:
 
 
 def _tool_text(text: str, status: str) -> str:
-    """What a tool said, with a failure said in words: no chat template shows a status."""
+    """The text of a tool's result. A failure becomes a part of the text, since no chat template shows a status."""
     if status != "error" or text.lstrip().lower().startswith("error"):
         return text
     return f"Error: {text}"
@@ -185,11 +185,11 @@ def to_ai_message(result: ChatResult) -> AIMessage:
 
 
 class ChunkWriter:
-    """Deltas of one answer as chunks; it counts tool calls, for LangChain tells them apart by number.
+    """Turns the deltas of one answer into chunks. It numbers tool calls, which LangChain tells apart by number.
 
     Args:
-        blocks: the chunks' content will be turned into content blocks. LangChain then numbers text blocks from
-            zero and would take a call of the same number for more of that text, so calls begin far off.
+        blocks: whether the chunks will become content blocks. LangChain then numbers text blocks from zero, and would
+            join a call to the text of the same number, so calls are numbered from 1000 on.
     """
 
     def __init__(self, *, blocks: bool = False) -> None:
@@ -198,7 +198,7 @@ class ChunkWriter:
     def chunks(self, delta: Delta) -> Iterator[AIMessageChunk]:
         """Yield what ``delta`` holds, one kind of content a chunk; the last of an answer has its report.
 
-        Log-probabilities go with the first chunk, for what a delta holds has no finer division by tokens.
+        Log-probabilities go with the first chunk: a delta does not tell which token belongs to which of its parts.
         """
         parts = self._parts(delta)
         if delta.report is not None:
@@ -248,7 +248,7 @@ def _invalid_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
 
 
 def _unreadable(text: str) -> str:
-    """``text`` such that LangChain, which mends broken JSON, does not make a call without a name of it."""
+    """``text`` in a form that LangChain, which completes broken JSON, does not take for a call without a name."""
     if text:
         try:
             parse_partial_json(text)
@@ -288,5 +288,5 @@ def _token(entry: TokenLogprob) -> dict[str, Any]:
 
 
 def _metadata(report: TurnReport) -> dict[str, Any]:
-    """What ``response_metadata`` says of a turn. Merging chunks joins texts: it goes on one chunk alone."""
+    """The ``response_metadata`` of a turn. Only one chunk carries it, because merging chunks joins equal texts."""
     return {"model_provider": PROVIDER, "model_name": report.model, **measurements(report)}

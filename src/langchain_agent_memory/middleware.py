@@ -1,9 +1,9 @@
 """``PrefixSummarization``: agent middleware that summarises with the conversation's own prefix.
 
-LangChain's ``SummarizationMiddleware`` pastes the history into a prompt of its own, which no memory has seen: the
-call is computed from its first token, when the conversation is at its longest. Here the summary is asked for at the
-end of the conversation itself, behind the same system prompt, tools and messages, so that only the instruction is
-new. The call belongs to no branch: the conversation stays as warm as it was.
+LangChain's ``SummarizationMiddleware`` pastes the history into a prompt of its own, for which nothing is stored. So
+the call is computed from its first token, just when the conversation is longest. Here the instruction to summarise is
+appended to the conversation itself, after the same system prompt, tools and messages, and only that instruction is
+new. The call belongs to no branch and changes nothing in the conversation's memory.
 
     create_agent(llm, tools, middleware=[PrefixSummarization(llm, trigger=("tokens", 4000), keep=("messages", 4))])
 """
@@ -52,7 +52,7 @@ Extended = ExtendedModelResponse[Any]
 
 
 class PrefixSummarization(AgentMiddleware[State, Any, Any]):
-    """Replaces the older messages of a long conversation by a summary; the call that makes it is warm.
+    """Replaces the older messages of a long conversation by a summary, which is written by a warm call.
 
     When to summarise, and what is kept as it is, follow LangChain's ``SummarizationMiddleware``. The summary is
     written by the model, and with the tools, of the call that is about to be made.
@@ -71,7 +71,7 @@ class PrefixSummarization(AgentMiddleware[State, Any, Any]):
         """Prepare the rule.
 
         Args:
-            model: whose context the rule is about: its profile for fractions, its way of counting.
+            model: the model whose context is limited. Its profile gives the size for fractions, and it counts tokens.
             summary_prompt: the message that asks for the summary.
             max_summary_tokens: longest summary; None leaves it to the model's own ``max_tokens``.
             options: ``trigger``, ``keep`` and ``token_counter``, as of ``SummarizationMiddleware``.
@@ -89,7 +89,7 @@ class PrefixSummarization(AgentMiddleware[State, Any, Any]):
     def wrap_model_call(
         self, request: Request, handler: Callable[[Request], Response]
     ) -> Response | Extended:
-        """Summarise if it is time, then let the model go on from the summary."""
+        """Summarise if it is time, then let the model continue from the summary."""
         rule = self._rule(_Summarizer(self, request))
         try:
             update = rule.before_model(_state(request), request.runtime)
@@ -116,7 +116,7 @@ class PrefixSummarization(AgentMiddleware[State, Any, Any]):
 
     def _rule(self, summarizer: _Summarizer) -> SummarizationMiddleware[Any, Any]:
         write = RunnableLambda(summarizer.write, summarizer.awrite)
-        # Trimmed messages would be no prefix of anything.
+        # Trimmed messages would no longer be a prefix of the conversation.
         return SummarizationMiddleware(
             self.model, summarizer=write, trim_tokens_to_summarize=None, **self._options
         )
@@ -158,7 +158,7 @@ class _Summarizer:
         return [system, *asked] if system is not None else asked
 
     def _models(self) -> list[Runnable[Any, AIMessage]]:
-        """The request's model with its tools, for they are part of the prefix; then, should it call one, without."""
+        """The request's model with its tools, which are part of the prefix; then, in case it calls one, without."""
         assert self._request is not None
         settings = dict(self._request.model_settings)
         if self._middleware.max_summary_tokens is not None:
@@ -177,12 +177,12 @@ def _config() -> RunnableConfig:
 
 
 def _state(request: Request) -> Any:
-    """The state as the rule shall see it: with the messages that would be sent."""
+    """The state that LangChain's rule looks at: with the messages that would be sent."""
     return {**request.state, "messages": list(request.messages)}
 
 
 def _offered(request: Request) -> list[Any]:
-    """The tools the model is shown in this request, those that stand for a form of the answer among them."""
+    """The tools that the model is shown in this request, with those by which a structured answer is given."""
     form = request.response_format
     if isinstance(form, AutoStrategy) and not (request.model.profile or {}).get("structured_output"):
         form = ToolStrategy(form.schema)
@@ -191,9 +191,9 @@ def _offered(request: Request) -> list[Any]:
 
 
 def _replacing(request: Request, kept: Sequence[AnyMessage], response: Response) -> Extended:
-    """The response, and the change of the state that puts the summary, first of ``kept``, in the place of the rest.
+    """The response, with a change of the state that replaces older messages by the summary, the first of ``kept``.
 
-    A summary takes the place and id of the first message it stands for: one that is added would come last.
+    The summary takes the id of the first message that it replaces, and with it the place: an added one would come last.
     """
     ids = {message.id for message in kept}
     in_state = {message.id for message in request.state["messages"]}

@@ -1,7 +1,7 @@
-"""``init_chat_model("mlx_persistent:tiny-chat")``, for who asks for it.
+"""``init_chat_model("mlx_persistent:tiny-chat")``, for programs that ask for it.
 
-LangChain keeps the providers of ``init_chat_model`` in a private table and has no public way into it. So nothing is
-registered on import; ``register_provider()`` does it once, and says so where a release of LangChain has no such table.
+LangChain keeps the providers of ``init_chat_model`` in a private table, without a public way to add one. So nothing is
+registered on import: ``register_provider()`` does it, and raises an error if a release of LangChain has no such table.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def resolve_session(
         or _first(layers, (_NAMESPACE_KEY,))
         or default_namespace,
         lane=_first(layers, (_LANE_KEY,)) or _lane(layers, purpose),
-        # A call that middleware makes for itself (a summary, a choice of tools) is no turn of the conversation.
+        # A call that middleware makes for itself (a summary, a choice of tools) is not a turn of the conversation.
         ephemeral=purpose is not None,
         is_thread=thread is not None,
     )

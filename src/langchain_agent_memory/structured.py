@@ -51,8 +51,8 @@ def response_format(schema: dict[str, Any] | type, method: Method) -> dict[str, 
     """The ``response_format`` that asks for ``schema``."""
     if method == "json_mode":
         return {"type": "json_object"}
-    said = _json_schema(schema)
-    return {"type": "json_schema", "json_schema": {"name": said.get("title", "answer"), "schema": said}}
+    form = _json_schema(schema)
+    return {"type": "json_schema", "json_schema": {"name": form.get("title", "answer"), "schema": form}}
 
 
 def _json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
 
 
 class _Whole:
-    """Refuses an answer that ended before its JSON did, which LangChain's parsers would mend to something else."""
+    """Refuses an answer that ended inside its JSON. LangChain's parsers would complete it to something else."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         text = result[0].text
@@ -101,7 +101,7 @@ def call_parser(schema: dict[str, Any] | type, name: str) -> Runnable[Any, Any]:
 def with_parser(
     model: Runnable[LanguageModelInput, AIMessage], parser: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """``model`` read by ``parser``; with the message itself and what went wrong, if asked for."""
+    """``model`` followed by ``parser``; if asked for, the result also has the message itself and the parser's error."""
     if not include_raw:
         return model | parser
     read = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)

@@ -54,7 +54,7 @@ from llama_index_agent_memory.messages import (
 from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
 
 _context_windows: WeakKeyDictionary[AgentMemory, int] = WeakKeyDictionary()
-"""What engines were asked once: LlamaIndex reads a model's metadata at every step."""
+"""The context length of each engine, which is asked once: LlamaIndex reads a model's metadata at every step."""
 
 
 class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
@@ -102,7 +102,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
     def custom_model_dump(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        """Leave out what was not given, as a value of its own kind would not survive JSON."""
+        """Leave out fields that were not given: JSON has no value for that."""
         data = super().custom_model_dump(handler, info)
         return {name: value for name, value in data.items() if self._was_given(name)}
 
@@ -120,7 +120,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
             num_output=sampling_for(config.model, self._given(self.SAMPLING_FIELDS)).max_tokens,
             is_chat_model=True,
             is_function_calling_model=True,
-            model_name=config.model,
+            model_name=str(config.model),
         )
 
     def _context_window(self) -> int:
@@ -130,13 +130,13 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         return _context_windows[memory]
 
     def to_payload(self) -> dict[str, Any]:
-        """What events are told of this model: nothing of sessions, namespaces or folders, and without loading it."""
+        """What events show of this model, without loading it: no sessions, namespaces or folders."""
         model = settings_for(self._settings()).model
         sampling = sampling_for(model, self._given(self.SAMPLING_FIELDS))
         return {
             "class_name": self.class_name(),
-            "model": model,
-            "model_name": model,
+            "model": str(model),
+            "model_name": str(model),
             "is_chat_model": True,
             "is_function_calling_model": True,
             **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},
@@ -165,30 +165,32 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         """`stream_chat` for coroutines: no thread waits."""
         return _astream(self._turn(messages, kwargs, await self._alook_around()))
 
-    # A prompt is one message of the user: the model is trained for conversations.
+    # A prompt becomes one message of the user, because the model is trained for conversations.
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer ``prompt``."""
-        return to_completion(_answer(self._turn(_said(prompt), kwargs, self._look_around())))
+        return to_completion(_answer(self._turn(_from_user(prompt), kwargs, self._look_around())))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answer ``prompt`` piece by piece."""
-        pieces = _stream(self._turn(_said(prompt), kwargs, self._look_around()))
+        pieces = _stream(self._turn(_from_user(prompt), kwargs, self._look_around()))
         return (to_completion(piece) for piece in pieces)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete` for coroutines: no thread waits."""
-        return to_completion(await _aanswer(self._turn(_said(prompt), kwargs, await self._alook_around())))
+        return to_completion(
+            await _aanswer(self._turn(_from_user(prompt), kwargs, await self._alook_around()))
+        )
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """`stream_complete` for coroutines: no thread waits."""
-        pieces = _astream(self._turn(_said(prompt), kwargs, await self._alook_around()))
+        pieces = _astream(self._turn(_from_user(prompt), kwargs, await self._alook_around()))
         return (to_completion(piece) async for piece in pieces)
 
     def _look_around(self) -> Surroundings:
@@ -226,9 +228,9 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         """Return the keywords for ``chat``; the caller's list of messages stays as it is."""
         offered = to_tools(tools)
         new = [] if user_msg is None else [user_msg]
-        said = [ChatMessage(role=MessageRole.USER, content=m) if isinstance(m, str) else m for m in new]
+        added = [ChatMessage(role=MessageRole.USER, content=m) if isinstance(m, str) else m for m in new]
         return {
-            "messages": [*(chat_history or ()), *said],
+            "messages": [*(chat_history or ()), *added],
             "tools": offered,
             "tool_choice": chosen_tool(tool_choice, offered, required=tool_required),
             "parallel_tool_calls": allow_parallel_tool_calls,
@@ -242,7 +244,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         allow_parallel_tool_calls: bool = False,
         **kwargs: Any,
     ) -> ChatResponse:
-        """Keep the first call alone where only one is allowed."""
+        """Keep only the first call, if only one is allowed."""
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if len(calls) > 1 and not allow_parallel_tool_calls:
             response.message.blocks = [
@@ -269,7 +271,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         ]
 
     # Structured answers -------------------------------------------------------------------------------------
-    # LlamaIndex's own program forces the tool except while streaming, where it hopes for the best.
+    # LlamaIndex's own program forces the tool, but not while streaming.
 
     def _structured_stream_call(
         self,
@@ -311,7 +313,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         }
 
     def _objects(self, output_cls: type[BaseModel], piece: ChatResponse) -> list[BaseModel]:
-        """The object of an answer that has ended, or was complete before its end."""
+        """The object of an answer, if it is complete: at the end, or before."""
         calls = self.get_tool_calls_from_response(piece, error_on_no_tool_call=piece.raw is not None)
         return [output_cls.model_validate(call.tool_kwargs) for call in calls[:1]]
 
@@ -329,10 +331,10 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
 
 
 _BY_TOOL = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION})
-"""Ways to a structured answer that go by a forced tool."""
+"""Ways to a structured answer that force a tool."""
 
 
-def _said(prompt: str) -> list[ChatMessage]:
+def _from_user(prompt: str) -> list[ChatMessage]:
     return [ChatMessage(role=MessageRole.USER, content=prompt)]
 
 

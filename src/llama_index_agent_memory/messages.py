@@ -58,7 +58,7 @@ def to_core(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
 
 
 def _name_results(messages: list[Message]) -> list[Message]:
-    """Agents give the results of tools back by the call's id alone; some templates want the tool's name."""
+    """Agents name only the call's id in a tool's result; some templates want the tool's name."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     return [
         dataclasses.replace(message, name=names.get(message.tool_call_id or ""))
@@ -71,7 +71,7 @@ def _name_results(messages: list[Message]) -> list[Message]:
 def _message(message: ChatMessage) -> Message:
     role = _ROLES[message.role]
     more = message.additional_kwargs
-    # What the model wrote it wrote in one piece, so the blocks of an answer meet without a seam.
+    # The model wrote its answer in one piece, so its blocks are joined without a separator.
     text = ("" if role == "assistant" else "\n").join(_texts(message.blocks, role))
     if role == "assistant":
         thoughts = (block.content for block in message.blocks if isinstance(block, ThinkingBlock))
@@ -100,7 +100,7 @@ def _texts(blocks: Sequence[ContentBlock], role: str) -> Iterator[str]:
 
 
 def _is_elsewhere(block: ContentBlock, role: str) -> bool:
-    """Whether what a block says is kept in another place, or is of use to another provider only."""
+    """Whether a block repeats what is read from another place, or means something only to another provider."""
     parts_of_answers = (ThinkingBlock, ToolCallBlock, CitationBlock)
     return isinstance(block, CachePoint) or (role == "assistant" and isinstance(block, parts_of_answers))
 
@@ -115,7 +115,7 @@ def _calls(message: ChatMessage) -> Iterator[ToolCall]:
 
 
 def _older_call(call: object) -> ToolCall:
-    """A call in the form that came before blocks: OpenAI's, as mappings or as objects."""
+    """A call in the form that LlamaIndex had before blocks: OpenAI's, as mappings or as objects."""
     function = _get(call, "function")
     name = _get(function, "name")
     if not isinstance(name, str):
@@ -191,7 +191,7 @@ def to_completion(response: ChatResponse) -> CompletionResponse:
 
 
 class ResponseWriter:
-    """Puts the deltas of one answer together: LlamaIndex wants all of it so far with each new piece."""
+    """Joins the deltas of one answer: LlamaIndex expects the answer so far with each new piece."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -204,7 +204,7 @@ class ResponseWriter:
 
     def add(self, delta: Delta) -> str:
         """Take in ``delta`` and return the text that it adds."""
-        # What the model wrote in place of a call stays its words: the next prompt has to repeat them.
+        # What the model wrote in place of a call stays text, because the next prompt has to repeat it.
         text = delta.text + "".join(call.text for call in delta.invalid_tool_calls)
         self._text += text
         self._reasoning += delta.reasoning
@@ -246,7 +246,7 @@ def _call_block(call: ToolCall) -> ToolCallBlock:
 
 
 def _raw(report: TurnReport, invalid: Sequence[InvalidToolCall]) -> dict[str, Any]:
-    """What ``raw`` says of a turn: token counts where LlamaIndex looks for them, and our own measurements."""
+    """The ``raw`` of a turn: token counts where LlamaIndex looks for them, and our own measurements."""
     usage = report.usage
     return {
         "model": report.model,

@@ -12,8 +12,8 @@ Order, first found wins:
     7  nothing: an anonymous turn, shared by content in memory and never on disk
 
 The namespace is ``namespace=`` of the call, else ``agent_memory_namespace`` from tags or store, else the model's.
-The lane is the tag ``agent_memory_lane``, else the name of the agent whose step is running. The store of a workflow
-can be read by coroutines alone: steps 3 and 4 are for ``achat`` and its kin, which are what agents call.
+The lane is the tag ``agent_memory_lane``, else the name of the agent whose step is running. Only coroutines can read
+the store of a workflow, so steps 3 and 4 work for ``achat`` and the other async methods, which agents call.
 """
 
 from __future__ import annotations
@@ -38,25 +38,22 @@ _TAGS = (_SESSION, "session_id", "thread_id")
 
 
 class Surroundings(NamedTuple):
-    """What can be seen from inside a call.
-
-    Args:
-        tags: the instrumentation tags in force.
-        state: the workflow's own words, as far as they name a session, a namespace or an agent.
-        memory: the session of the memory that the workflow runs on.
-        handler: the session that a callback handler names.
-        agent: the agent whose step is running.
-    """
+    """What a call can see around it that may name a session."""
 
     tags: Mapping[str, Any] = {}
+    """The instrumentation tags in force."""
     state: Mapping[str, Any] = {}
+    """Those entries of the workflow's store that name a session, a namespace or an agent."""
     memory: object = None
+    """The session of the memory that the workflow runs on."""
     handler: object = None
+    """The session that a callback handler names."""
     agent: object = None
+    """The agent whose step is running."""
 
 
 def look_around(handlers: Iterable[object] = ()) -> Surroundings:
-    """Return what a call sees that is no coroutine; ``handlers`` are the model's callback handlers."""
+    """Return what a call that is not a coroutine sees; ``handlers`` are the model's callback handlers."""
     named = (session_text(getattr(handler, _SESSION, None)) for handler in handlers)
     return Surroundings(
         tags=active_instrument_tags.get() or {},
@@ -136,8 +133,8 @@ def _step_context() -> Context[Any] | None:
 
 
 def _agent_of_step() -> object:
-    """The agent that the running step belongs to, which its event alone knows where there is but one agent."""
-    # No public name leads there: where a release moves it, the lane comes from the store or is empty.
+    """The agent of the running step. With a single agent only the step's event names it."""
+    # There is no public way to it. If a release moves it, the lane comes from the store or is empty.
     module = sys.modules.get("workflows.runtime.types.results")
     variable = getattr(module, "StepWorkerStateContextVar", None)
     step = variable.get(None) if variable is not None else None

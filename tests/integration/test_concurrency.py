@@ -69,7 +69,7 @@ def test_8_threads_and_8_tasks_answer_as_when_alone(llama: str, open_driver: Ope
         from_tasks = pool.submit(lambda: asyncio.run(tasks())).result()
         from_threads = [thread.result() for thread in threads]
     assert from_threads + from_tasks == expected
-    assert crowded.stats()["running"] == 0
+    assert crowded.stats().running == 0
 
 
 def test_8_turns_at_once_in_one_session_each_get_their_own_answer(
@@ -119,8 +119,8 @@ EXITS = {
 
 
 @pytest.mark.slow
-def test_the_interpreter_ends_cleanly_20_times_out_of_20(llama: str, tmp_path: Path) -> None:
-    """Four processes a way of ending, run two at a time."""
+def test_the_interpreter_ends_cleanly_10_times_out_of_10(llama: str, tmp_path: Path) -> None:
+    """Two processes for each way of ending, two at a time."""
     code = (
         "import sys; from agent_memory_core import AgentMemory; q = [{'role': 'user', 'content': 'Hi'}]\n"
         f"memory = AgentMemory(model={llama!r}, cache_dir=sys.argv[1], min_free_mb=0)\n"
@@ -135,7 +135,7 @@ def test_the_interpreter_ends_cleanly_20_times_out_of_20(llama: str, tmp_path: P
         )  # fmt: skip
         return way, done.returncode, done.stderr
 
-    jobs = [(way, number) for way in EXITS for number in range(4)]
+    jobs = [(way, number) for way in EXITS for number in range(2)]
     with ThreadPoolExecutor(2) as pool:
         for way, code_, stderr in pool.map(run, jobs):
             assert (code_, stderr) == (0, ""), way

@@ -60,9 +60,9 @@ async def test_constrained_and_free_answers_share_a_batch_and_do_not_change_each
         ask("No tools, please.", 50, tools=TOOLS, tool_choice="none"),
     ]
     alone = [await memory.achat(request) for request in requests]
-    before = memory.stats()["steps"]
+    before = memory.stats().steps
     together: list[ChatResult] = await asyncio.gather(*(memory.achat(request) for request in requests))
-    assert memory.stats()["steps"] - before < sum(len(r.token_ids) for r in together), "they decode together"
+    assert memory.stats().steps - before < sum(len(r.token_ids) for r in together), "they decode together"
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
     assert fits(json.loads(together[1].text), COUNT)
     assert fits(together[3].tool_calls[0].arguments, SCHEMAS["array"])
@@ -119,10 +119,10 @@ def test_a_constraint_that_cannot_be_kept_is_refused_before_any_work(
     memory: AgentMemory, wanted: dict[str, Any], refusal: str
 ) -> None:
     memory.load()
-    before = memory.stats()["prompt_tokens"]
+    before = memory.stats().prompt_tokens
     with pytest.raises(InvalidRequest, match=refusal):
         memory.chat(ask("Anything.", **wanted))
-    assert memory.stats()["prompt_tokens"] == before
+    assert memory.stats().prompt_tokens == before
 
 
 @pytest.mark.parametrize("kind", ["schema", "call"])

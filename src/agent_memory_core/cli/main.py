@@ -43,7 +43,7 @@ def demo(
 def main() -> None:
     """Run the command line. An error of ours is printed as one sentence, without a traceback."""
     try:
-        app()
+        app(prog_name="agent-memory")
     except AgentMemoryError as error:
         err.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(1)

@@ -9,15 +9,20 @@ from typing import Annotated
 import typer
 
 from agent_memory_core import CheckReport
-from agent_memory_core.cli.options import CacheDir, DiskBudget, Model, err, out, stored_memory
+from agent_memory_core.cli.options import CacheDir, DiskBudget, err, out, stored_memory
+
+ProfileModel = Annotated[
+    str | None,
+    typer.Option("--model", help="The model whose profile sets the disk budget.", show_default=False),
+]
 
 
 def check(
     cache_dir: CacheDir = None,
-    model: Model = None,
+    model: ProfileModel = None,
     disk_budget: DiskBudget = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Repair what can be repaired. No sound session is deleted.")
+        bool, typer.Option("--fix", help="Repair what can be repaired. Intact sessions are never deleted.")
     ] = False,
 ) -> None:
     """Compare every stored file with the catalog and its checksum."""
@@ -51,7 +56,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
         )
 
 
-def stats(cache_dir: CacheDir = None, model: Model = None, disk_budget: DiskBudget = None) -> None:
+def stats(cache_dir: CacheDir = None, model: ProfileModel = None, disk_budget: DiskBudget = None) -> None:
     """Print how much is stored and what the limits are, as JSON."""
     with stored_memory(cache_dir=cache_dir, model=model, disk_budget_mb=disk_budget) as memory:
-        out.print_json(json.dumps(memory.stats()["store"]))
+        out.print_json(json.dumps(memory.stats().to_dict()["store"]))

@@ -66,13 +66,9 @@ class AppendLayers(TokenLayers):
 
 
 def _buffer(pieces: Sequence[mx.array], row: int, length: int, capacity: int) -> mx.array:
-    """One leaf's buffer [1, heads, capacity, dim]: the first ``length`` tokens of its row of all pieces, then zeros."""
-    taken: list[mx.array] = []
-    left = length
-    for piece in pieces:
-        take = min(left, piece.shape[2])
-        taken.append(piece[row : row + 1, :, :take])
-        left -= take
-    assert left == 0, f"{left} tokens of {length} have no KV"
-    _, heads, _, dim = taken[0].shape
-    return mx.concatenate([*taken, mx.zeros((1, heads, capacity - length, dim), taken[0].dtype)], axis=2)
+    """One leaf's buffer [1, heads, capacity, dim]: its row of all pieces, then zeros."""
+    tokens = sum(piece.shape[2] for piece in pieces)
+    assert tokens == length, f"there is KV of {tokens} tokens, not of {length}"
+    _, heads, _, dim = pieces[0].shape
+    zeros = mx.zeros((1, heads, capacity - length, dim), pieces[0].dtype)
+    return mx.concatenate([*(piece[row : row + 1] for piece in pieces), zeros], axis=2)

@@ -174,11 +174,10 @@ class LayerGroup(ABC):
 
     @abstractmethod
     def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
-        """Fill new caches with ``length`` tokens, and leave space for ``room`` more if that is done in advance.
+        """Fill new caches with ``length`` tokens; buffers that grow get space for ``room`` more.
 
-        ``segments`` are what `cut` gave, in token order: of all tokens, of those that the window covers, or one of the
-        whole state. The first may begin earlier and the last may end later than needed only where `cut` of such a
-        segment would have given no other arrays for the tokens that are needed.
+        ``segments`` are what `cut` gave for consecutive ranges of tokens, the last of which ends at ``length``. They
+        hold every token, or at least those of the window; for layers that keep a whole state there is exactly one.
         """
 
     @abstractmethod

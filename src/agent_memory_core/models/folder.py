@@ -1,4 +1,4 @@
-"""The folder of a model: where it is, and what its own config.json says. Nothing here imports MLX."""
+"""The folder of a model: where it is, and what its config.json states. Nothing here imports MLX."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Model profiles: what is known of one model, as a TOML file, and checked against the model itself.
+"""Model profiles: what is known about one model, in a TOML file that is checked against the model itself.
 
 A profile is optional; a model without one runs on the defaults. Every key is used or refused by name:
 
     [model]       model_id, and the geometry that the loaded model must confirm: a number that all layers have,
-                  or a list of those that occur; [model.layers.<type>] speaks of the layers of one type only
+                  or a list of those that occur; [model.layers.<type>] is about the layers of one type only
     [inference]   sampling defaults, and whether the chat template can think
     [optimal]     settings of the engine that suit the model
     [thresholds]  limits of the engine that suit the model
-    [benchmark]   what was measured, on which machine: recorded, never acted on
+    [benchmark]   what was measured, and on which machine; nothing reads it
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
 
 _REFUSED: Mapping[str, str] = {
     **RETIRED,
-    "long_context_threshold": "prompts of any length are scheduled alike: set context_length",
+    "long_context_threshold": "prompts of every length are scheduled in the same way: set context_length",
     "high_batch_threshold": "the batch is bounded by max_batch_size alone",
     "memory_pressure_mb": "memory is bounded before it is used: set memory_budget_mb",
     "min_cache_benefit_ratio": "whether a restore pays is decided by its size alone",
@@ -119,19 +119,19 @@ class Profile:
             )
 
     def _compare(self, geometry: Geometry, spec: ModelCacheSpec, layer_type: str | None) -> None:
-        said_of_values = (
+        stated_keys = (
             {**self.geometry, **geometry} if layer_type else set(geometry).union(*self.layers.values())
         )
-        widths_alone = "head_dim" in geometry and "v_head_dim" not in said_of_values
+        widths_alone = "head_dim" in geometry and "v_head_dim" not in stated_keys
         implied = {"v_head_dim": geometry["head_dim"]} if widths_alone else {}
-        for key, said in {**geometry, **implied}.items():
+        for key, stated in {**geometry, **implied}.items():
             found = spec.values_of(key, layer_type)
-            if set(said if isinstance(said, tuple) else (said,)) == found:
+            if set(stated if isinstance(stated, tuple) else (stated,)) == found:
                 continue
             where = f"layers.{layer_type}.{key}" if layer_type else key
             why = "" if key in geometry else " (head_dim alone means that values are as wide as keys)"
             raise InvalidSetting(
-                f"profile {self.name}: {where} = {_listed(said)}{why}, but the loaded model has "
+                f"profile {self.name}: {where} = {_listed(stated)}{why}, but the loaded model has "
                 f"{_listed(sorted(found))}: `agent-memory models new` writes a profile of this model; put it into "
                 f"{CONFIGS_VARIABLE}{f', or correct {self.path}' if self.path else ''}."
             )
@@ -353,9 +353,9 @@ def _model_id(path: Path, model: Mapping[str, Any]) -> str:
     return model_id
 
 
-def _geometry(path: Path, section: str, said: Mapping[str, Any]) -> Geometry:
+def _geometry(path: Path, section: str, stated: Mapping[str, Any]) -> Geometry:
     geometry: dict[str, int | tuple[int, ...]] = {}
-    for key, value in said.items():
+    for key, value in stated.items():
         several = isinstance(value, list) and key not in ("n_layers", "count") and len(value) > 1
         values = value if several else [value]
         if any(type(one) is not int or one < 1 for one in values):
@@ -374,17 +374,17 @@ def _layers(path: Path, tables: Any) -> dict[str, Geometry]:
             f"{path}, [model] layers = {tables!r} is not valid: write [model.layers.global]."
         )
     layers = {}
-    for layer_type, said in tables.items():
+    for layer_type, stated in tables.items():
         section = f"model.layers.{layer_type}"
-        if layer_type not in LAYER_TYPES or not isinstance(said, dict):
+        if layer_type not in LAYER_TYPES or not isinstance(stated, dict):
             choice = ", ".join(LAYER_TYPES)
             raise InvalidSetting(f"{path}, [{section}] is not a known type of layer: choose from {choice}.")
-        for key in said:
+        for key in stated:
             if key not in _OF_A_TYPE:
                 choice = ", ".join(_OF_A_TYPE)
                 where = _where(path, section, key)
                 raise InvalidSetting(f"{where} is not a known key: choose from {choice}.")
-        layers[layer_type] = _geometry(path, section, said)
+        layers[layer_type] = _geometry(path, section, stated)
     return layers
 
 
@@ -396,7 +396,7 @@ def _sampling(path: Path, inference: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template_kwargs(path: Path, inference: Mapping[str, Any]) -> dict[str, Any]:
-    """What the chat template is told about thinking: nothing, where the model cannot think."""
+    """The chat template's argument about thinking; none if the model cannot think."""
     can_think, thinks = (inference.get(key, False) for key in _THINKING)
     if not isinstance(can_think, bool) or not isinstance(thinks, bool) or thinks > can_think:
         raise InvalidSetting(
@@ -409,10 +409,10 @@ def _template_kwargs(path: Path, inference: Mapping[str, Any]) -> dict[str, Any]
 def _settings(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for section, names in _SETTINGS.items():
-        for key, said in _section(path, document, section).items():
+        for key, stated in _section(path, document, section).items():
             name, where = names[key], _where(path, section, key)
             # TOML has no null.
-            value = None if said == "none" and may_be_none(EngineConfig, name) else said
+            value = None if stated == "none" and may_be_none(EngineConfig, name) else stated
             check_setting(EngineConfig, name, value, where)
             if settings.setdefault(name, value) != value:
                 raise InvalidSetting(f"{where}: {name} is already {settings[name]!r}. Delete one of the two.")

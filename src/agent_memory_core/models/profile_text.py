@@ -56,7 +56,7 @@ def _is_usable(name: str, value: Any) -> bool:
 
 
 def stated_thinking(tokenizer: Any) -> bool | None:
-    """Whether the model thinks unless its chat template is told otherwise; None where it cannot be told."""
+    """Whether the model thinks if nothing is asked of its chat template; None if the template has no such choice."""
     if not tokenizer.has_chat_template:
         return None
     on, off = (_rendered(tokenizer, {"enable_thinking": thinks}) for thinks in (True, False))
@@ -153,7 +153,7 @@ def _inference(sampling: Mapping[str, Any], thinks: bool | None) -> Iterable[str
         else:
             yield "# " + _line(key, getattr(SamplingParams(), key))
     if thinks is not None:
-        yield "# From its chat template: whether it can think, and whether it does unless a request says otherwise."
+        yield "# From its chat template: whether it can think, and whether it does if a request does not choose."
         yield _line("supports_thinking", True)
         yield _line("extended_thinking", thinks)
 

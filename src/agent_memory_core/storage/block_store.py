@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory_core.blocks.block import BlockHash, record_hash
-from agent_memory_core.config import Durability
+from agent_memory_core.config import DEFAULT_DISK_MB, Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
@@ -35,7 +35,7 @@ from agent_memory_core.storage.recovery import discard, open_catalog
 
 log = logging.getLogger("agent_memory")
 
-DEFAULT_QUOTA = 20 * 2**30
+DEFAULT_QUOTA = DEFAULT_DISK_MB * 2**20
 CATALOG_ROOM = 16 * 2**20
 """Bytes of the volume that blocks never take: on a full one the catalog could not even evict."""
 
