@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from record import argument_parser, write_result
 from support import families
+from support.engine_driver import SteppedEngine
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
-from agent_memory_core.engine.engine import Engine
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.messages import Delta
 from agent_memory_core.models.parity import ParityResult
@@ -53,7 +53,7 @@ def measured(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = BlockStore(Path(folder) / "store")
         config = EngineConfig(model=name, block_tokens=BLOCK, kv_bits=None)
-        engine = Engine(loaded, config, 256 * 2**20, store)
+        engine = SteppedEngine(loaded, config, 256 * 2**20, store)
         layout = engine.blocks.layout
         verdict: ParityResult = engine.parity.verify(BLOCK, BOUNDARIES)
         tokens = converse(engine)
@@ -72,7 +72,7 @@ def measured(name: str) -> dict[str, Any]:
     }
 
 
-def converse(engine: Engine) -> int:
+def converse(engine: SteppedEngine) -> int:
     """One conversation of about `TOKENS` tokens, turn by turn; return its length."""
     talk: list[Message] = []
     length = 0
@@ -84,7 +84,7 @@ def converse(engine: Engine) -> int:
             engine.step()
         engine.flush()
         talk.append(Message("assistant", "Yes."))
-        length = engine.list_sessions(None)[0].tokens
+        length = engine.sessions.infos(None, "model")[0].tokens
     return length
 
 

@@ -209,7 +209,7 @@ class AdapterSettings(BaseModel):
             tool_choice=chosen_tool(options.pop("tool_choice", None), tools),
             parallel_tool_calls=parallel is None or bool(parallel),
             response_schema=response_schema,
-            sampling=self._sampling(memory.model_name, options, stop),
+            sampling=self._sampling(memory.config.model, options, stop),
         )
         return Turn(memory, request, session)
 

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -26,9 +26,17 @@ from agent_memory_core.config import (
     default_memory_budget_bytes,
     known_settings,
 )
+from agent_memory_core.engine.events import Observer, Observers
+from agent_memory_core.engine.session_control import (
+    MemorySessionControl,
+    SessionControl,
+    StoredSessionControl,
+)
 from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
-from agent_memory_core.engine.thread import EngineThread, TurnHandle
-from agent_memory_core.errors import AgentMemoryError, InvalidRequest, SessionNotFound, StoreError
+from agent_memory_core.engine.stats import Stats, StoreStats
+from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
+from agent_memory_core.engine.thread import EngineThread
+from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError
 from agent_memory_core.messages import (
     BranchInfo,
     ChatRequest,
@@ -49,6 +57,7 @@ from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
 
 if TYPE_CHECKING:
+    from agent_memory_core.engine.block_io import Results
     from agent_memory_core.engine.engine import Engine
     from agent_memory_core.models.parity import ParityResult
 
@@ -77,7 +86,11 @@ class AgentMemory:
         self.config = config if config is not None and not settings else _config(config, settings)
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
+        self._observers = Observers()
         self._thread = EngineThread(self._build)
+        self._sessions: SessionControl = MemorySessionControl(self._thread)
+        if self.config.cache_dir is not None:
+            self._sessions = StoredSessionControl(self._thread, self._opened_store)
         _memories.add(self)
 
     @classmethod
@@ -145,12 +158,12 @@ class AgentMemory:
     # -- sessions -----------------------------------------------------------------------------------------
 
     def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
-        """All sessions of a namespace, or of every namespace; the most recently used first."""
+        """All sessions of a namespace, or of every namespace; the most recently used first.
+
+        Waits for turns that are being written, but not for the engine, which goes on meanwhile.
+        """
         self._thread.check_open()
-        if self._thread.started:
-            return self._thread.call(lambda engine: engine.list_sessions(namespace)).result()
-        store = self._open_store()
-        return store.catalog.branches.sessions(namespace) if store is not None else []
+        return self._sessions.list(namespace)
 
     def branches(self, session_id: str, namespace: str = "default") -> list[BranchInfo]:
         """The branches of a session on disk, oldest first.
@@ -173,13 +186,11 @@ class AgentMemory:
             SessionNotFound: there is no such session.
             InvalidRequest: an id cannot be used, or the new one is taken.
         """
-        old, new = (namespace, validate_session_id(session_id)), validate_session_id(new_session_id)
+        validate_session_id(session_id)
+        validate_session_id(new_session_id)
         validate_namespace(namespace)
         self._thread.check_open()
-        if self._thread.started:
-            self._thread.call(lambda engine: engine.fork(old, new)).result()
-        else:
-            self._required_store(session_id).catalog.branches.fork(namespace, session_id, new)
+        self._sessions.fork((namespace, session_id), new_session_id)
 
     def pin(self, session_id: str, namespace: str = "default", *, pinned: bool = True) -> None:
         """Keep a session on disk whatever the budget, or no longer.
@@ -188,18 +199,15 @@ class AgentMemory:
             SessionNotFound: there is no such session on disk.
         """
         self._thread.check_open()
-        if self._thread.started:
-            self._thread.call(lambda engine: engine.flush()).result()
-        self._required_store(session_id).catalog.branches.pin(namespace, session_id, pinned)
+        self._sessions.pin((namespace, session_id), pinned=pinned)
 
     def forget(self, session_id: str, namespace: str = "default") -> bool:
-        """Delete a session from memory and disk at once; what others share stays. Say whether there was one."""
-        owner = (namespace, session_id)
+        """Delete a session from memory and disk at once; what others share stays. Say whether there was one.
+
+        A turn of it that is in flight meanwhile is not saved.
+        """
         self._thread.check_open()
-        if self._thread.started:
-            return self._thread.call(lambda engine: engine.forget(owner)).result()
-        store = self._open_store()
-        return store.forget(namespace, session_id) if store is not None else False
+        return self._sessions.forget((namespace, session_id))
 
     def check(self, *, fix: bool = False) -> CheckReport:
         """Compare every file of the store with the catalog and its checksum; with ``fix``, repair what can be.
@@ -216,13 +224,21 @@ class AgentMemory:
 
     # -- the engine ---------------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, Any]:
-        """Counters of the engine, the pool and the store; only the store's where nothing was asked yet."""
+    def stats(self) -> Stats:
+        """Counters of the engine, of memory and of the store; only the store's if nothing was asked yet."""
         self._thread.check_open()
+        stats = Stats(model=self.config.model)
         if self._thread.started:
-            return self._thread.call(lambda engine: engine.stats()).result()
+            stats = self._thread.call(lambda engine: engine.stats()).result()
         store = self._open_store()
-        return {"store": store.stats()} if store is not None else {}
+        return stats if store is None else dataclasses.replace(stats, store=StoreStats(**store.stats()))
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell ``observer`` of everything that happens to turns, see `engine.events`; call the result to stop that.
+
+        It is called on the engine's thread and must not block. What it raises is logged and harms no turn.
+        """
+        return self._observers.add(observer)
 
     def count_tokens(self, request: Conversation) -> int:
         """How many prompt tokens a request comes to. Loads the model."""
@@ -236,7 +252,7 @@ class AgentMemory:
     @property
     def model_name(self) -> str:
         """The model as it was asked for."""
-        return self.config.model
+        return str(self.config.model)
 
     @property
     def stated_context_length(self) -> int | None:
@@ -286,22 +302,23 @@ class AgentMemory:
     ) -> None:
         self.close()
 
-    def _build(self) -> Engine:
+    def _build(self, results: Results) -> Engine:
         # The store first: a directory that cannot be used is known before gigabytes are loaded.
         store = self._open_store()
         require_mlx()
         # Imported here because they import MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
         # printing help must not wait for what only a loaded model needs.
         from agent_memory_core.engine.engine import Engine
+        from agent_memory_core.models.cache_spec import cache_spec
         from agent_memory_core.models.loader import load_model
 
         loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
         budget = self.config.memory_budget_mb
         memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()
         profile = find_profile(self.config.model)
-        engine = Engine(loaded, self.config, memory_bytes, store)
+        engine = Engine(loaded, self.config, memory_bytes, store, results, self._observers)
         if profile is not None:
-            engine.check_profile(profile)
+            profile.check(cache_spec(engine.blocks.layout.groups, loaded.config))
         return engine
 
     def _open_store(self) -> BlockStore | None:
@@ -316,6 +333,11 @@ class AgentMemory:
                     durability=config.durability,
                 )
             return self._store
+
+    def _opened_store(self) -> BlockStore:
+        store = self._open_store()
+        assert store is not None, "only called where there is a cache_dir"
+        return store
 
     def _required_store(self, session_id: str) -> BlockStore:
         store = self._open_store()
@@ -356,96 +378,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-class ChatStream(Iterator[Delta]):
-    """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn.
-
-    Any thread may close it. Whoever reads it then gets `Cancelled`, also while waiting for the next delta.
-    """
-
-    def __init__(self, sink: QueueSink, handle: TurnHandle) -> None:
-        self._sink = sink
-        self._handle = handle
-        self._done = False
-        self.report: TurnReport | None = None
-
-    def __next__(self) -> Delta:
-        if self._done:
-            raise StopIteration
-        try:
-            delta = self._sink.get()
-        except AgentMemoryError:
-            self._done = True
-            raise
-        except BaseException:
-            # The caller was interrupted while it waited: nobody will read the rest.
-            self.close()
-            raise
-        if delta.report is not None:
-            self.report, self._done = delta.report, True
-        return delta
-
-    def close(self) -> None:
-        """Withdraw the turn if it has not ended. The next read raises `Cancelled`."""
-        if not self._done:
-            self._handle.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class AsyncChatStream(AsyncIterator[Delta]):
-    """`ChatStream` for coroutines: any task may close it."""
-
-    def __init__(self, sink: AsyncQueueSink, handle: TurnHandle) -> None:
-        self._sink = sink
-        self._handle = handle
-        self._done = False
-        self.report: TurnReport | None = None
-
-    async def __anext__(self) -> Delta:
-        if self._done:
-            raise StopAsyncIteration
-        try:
-            delta = await self._sink.get()
-        except AgentMemoryError:
-            self._done = True
-            raise
-        except BaseException:
-            # The task was cancelled while it waited: nobody will read the rest.
-            self._withdraw()
-            raise
-        if delta.report is not None:
-            self.report, self._done = delta.report, True
-        return delta
-
-    async def aclose(self) -> None:
-        """Withdraw the turn if it has not ended."""
-        self._withdraw()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._withdraw()
-
-    def __del__(self) -> None:
-        self._withdraw()
-
-    def _withdraw(self) -> None:
-        if not self._done:
-            self._handle.cancel()
 
 
 def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:

@@ -107,7 +107,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         engine = settings_for(self._settings())
         sampling = sampling_for(engine.model, self._given(self.SAMPLING_FIELDS))
         return {
-            "model": engine.model,
+            "model": str(engine.model),
             "adapter_path": engine.adapter_path,
             "kv_bits": engine.kv_bits,
             **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},
@@ -118,7 +118,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
         params["ls_provider"] = PROVIDER
         if "model" not in kwargs:
-            params["ls_model_name"] = settings_for(self._settings()).model
+            params["ls_model_name"] = str(settings_for(self._settings()).model)
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:

@@ -120,7 +120,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
             num_output=sampling_for(config.model, self._given(self.SAMPLING_FIELDS)).max_tokens,
             is_chat_model=True,
             is_function_calling_model=True,
-            model_name=config.model,
+            model_name=str(config.model),
         )
 
     def _context_window(self) -> int:
@@ -135,8 +135,8 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         sampling = sampling_for(model, self._given(self.SAMPLING_FIELDS))
         return {
             "class_name": self.class_name(),
-            "model": model,
-            "model_name": model,
+            "model": str(model),
+            "model_name": str(model),
             "is_chat_model": True,
             "is_function_calling_model": True,
             **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},

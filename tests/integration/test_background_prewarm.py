@@ -18,16 +18,16 @@ from typing import Any
 
 import pytest
 from support import engine_driver, families, made_tokenizers as made, tiny_models
-from support.engine_driver import RecordingSink, chunks, run
+from support.engine_driver import RecordingSink, SteppedEngine, chunks, run
 
 from agent_memory_core import AgentMemory, ChatRequest, Delta, EngineConfig, Message, SessionKey, ToolCall
 from agent_memory_core.blocks.block import common_prefix
 from agent_memory_core.config import SamplingParams
-from agent_memory_core.engine.engine import Engine
-from agent_memory_core.engine.prewarm import lasting, said
+from agent_memory_core.engine.prewarm import answer_of, lasting_prefix
 from agent_memory_core.messages import InvalidToolCall
 from agent_memory_core.models.loader import load_model
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.branches import Branches
 from agent_memory_core.text.chat_template import ChatTemplate
 from langchain_agent_memory import ChatMLXPersistent
 from llama_index_agent_memory import MLXPersistentLLM
@@ -74,7 +74,7 @@ def history(answer: str) -> list[dict[str, str]]:
 
 def wait_for_background_work(memory: AgentMemory, prefills: int) -> None:
     deadline = time.monotonic() + 30
-    while memory.stats()["background_prefills"] < prefills:
+    while memory.stats().background_prefills < prefills:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     memory.sessions()  # waits for what is being written
@@ -135,18 +135,18 @@ def test_it_is_no_turn_and_is_counted_apart(rewriting: str, open_driver: Open) -
     driver = open_driver(rewriting, prewarm="idle")
     first, second = two_turns(driver, 1)
     stats = driver.memory.stats()
-    assert stats["turns"] == 2
-    assert stats["cancelled"] == 0
+    assert stats.turns == 2
+    assert stats.cancelled == 0
     answer, prompt = first.report.usage.completion_tokens, second.report.usage.prompt_tokens
-    assert answer <= stats["background_tokens"] <= prompt - BLOCK
-    assert stats["cache_read"] == second.report.usage.cache_read
+    assert answer <= stats.background_tokens <= prompt - BLOCK
+    assert stats.cache_read == second.report.usage.cache_read
 
 
 def test_where_the_template_repeats_the_answer_nothing_is_done(llama: str, open_driver: Open) -> None:
     driver = open_driver(llama, prewarm="idle")
     _, second = two_turns(driver, 0)
     assert second.report.miss_reason == ""
-    assert driver.memory.stats()["background_prefills"] == 0
+    assert driver.memory.stats().background_prefills == 0
     assert len(driver.prompts) == 2
 
 
@@ -202,14 +202,14 @@ def request(*texts: str, new: int = 8) -> ChatRequest:
 
 
 @pytest.fixture
-def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
-    opened: list[Engine] = []
+def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., SteppedEngine]]:
+    opened: list[SteppedEngine] = []
     loaded = load_model(rewriting)
 
-    def open_one(name: str = "store", **settings: Any) -> Engine:
+    def open_one(name: str = "store", **settings: Any) -> SteppedEngine:
         defaults = {"block_tokens": BLOCK, "prefill_chunk_busy": BLOCK, "kv_bits": None, "prewarm": "idle"}
         config = EngineConfig(model=rewriting, **(defaults | settings))
-        opened.append(Engine(loaded, config, 64 * MIB, BlockStore(tmp_path / name)))
+        opened.append(SteppedEngine(loaded, config, 64 * MIB, BlockStore(tmp_path / name)))
         return opened[-1]
 
     yield open_one
@@ -219,15 +219,15 @@ def open_engine(rewriting: str, tmp_path: Path) -> Iterator[Callable[..., Engine
             engine.close()
 
 
-def turn(engine: Engine, asked: ChatRequest, session: str) -> RecordingSink:
+def turn(engine: SteppedEngine, asked: ChatRequest, session: str) -> RecordingSink:
     """A whole turn, up to the step in which background work may begin."""
     heard = RecordingSink()
     seq_id = engine.submit(asked, SessionKey(session), heard)
-    run(engine, lambda: seq_id not in engine._turns)
+    run(engine, lambda: seq_id not in engine.turns)
     return heard
 
 
-def interrupted(engine: Engine) -> tuple[RecordingSink, list[tuple[int, int]]]:
+def interrupted(engine: SteppedEngine) -> tuple[RecordingSink, list[tuple[int, int]]]:
     """A turn, and its background work after the first two of its chunks."""
     heard = turn(engine, request(ASK["content"], new=NEW), "s")
     seen = chunks(engine)
@@ -238,7 +238,7 @@ def interrupted(engine: Engine) -> tuple[RecordingSink, list[tuple[int, int]]]:
 
 
 def test_it_takes_one_small_chunk_a_step_and_then_the_engine_sleeps(
-    open_engine: Callable[..., Engine],
+    open_engine: Callable[..., SteppedEngine],
 ) -> None:
     engine = open_engine(prefill_chunk=2048)
     heard = turn(engine, request(ASK["content"], new=NEW), "s")
@@ -253,25 +253,27 @@ def test_it_takes_one_small_chunk_a_step_and_then_the_engine_sleeps(
 
 @pytest.mark.parametrize("same_session", [True, False])
 def test_a_turn_that_arrives_waits_for_no_chunk_of_it(
-    open_engine: Callable[..., Engine], same_session: bool
+    open_engine: Callable[..., SteppedEngine], same_session: bool
 ) -> None:
     engine = open_engine()
     heard, seen = interrupted(engine)
     asked = request(ASK["content"], heard.text, "And of 2?") if same_session else request("What is 7?")
     began, arrived = len(seen), RecordingSink()
     seq_id = engine.submit(asked, SessionKey("s" if same_session else "other"), arrived)
-    run(engine, lambda: bool(engine._turns[seq_id].first_token))
+    run(engine, lambda: bool(engine.turns[seq_id].first_token))
     assert {owner for owner, _ in seen[began:]} == {seq_id}, (
         "no chunk of background work before its first token"
     )
-    run(engine, lambda: seq_id not in engine._turns)
+    run(engine, lambda: seq_id not in engine.turns)
     plain = open_engine("plain", prewarm="off")
     first = turn(plain, request(ASK["content"], new=NEW), "s")
     assert first.token_ids == heard.token_ids
     assert turn(plain, asked, "s" if same_session else "other").token_ids == arrived.token_ids
 
 
-def test_what_it_had_computed_is_found_when_it_begins_again(open_engine: Callable[..., Engine]) -> None:
+def test_what_it_had_computed_is_found_when_it_begins_again(
+    open_engine: Callable[..., SteppedEngine],
+) -> None:
     engine = open_engine()
     heard, seen = interrupted(engine)
     idle = seen[0][0]
@@ -280,14 +282,14 @@ def test_what_it_had_computed_is_found_when_it_begins_again(open_engine: Callabl
         pass
     assert not engine.busy
     spent = sum(length for owner, length in seen if owner != idle + 1)
-    ids = lasting(engine.template, request(ASK["content"]), Message("assistant", heard.text))
+    ids = lasting_prefix(engine.template, request(ASK["content"]), Message("assistant", heard.text))
     assert spent <= len(ids) - BLOCK, "both tries together computed each token once"
-    branches = engine.sessions.open(engine.root("default"), ("default", "s")).branches
+    branches = engine.sessions.open(engine.intake.root("default"), ("default", "s")).branches
     assert any(branch.token_ids == ids for branch in branches)
 
 
 def test_a_withdrawn_one_leaves_the_session_as_it_was(
-    open_engine: Callable[..., Engine], tmp_path: Path
+    open_engine: Callable[..., SteppedEngine], tmp_path: Path
 ) -> None:
     engine = open_engine()
     heard, _ = interrupted(engine)
@@ -295,7 +297,7 @@ def test_a_withdrawn_one_leaves_the_session_as_it_was(
     engine.fail_all(RuntimeError("closing"))  # what the engine's thread does when it is closed
     engine.close()
     store = BlockStore(tmp_path / "store")
-    (row,) = store.catalog.branches.of_session("default", "s", engine.root("default"))
+    (row,) = store.catalog.branches.of_session("default", "s", engine.intake.root("default"))
     kept = store.catalog.branches.tokens(row)
     assert kept[: len(prompt)] == prompt
     assert list(kept[len(prompt) :]) == heard.token_ids[: len(kept) - len(prompt)]
@@ -311,55 +313,67 @@ def test_closing_does_not_wait_for_it(rewriting: str, tmp_path: Path) -> None:
         assert [info.session_id for info in again.sessions()] == ["s"]
 
 
-def test_a_forgotten_session_does_not_come_back(open_engine: Callable[..., Engine]) -> None:
+def test_a_forgotten_session_does_not_come_back(
+    open_engine: Callable[..., SteppedEngine], tmp_path: Path
+) -> None:
     engine = open_engine()
+    store = BlockStore(tmp_path / "store")
     interrupted(engine)
     assert engine.forget(("default", "s"))
+    assert store.forget("default", "s")
     assert not engine.busy
-    assert not engine.background._ended
     while engine.step():
         pass
-    assert engine.list_sessions(None) == []
-    other = engine.submit(
-        request("What is 7?", new=NEW), SessionKey(), RecordingSink()
-    )  # nothing is idle meanwhile
-    turn(engine, request(ASK["content"], new=8), "s")
-    assert engine.store is not None
     engine.flush()
-    engine.store.forget("default", "s")  # as another process does
-    assert other in engine._turns
+    assert not engine.busy, "its background work is forgotten too"
+    assert store.catalog.branches.sessions() == []
+    other = engine.submit(request("What is 7?", new=NEW), SessionKey(), RecordingSink())
+    turn(engine, request(ASK["content"], new=8), "s")
+    engine.flush()
+    store.forget("default", "s")  # as another process does
+    assert other in engine.turns, "something is in flight all the time"
     while engine.step():
         pass
-    assert engine.list_sessions(None) == []
+    engine.flush()
+    assert store.catalog.branches.sessions() == []
+    store.close()
 
 
+@pytest.mark.parametrize("order", ["before the rows are read", "after they were read"])
 def test_a_turn_committed_while_its_session_is_looked_up_is_not_lost(
-    open_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    open_engine: Callable[..., SteppedEngine], monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
+    """The engine has not been told of the commit yet: the branch must be there once, and as the turn left it."""
     engine = open_engine(prewarm="off")
-    assert engine.store is not None
-    rows = engine.store.catalog.branches.of_session
+    of_session = Branches.of_session
 
-    def then_committed(*owner: Any) -> Any:
-        found = rows(*owner)
-        engine.flush()
+    def while_committed(*arguments: Any) -> Any:
+        if order == "before the rows are read":
+            engine.disk.flush()
+        found = of_session(*arguments)
+        engine.disk.flush()
         return found
 
     for asked in (request("What is 7?"), request("What is 7?", "It is.", "And 8?")):
-        turn(engine, asked, "s")
+        seq_id = engine.submit(asked, SessionKey("s"), RecordingSink())
+        while seq_id in engine.turns:
+            engine.step()
         (session,) = [live for _, live in engine.sessions]
         held = [branch.token_ids for branch in session.branches]
         with monkeypatch.context() as patch:
-            patch.setattr(engine.store.catalog.branches, "of_session", then_committed)
-            opened = engine.sessions.open(engine.root("default"), ("default", "s"))
+            patch.setattr(Branches, "of_session", while_committed)
+            opened = engine.sessions.open(engine.intake.root("default"), ("default", "s"))
+        assert [branch.token_ids for branch in opened.branches] == held
+        engine.flush()
+        opened = engine.sessions.open(engine.intake.root("default"), ("default", "s"))
         assert [branch.token_ids for branch in opened.branches] == held
 
 
-def test_calls_without_a_session_leave_nothing_to_do(open_engine: Callable[..., Engine]) -> None:
+def test_calls_without_a_session_leave_nothing_to_do(open_engine: Callable[..., SteppedEngine]) -> None:
     engine = open_engine()
     for key in (SessionKey(), SessionKey("s", ephemeral=True)):
         seq_id = engine.submit(request(ASK["content"], new=NEW), key, RecordingSink())
-        run(engine, lambda: seq_id not in engine._turns)  # noqa: B023
+        run(engine, lambda: seq_id not in engine.turns)  # noqa: B023
         assert not engine.step()
 
 
@@ -377,7 +391,7 @@ def made_template(text: str) -> ChatTemplate:
 def test_every_next_prompt_begins_with_it(text: str, next_word: str) -> None:
     template = made_template(text)
     asked, answer = request("Who?"), Message("assistant", "Ada.", reasoning="I know her.")
-    ids = lasting(template, asked, answer)
+    ids = lasting_prefix(template, asked, answer)
     more = ChatRequest((*asked.messages, answer, Message("user", next_word)))
     real = template.encode(more).token_ids
     assert common_prefix(ids, real) == len(ids)
@@ -390,7 +404,7 @@ def test_thoughts_stay_while_tools_are_called_if_the_template_keeps_them() -> No
     calls = (ToolCall("look", {"x": 1}, "a"), ToolCall("look", {"x": 2}, "b"))
     answer = Message("assistant", "", tool_calls=calls, reasoning="I will look.")
     asked = request("Who?")
-    ids = lasting(template, asked, answer)
+    ids = lasting_prefix(template, asked, answer)
     results = (
         Message("tool", "Ada", "look", tool_call_id="a"),
         Message("tool", "Eva", "look", tool_call_id="b"),
@@ -404,7 +418,7 @@ def test_thoughts_stay_while_tools_are_called_if_the_template_keeps_them() -> No
 def test_tokenizers_of_every_kind_agree_on_it(tokenizer: Any) -> None:
     template, asked = ChatTemplate(tokenizer()), request("Who?")
     answer = Message("assistant", "Her name is Ada.")
-    ids = lasting(template, asked, answer)
+    ids = lasting_prefix(template, asked, answer)
     real = template.encode(ChatRequest((*asked.messages, answer, Message("user", "Thanks.")))).token_ids
     assert common_prefix(ids, real) == len(ids)
     assert "Ada." in template.tokenizer.text_of(ids).text
@@ -419,8 +433,8 @@ def test_an_answer_is_the_message_that_adapters_send_back() -> None:
         Delta("."),
         Delta(tool_calls=(call,), invalid_tool_calls=(InvalidToolCall("{", "no JSON"),)),
     ]
-    assert said(deltas) == Message("assistant", "Well.\n{", tool_calls=(call,), reasoning="I see.")
-    assert said([Delta("Well.")]) == Message("assistant", "Well.")
+    assert answer_of(deltas) == Message("assistant", "Well.\n{", tool_calls=(call,), reasoning="I see.")
+    assert answer_of([Delta("Well.")]) == Message("assistant", "Well.")
 
 
 # In the adapters

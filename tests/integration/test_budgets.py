@@ -31,7 +31,7 @@ def test_50_sessions_under_a_budget_that_holds_5(open_driver: Open, tmp_path: Pa
     mx.clear_cache()
     weights = driver.engine(lambda _: mx.get_active_memory())
     one = driver.turn([{"role": "user", "content": "7" * 100}], "probe")
-    per_session = driver.memory.stats()["memory"]["block_bytes"]
+    per_session = driver.memory.stats().memory.block_bytes
     assert one.prompt_tokens > 100
     assert 4 <= 12 * MIB / per_session <= 7, f"a session takes {per_session} bytes"
     active, on_disk = [], []
@@ -49,9 +49,9 @@ def test_50_sessions_under_a_budget_that_holds_5(open_driver: Open, tmp_path: Pa
     rounds = [active[i : i + len(active) // 3] for i in range(0, len(active), len(active) // 3)]
     assert max(rounds[2]) <= 1.05 * max(rounds[0]), "memory does not grow from round to round"
     stats = driver.memory.stats()
-    assert stats["memory"]["evicted"] > SESSIONS
-    assert stats["store"]["bytes"] <= 20 * MIB
-    assert stats["unsaved_turns"] == 0
+    assert stats.memory.evicted > SESSIONS
+    assert stats.store.bytes <= 20 * MIB
+    assert stats.unsaved_turns == 0
 
 
 def test_what_was_evicted_is_recomputed_and_told(llama: str, open_driver: Open) -> None:
@@ -79,6 +79,6 @@ def test_a_full_store_of_pinned_sessions_refuses_before_any_work(llama: str, ope
             refused = error
     assert refused is not None
     assert "disk" in str(refused)
-    assert driver.memory.stats()["turns"] == number, "the refused turn did no work"
+    assert driver.memory.stats().turns == number, "the refused turn did no work"
     driver.memory.pin("s0", pinned=False)
     assert driver.turn([{"role": "user", "content": "99" * 150}], "after").token_ids

@@ -85,10 +85,10 @@ def test_a_reader_is_woken_while_the_model_is_being_loaded(
     loading, load = threading.Event(), threading.Event()
     build = AgentMemory._build
 
-    def slow(self: AgentMemory) -> Any:
+    def slow(self: AgentMemory, results: Any) -> Any:
         loading.set()
         load.wait(60)
-        return build(self)
+        return build(self, results)
 
     monkeypatch.setattr(AgentMemory, "_build", slow)
     with AgentMemory(model=llama, cache_dir=None) as memory:

@@ -69,7 +69,7 @@ def test_8_threads_and_8_tasks_answer_as_when_alone(llama: str, open_driver: Ope
         from_tasks = pool.submit(lambda: asyncio.run(tasks())).result()
         from_threads = [thread.result() for thread in threads]
     assert from_threads + from_tasks == expected
-    assert crowded.stats()["running"] == 0
+    assert crowded.stats().running == 0
 
 
 def test_8_turns_at_once_in_one_session_each_get_their_own_answer(

@@ -172,20 +172,20 @@ def test_leaving_a_stream_early_cancels_its_turn(llama: str, open_driver: Open) 
         next(stream)
     driver.turn(HELLO, "t")
     stats = driver.memory.stats()
-    assert (stats["cancelled"], stats["running"], stats["memory"]["reserved_bytes"]) == (1, 0, 0)
+    assert (stats.cancelled, stats.running, stats.memory.reserved_bytes) == (1, 0, 0)
     assert [info.session_id for info in driver.memory.sessions()] == ["t"]
 
 
 async def test_cancelling_a_task_cancels_its_turn(llama: str, open_driver: Open) -> None:
     driver = open_driver(llama)
     task = asyncio.create_task(driver.memory.achat(HELLO, session="s", max_tokens=4000))
-    while not driver.memory.stats()["running"]:
+    while not driver.memory.stats().running:
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await driver.memory.achat(HELLO, session="t", max_tokens=2)).token_ids
-    assert driver.memory.stats()["cancelled"] == 1
+    assert driver.memory.stats().cancelled == 1
 
 
 def test_damage_on_disk_costs_time_and_is_told(llama: str, open_driver: Open, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_damage_on_disk_costs_time_and_is_told(llama: str, open_driver: Open, tm
     result = driver.memory.chat(question, session="s", max_tokens=8)
     assert result.report.miss_reason == "damaged"
     assert result.report.usage.cache_read < first.prompt_tokens - 64
-    assert driver.memory.stats()["store"]["quarantined"] == 1
+    assert driver.memory.stats().store.quarantined == 1
 
 
 def test_an_exhausted_row_of_the_tree_is_one_tree() -> None:

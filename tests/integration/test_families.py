@@ -16,13 +16,25 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from support import families
-from support.engine_driver import RecordingSink
+from support.engine_driver import RecordingSink, SteppedEngine
 
-from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
-from agent_memory_core.engine.engine import Engine
+from agent_memory_core import (
+    ChatRequest,
+    EngineConfig,
+    FirstToken,
+    Message,
+    SamplingParams,
+    SessionKey,
+    TurnEvent,
+    TurnFinished,
+    TurnProgress,
+    TurnQueued,
+)
+from agent_memory_core.engine.events import Event
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models import parity
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.text.checkpoints import CheckpointFinder
 
 BLOCK = 64
 REPRESENTATIVES = (
@@ -57,35 +69,29 @@ class Watched:
             )
         )
         self.store = BlockStore(store) if store is not None else None
-        self.engine = Engine(families.loaded(name), config, 64 * MIB, self.store)
+        self.engine = SteppedEngine(families.loaded(name), config, 64 * MIB, self.store)
         self.chunks: list[list[int]] = []
         self.logits: list[mx.array] = []
         self.prompts: list[list[int]] = []
         self.live: list[Any] = []
-        self._watch()
+        self.engine.observers.add(self._observe)
 
-    def _watch(self) -> None:
-        prefill, finish, add = self.engine.runner.prefill, self.engine._finish, self.engine.scheduler.add
-
-        def added(sequence: Any) -> None:
-            self.prompts.append(list(sequence.token_ids))
-            add(sequence)
-
-        def prefilled(row: Any, ids: Any, *, logits: bool) -> mx.array | None:
-            found = prefill(row, ids, logits=logits)
-            if row.alone is None:
-                self.chunks.append(list(ids))
-                if found is not None:
-                    self.logits.append(found)
-            return found
-
-        def finished(turn: Any, cache: list[Any], reason: Any) -> None:
-            self.live = cache
-            finish(turn, cache, reason)
-
-        self.engine.runner.prefill = prefilled  # type: ignore[method-assign, assignment]
-        self.engine._finish = finished  # type: ignore[method-assign]
-        self.engine.scheduler.add = added  # type: ignore[method-assign]
+    def _observe(self, event: Event) -> None:
+        if not isinstance(event, TurnEvent):
+            return
+        turn = self.engine.turns.get(event.turn.turn_id)
+        if isinstance(event, TurnQueued):
+            assert turn is not None
+            self.prompts.append(list(turn.sequence.token_ids))
+        elif isinstance(event, TurnProgress):
+            assert turn is not None
+            self.chunks.append(turn.sequence.token_ids[event.start : event.stop])
+        elif isinstance(event, FirstToken):
+            self.logits.append(event.logits)
+        elif isinstance(event, TurnFinished):
+            assert turn is not None
+            assert turn.slot is not None
+            self.live = turn.slot.cache
 
     def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> RecordingSink:
         sink = RecordingSink()
@@ -113,7 +119,7 @@ class Watched:
         return sink
 
     def evict(self) -> None:
-        self.engine.pool.discard(list(self.engine.pool._evictable))
+        self.engine.evict()
 
     def close(self) -> None:
         self.engine.close()
@@ -244,7 +250,7 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
     engine = opened(name, tmp_path / "store")
     brief = Message("system", "You are terse and kind. " * 20)
     first = engine.turn([brief, user(50, "1")], "a")
-    opening = engine.engine.checkpoints.find(
+    opening = CheckpointFinder(engine.engine.template).find(
         ChatRequest((brief, user(50, "1"))),
         engine.engine.template.encode(ChatRequest((brief, user(50, "1")))),
     )[0]
@@ -254,7 +260,7 @@ def test_sessions_that_share_a_beginning_share_it_as_deep_as_their_layers_allow(
             engine.evict()
         second = engine.turn([brief, user(40, "23"[evict])], "bc"[evict])
         got = second.report.usage.cache_read
-        rule = engine.engine.resume
+        rule = engine.engine.blocks.resume
         if rule.at_any_token or rule.inside_block:
             assert got >= opening // BLOCK * BLOCK
         else:
@@ -296,7 +302,8 @@ def test_a_fork_goes_on_as_the_original_does(
 ) -> None:
     engine = opened(name, tmp_path / "store")
     first = engine.turn([user(150)])
-    engine.engine.fork(("default", "s"), "fork")
+    assert engine.store is not None
+    engine.store.catalog.branches.fork("default", "s", "fork")
     talk = [user(150), said(first), user(30, "2")]
     one = engine.turn(talk, "s")
     end = one.report.usage.cache_read
@@ -340,7 +347,7 @@ def test_a_cancelled_prompt_keeps_what_was_computed(name: str, opened: Callable[
     for _ in range(3):
         engine.engine.step()
     computed = sum(map(len, engine.chunks))
-    (seq_id,) = engine.engine._turns
+    (seq_id,) = engine.engine.turns
     engine.engine.cancel(seq_id)
     assert not sink.deltas
     assert computed >= 2 * BLOCK
@@ -410,7 +417,7 @@ def test_what_cannot_be_stored_is_computed_anew_and_said(
     second = engine.turn([user(150), said(first), user(5)])
     assert (second.report.usage.cache_read, second.report.miss_reason) == (0, "unsupported")
     assert second.token_ids == plain("llama", engine.prompts[-1], 8)
-    assert engine.engine.stats()["memory"]["blocks"] == 0
+    assert engine.engine.stats().memory.blocks == 0
 
 
 # Batches
@@ -455,7 +462,7 @@ def test_a_family_that_does_not_resume_exactly_is_not_stored(
     first = other.turn([user(150)])
     assert other.turn([user(150), said(first), user(5)]).report.miss_reason == "unsupported"
     assert other.engine.parity.verify(BLOCK).resumed
-    assert opened("llama", tmp_path / "store").engine.resume.at_any_token
+    assert opened("llama", tmp_path / "store").engine.blocks.resume.at_any_token
 
 
 # Windows
@@ -469,7 +476,7 @@ def test_window_layers_take_no_more_than_the_windows_of_live_branches(
     """6,000 tokens of conversation; what the window layers keep stays what it was after the first turns."""
     engine = opened(name, tmp_path / "store", prefill_chunk=2048)
     assert engine.store is not None
-    rule, memory = engine.engine.resume, engine.engine
+    rule, memory = engine.engine.blocks.resume, engine.engine
     most = len(rule.window_blocks(10 * BLOCK + 1)) + 1
     talk: Talk = []
     length = windows = 0

@@ -54,17 +54,17 @@ def test_configurable_fields_share_one_engine(tmp_path: Path) -> None:
     )
     plain = ChatMLXPersistent(cache_dir=tmp_path)
     plain.memory.load()
-    before = plain.memory.stats()["turns"]
+    before = plain.memory.stats().turns
     texts = [
         model.invoke("My name is Ada. What is my name?", {"configurable": {"thread_id": "T", **more}}).text
         for more in ({}, {"max_tokens": 2}, {"max_tokens": 24, "temperature": 0.0})
     ]
     assert texts[0] == texts[2] != texts[1]
-    assert plain.memory.stats()["turns"] == before + 3
+    assert plain.memory.stats().turns == before + 3
     assert [info.session_id for info in plain.memory.sessions()] == ["T"]
     agent: Any = create_agent(cast(Any, model), [])
     assert agent.invoke({"messages": [HumanMessage("hi")]})["messages"][-1].text
-    assert plain.memory.stats()["turns"] == before + 4
+    assert plain.memory.stats().turns == before + 4
     plain.memory.close()
 
 

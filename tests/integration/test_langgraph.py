@@ -27,10 +27,11 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 
-from agent_memory_core import AgentMemory, SessionKey
+from agent_memory_core import AgentMemory, SessionKey, TurnQueued
 from agent_memory_core.blocks.block import common_prefix
 from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART
 from agent_memory_core.engine.engine import Engine
+from agent_memory_core.engine.events import Event
 from langchain_agent_memory import ChatMLXPersistent
 from langchain_agent_memory.langgraph import follow
 from langchain_agent_memory.middleware import PrefixSummarization
@@ -68,22 +69,17 @@ class Watch:
     def __init__(self, memory: AgentMemory) -> None:
         self.memory = memory
         self.calls: list[Call] = []
-        memory._thread.call(self._listen).result()
+        self._engine: Engine = memory._thread.call(lambda engine: engine).result()
+        memory.observe(self._observe)
 
-    def _listen(self, engine: Engine) -> None:
-        submit = engine.submit
-
-        def watched(request: Any, key: SessionKey, *rest: Any, **more: Any) -> int:
-            known = [b.token_ids for b in _branches(engine, key)]
-            seq_id = submit(request, key, *rest, **more)
-            turn = engine._turns[seq_id]
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, TurnQueued):
+            turn = self._engine.turns[event.turn.turn_id]
             prompt = tuple(turn.sequence.token_ids)
-            block = engine.config.block_tokens
+            block = self._engine.config.block_tokens
+            known = [branch.token_ids for branch in _branches(self._engine, turn.key)]
             floor = max((_reusable(ids, prompt, block) for ids in known), default=0)
-            self.calls.append(Call(key, prompt, floor, turn))
-            return seq_id
-
-        engine.submit = watched  # type: ignore[method-assign]
+            self.calls.append(Call(turn.key, prompt, floor, turn))
 
     def lanes(self, thread_id: str) -> list[str]:
         """The lane of each branch of a session."""
@@ -94,7 +90,7 @@ class Watch:
 def _branches(engine: Engine, key: SessionKey) -> list[Any]:
     if key.session_id is None:
         return []
-    return engine.sessions.open(engine.root(key.namespace), (key.namespace, key.session_id)).branches
+    return engine.sessions.open(engine.intake.root(key.namespace), (key.namespace, key.session_id)).branches
 
 
 def _reusable(branch: Sequence[int], prompt: Sequence[int], block: int) -> int:

@@ -193,7 +193,7 @@ async def test_what_cannot_be_read_is_refused_at_the_call(llm: MLXPersistentLLM)
 def test_a_stream_that_is_never_read_runs_nothing(llm: MLXPersistentLLM) -> None:
     stream = llm.stream_complete("hi", max_tokens=4000)
     numbers = llm.memory.stats()
-    assert (numbers["waiting"], numbers["running"]) == (0, 0)
+    assert (numbers.waiting, numbers.running) == (0, 0)
     del stream
 
 

@@ -135,7 +135,7 @@ def test_a_stripped_thought_costs_the_next_turn_nothing_where_there_was_time(
     history: list[BaseMessage] = [HumanMessage(ASK)]
     first = llm.invoke(history, config)
     deadline = time.monotonic() + 30
-    while prewarm == "idle" and llm.memory.stats()["background_prefills"] < 1:
+    while prewarm == "idle" and llm.memory.stats().background_prefills < 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     history += [first, HumanMessage("Why?")]

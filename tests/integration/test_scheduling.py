@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.engine_driver import RecordingSink, chunks, run
+from support.engine_driver import RecordingSink, SteppedEngine, chunks, run
 
-from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
-from agent_memory_core.engine.engine import Engine
+from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionInfo, SessionKey
 from agent_memory_core.models.loader import load_model
 from agent_memory_core.storage.block_store import BlockStore
 
@@ -22,23 +21,28 @@ def ask(text: str, new: int = 4) -> ChatRequest:
 
 
 @pytest.fixture
-def engine(llama: str, tmp_path: Path) -> Iterator[Engine]:
+def engine(llama: str, tmp_path: Path) -> Iterator[SteppedEngine]:
     config = EngineConfig(
         model=llama, block_tokens=64, prefill_chunk=512, prefill_chunk_busy=128, max_batch_size=2
     )
     store = BlockStore(tmp_path / "store")
-    engine = Engine(load_model(llama), config, 256 * MIB, store)
+    engine = SteppedEngine(load_model(llama), config, 256 * MIB, store)
     yield engine
     engine.fail_all(RuntimeError("over"))
     engine.close()
 
 
-def under_way(engine: Engine, seq_id: int) -> bool:
+def sessions(engine: SteppedEngine) -> list[SessionInfo]:
+    """The sessions in memory, which are all that this engine has made."""
+    return engine.sessions.infos(None, "model")
+
+
+def under_way(engine: SteppedEngine, seq_id: int) -> bool:
     """Whether a turn has generated a few tokens, or ended."""
-    return seq_id not in engine._turns or len(engine._turns[seq_id].sequence.generated) > 2
+    return seq_id not in engine.turns or len(engine.turns[seq_id].sequence.generated) > 2
 
 
-def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> RecordingSink:
+def finish(engine: SteppedEngine, request: ChatRequest, key: SessionKey) -> RecordingSink:
     heard = RecordingSink()
     engine.submit(request, key, heard)
     run(engine, lambda: not engine.busy)
@@ -47,10 +51,10 @@ def finish(engine: Engine, request: ChatRequest, key: SessionKey) -> RecordingSi
 
 
 @pytest.mark.parametrize("evicted", [False, True])
-def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted: bool) -> None:
+def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: SteppedEngine, evicted: bool) -> None:
     first = finish(engine, ask("A question. " * 40), SessionKey("warm"))
     if evicted:
-        engine.pool.discard(list(engine.pool._evictable))
+        engine.evict()
     seen = chunks(engine)
     stranger, warm = RecordingSink(), RecordingSink()
     engine.submit(ask("7" * 4096), SessionKey("stranger"), stranger)
@@ -64,7 +68,7 @@ def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted:
     seq_id = engine.submit(
         ChatRequest(history, sampling=SamplingParams(max_tokens=4)), SessionKey("warm"), warm
     )
-    run(engine, lambda: engine.scheduler.running == [] or bool(engine._turns[seq_id].first_token))
+    run(engine, lambda: engine.scheduler.running == [] or bool(engine.turns[seq_id].first_token))
     assert len(seen) - began <= 2, f"first token after the chunks {seen[began:]}"
     assert seen[-1][0] == seq_id
     run(engine, lambda: not engine.busy)
@@ -73,7 +77,7 @@ def test_a_warm_turn_overtakes_a_strangers_long_prefill(engine: Engine, evicted:
     assert stranger.report.usage.prompt_tokens > 4096
 
 
-def test_decoding_goes_on_while_a_stranger_prefills_in_smaller_chunks(engine: Engine) -> None:
+def test_decoding_goes_on_while_a_stranger_prefills_in_smaller_chunks(engine: SteppedEngine) -> None:
     seen = chunks(engine)
     talking, stranger = RecordingSink(), RecordingSink()
     engine.submit(ask("Talk.", new=40), SessionKey("talking"), talking)
@@ -82,12 +86,12 @@ def test_decoding_goes_on_while_a_stranger_prefills_in_smaller_chunks(engine: En
     began, tokens = len(seen), engine.scheduler.running[0].generated
     before = len(tokens)
     run(engine, lambda: len(seen) == began + 8)
-    after = len(engine._turns[0].sequence.generated) if 0 in engine._turns else 40
+    after = len(engine.turns[0].sequence.generated) if 0 in engine.turns else 40
     assert after - before >= 8, "every step decodes before it prefills"
     assert all(length <= 128 for _, length in seen[began:])
 
 
-def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: Engine) -> None:
+def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: SteppedEngine) -> None:
     texts = [
         "One.",
         "A longer second question of some length.",
@@ -110,23 +114,23 @@ def test_rows_join_and_leave_mid_batch_and_answer_as_alone(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("when", ["waiting", "prefill", "decode"])
-def test_a_cancelled_turn_frees_its_place_and_leaves_its_blocks(engine: Engine, when: str) -> None:
+def test_a_cancelled_turn_frees_its_place_and_leaves_its_blocks(engine: SteppedEngine, when: str) -> None:
     session = SessionKey("s")
     before = finish(engine, ask("First."), session)
     request = ask("8" * 2000, new=200)
     heard = RecordingSink()
     seq_id = engine.submit(request, session, heard)
     if when == "prefill":
-        run(engine, lambda: engine._turns[seq_id].sequence.num_computed >= 1024)
+        run(engine, lambda: engine.turns[seq_id].sequence.num_computed >= 1024)
     if when == "decode":
-        run(engine, lambda: len(engine._turns[seq_id].sequence.generated) > 70)
+        run(engine, lambda: len(engine.turns[seq_id].sequence.generated) > 70)
     engine.cancel(seq_id)
     engine.flush()
     engine.scheduler.check()
     assert not engine.busy
     assert engine.pool.reserved == 0
-    assert engine.runner.decoding == 0
-    (info,) = engine.list_sessions(None)
+    assert engine.runner.decode() == []
+    (info,) = sessions(engine)
     assert (info.branches, info.tokens) == (1, before.report.usage.prompt_tokens + 4), "as last committed"
     retry = finish(engine, ask("8" * 2000), session)
     computed = retry.report.usage.cache_creation
@@ -134,7 +138,7 @@ def test_a_cancelled_turn_frees_its_place_and_leaves_its_blocks(engine: Engine, 
     assert retry.report.usage.cache_read >= {"waiting": 0, "prefill": 960, "decode": 1900}[when]
 
 
-def test_a_busy_branch_is_forked_and_not_waited_for(engine: Engine) -> None:
+def test_a_busy_branch_is_forked_and_not_waited_for(engine: SteppedEngine) -> None:
     key = SessionKey("s")
     first = finish(engine, ask("A beginning of some length for both. " * 12), key)
     history = (
@@ -148,11 +152,11 @@ def test_a_busy_branch_is_forked_and_not_waited_for(engine: Engine) -> None:
     run(engine, lambda: not engine.busy)
     engine.flush()
     assert all(h.report.usage.cache_read > 100 for h in both)
-    (info,) = engine.list_sessions(None)
+    (info,) = sessions(engine)
     assert info.branches == 2
 
 
-def test_a_fault_in_one_step_reaches_its_callers_and_the_engine_goes_on(engine: Engine) -> None:
+def test_a_fault_in_one_step_reaches_its_callers_and_the_engine_goes_on(engine: SteppedEngine) -> None:
     heard = RecordingSink()
     engine.submit(ask("Hello."), SessionKey("s"), heard)
     engine.fail_all(RuntimeError("a fault"))

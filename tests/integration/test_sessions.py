@@ -92,5 +92,5 @@ def test_a_memory_that_was_never_asked_answers_about_its_store(llama: str, open_
     other.pin("two")
     assert {info.session_id: info.pinned for info in other.sessions()} == {"one": False, "two": True}
     assert other.forget("one")
-    assert other.stats()["store"]["sessions"] == 1
+    assert other.stats().store.sessions == 1
     other.close()

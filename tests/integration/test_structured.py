@@ -58,9 +58,9 @@ async def test_held_and_free_answers_share_a_batch_and_do_not_change_each_other(
         ask("No tools, please.", 50, tools=TOOLS, tool_choice="none"),
     ]
     alone = [await memory.achat(request) for request in requests]
-    before = memory.stats()["steps"]
+    before = memory.stats().steps
     together: list[ChatResult] = await asyncio.gather(*(memory.achat(request) for request in requests))
-    assert memory.stats()["steps"] - before < sum(len(r.token_ids) for r in together), "they decode together"
+    assert memory.stats().steps - before < sum(len(r.token_ids) for r in together), "they decode together"
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
     assert fits(json.loads(together[1].text), COUNT)
     assert fits(together[3].tool_calls[0].arguments, SCHEMAS["array"])
@@ -117,10 +117,10 @@ def test_a_form_that_cannot_be_held_is_refused_before_any_work(
     memory: AgentMemory, form: dict[str, Any], said: str
 ) -> None:
     memory.load()
-    before = memory.stats()["prompt_tokens"]
+    before = memory.stats().prompt_tokens
     with pytest.raises(InvalidRequest, match=said):
         memory.chat(ask("Anything.", **form))
-    assert memory.stats()["prompt_tokens"] == before
+    assert memory.stats().prompt_tokens == before
 
 
 @pytest.mark.parametrize("kind", ["schema", "call"])

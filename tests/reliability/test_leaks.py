@@ -74,5 +74,5 @@ def test_memory_is_flat_over_500_agent_runs(tmp_path: Path) -> None:
     stats = llm.memory.stats()
     assert len(llm.memory.sessions()) == RUNS // 2
     llm.memory.close()
-    assert stats["waiting"] == stats["running"] == stats["memory"]["reserved_bytes"] == 0
+    assert stats.waiting == stats.running == stats.memory.reserved_bytes == 0
     assert seen[RUNS] - seen[WARM_UP] < ALLOWED_MIB, seen

@@ -32,6 +32,8 @@ from agent_memory_core import (
     Usage,
     environment,
 )
+from agent_memory_core.config import ModelName
+from agent_memory_core.models import profile
 
 # An answer in pieces ----------------------------------------------------------------------------------------
 
@@ -148,7 +150,7 @@ class Bench:
 
 def _idle(llm: Any) -> bool:
     numbers = llm.memory.stats()
-    return not (numbers["waiting"] or numbers["running"])
+    return not (numbers.waiting or numbers.running)
 
 
 def wait_until(done: Callable[[], bool]) -> None:
@@ -215,6 +217,8 @@ def the_next_turn_pays_for_new_tokens_only(bench: Bench) -> None:
     wanted = {"hit_tier": "hot", "miss_reason": "", "session_id": "turns", "persisted": True}
     assert {name: again.metadata[name] for name in wanted} == wanted
     assert again.metadata["ttft_ms"] > 0
+    # Programs keep the metadata with their messages: it has to be of plain types.
+    assert not any(isinstance(value, ModelName) for value in again.metadata.values())
 
 
 def a_session_survives_a_restart(bench: Bench) -> None:
@@ -292,6 +296,7 @@ def ten_calls_read_no_file_and_no_variable_again(bench: Bench) -> None:
     counted(os, "scandir")
     counted(tomllib, "loads")
     counted(environment, "_value")
+    counted(profile, "_profile")
     environment._read_variables.cache_clear()
     bench.patch.setenv("AGENT_MEMORY_TOP_K", "3")
     for _ in range(10):

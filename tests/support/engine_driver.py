@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import queue
 import signal
 import sys
 from collections.abc import Callable
@@ -19,8 +20,21 @@ from typing import Any
 
 import mlx.core as mx
 
-from agent_memory_core import AgentMemory, ChatResult, Delta, EngineConfig, SessionKey
+from agent_memory_core import (
+    AgentMemory,
+    ChatResult,
+    Delta,
+    EngineConfig,
+    FirstToken,
+    SessionKey,
+    TurnProgress,
+    TurnQueued,
+)
+from agent_memory_core.engine.block_io import Loaded, Saved
 from agent_memory_core.engine.engine import Engine
+from agent_memory_core.engine.events import Event, Observers
+from agent_memory_core.models.loader import LoadedModel
+from agent_memory_core.storage.block_store import BlockStore
 
 History = list[dict[str, str]]
 
@@ -64,20 +78,56 @@ class RecordingSink:
         return [token for delta in self.deltas for token in delta.token_ids]
 
 
-def chunks(engine: Engine) -> list[tuple[int, int]]:
-    """Record which sequence gets each prefill chunk, and how long the chunk is."""
+class SteppedEngine(Engine):
+    """An engine without a thread: a test steps it, and what its disk has done is taken before each step."""
+
+    def __init__(
+        self, loaded: LoadedModel, config: EngineConfig, memory_bytes: int, store: BlockStore | None
+    ) -> None:
+        self.results: queue.SimpleQueue[Loaded | Saved] = queue.SimpleQueue()
+        self.observers = Observers()
+        super().__init__(loaded, config, memory_bytes, store, self.results, self.observers)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any turn is in flight."""
+        return bool(self.turns)
+
+    def step(self) -> bool:
+        self._take_results()
+        return super().step()
+
+    def flush(self) -> None:
+        """Wait until every turn that has ended is on disk, and hand its last delta out."""
+        self.disk.flush()
+        self._take_results()
+
+    def close(self) -> None:
+        super().close()
+        self._take_results()
+
+    def evict(self) -> None:
+        """Forget everything in memory that no turn is using."""
+        self.pool.discard(list(self.pool._evictable))
+
+    def _take_results(self) -> None:
+        while not self.results.empty():
+            self.take(self.results.get())
+
+
+def chunks(engine: SteppedEngine) -> list[tuple[int, int]]:
+    """Record which turn gets each prefill chunk, and how long the chunk is."""
     seen: list[tuple[int, int]] = []
-    prefill = engine.runner.prefill
 
-    def recorded(row: Any, ids: Any, *, logits: bool) -> Any:
-        seen.append((row.seq_id, len(ids)))
-        return prefill(row, ids, logits=logits)
+    def observe(event: Event) -> None:
+        if isinstance(event, TurnProgress):
+            seen.append((event.turn.turn_id, event.stop - event.start))
 
-    engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
+    engine.observers.add(observe)
     return seen
 
 
-def run(engine: Engine, until: Callable[[], bool], most: int = 2000) -> int:
+def run(engine: SteppedEngine, until: Callable[[], bool], most: int = 2000) -> int:
     """Step until something holds; return how many steps it took."""
     for steps in range(most):
         if until():
@@ -94,29 +144,18 @@ class Driver:
         self.memory = AgentMemory(config)
         self.logits: list[bytes] = []
         self.prompts: list[list[int]] = []
-        self.engine(self._listen)
+        self._engine: Engine = self.engine(lambda engine: engine)
+        self.memory.observe(self._observe)
 
     def engine(self, function: Any) -> Any:
         """Run a function on the engine's thread."""
         return self.memory._thread.call(function).result()
 
-    def _listen(self, engine: Engine) -> None:
-        prefill = engine.runner.prefill
-
-        def recorded(row: Any, ids: Any, *, logits: bool) -> mx.array | None:
-            found = prefill(row, ids, logits=logits)
-            if found is not None:
-                self.logits.append(bytes(memoryview(found.astype(mx.float32))))  # type: ignore[arg-type]
-            return found
-
-        add = engine.scheduler.add
-
-        def added(sequence: Any) -> None:
-            self.prompts.append(list(sequence.token_ids))
-            add(sequence)
-
-        engine.runner.prefill = recorded  # type: ignore[method-assign, assignment]
-        engine.scheduler.add = added  # type: ignore[method-assign]
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, TurnQueued):
+            self.prompts.append(list(self._engine.turns[event.turn.turn_id].sequence.token_ids))
+        if isinstance(event, FirstToken):
+            self.logits.append(bytes(memoryview(event.logits.astype(mx.float32))))
 
     def turn(
         self, history: History, session: SessionKey | str | None, max_tokens: int = 8, **more: Any

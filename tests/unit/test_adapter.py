@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 
-from agent_memory_core import AdapterSettings, EngineConfig, InvalidRequest, InvalidSetting, SamplingParams
+from agent_memory_core import (
+    AdapterSettings,
+    AgentMemory,
+    EngineConfig,
+    InvalidRequest,
+    InvalidSetting,
+    SamplingParams,
+)
 from agent_memory_core.adapter import chosen_tool
 from langchain_agent_memory import ChatMLXPersistent
 from llama_index_agent_memory import MLXPersistentLLM
@@ -96,6 +104,29 @@ def test_both_names_are_taken(settings: type[AdapterSettings]) -> None:
     names: dict[str, Any] = {"model_name": "m", "max_completion_tokens": 5, "stop_sequences": ["x"]}
     told = settings(**names)
     assert (told.model, told.max_tokens, told.stop) == ("m", 5, ["x"])
+
+
+def test_every_spelling_of_a_folder_is_one_memory_through_both_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    spellings: list[Any] = ["d", "d/", "./d", "link", tmp_path / "d", Path("d")]
+    memories = [
+        made(model=d, cache_dir=None)
+        for d in spellings
+        for made in (AgentMemory.shared, *map(memory_of, ADAPTERS))
+    ]
+    assert len(memories) == 18
+    assert len(set(memories)) == 1
+    monkeypatch.setenv("AGENT_MEMORY_MODEL", "./d")
+    assert AgentMemory.shared(cache_dir=None) is memories[0]
+    assert memories[0].model_name == "d"
+
+
+def memory_of(adapter: type[AdapterSettings]) -> Callable[..., AgentMemory]:
+    return lambda **settings: adapter(**settings).memory
 
 
 @each_adapter

@@ -59,4 +59,4 @@ def _lines(report: CheckReport) -> Iterator[str]:
 def stats(cache_dir: CacheDir = None, model: ProfileModel = None, disk_budget: DiskBudget = None) -> None:
     """Print how much is stored and what the limits are, as JSON."""
     with stored_memory(cache_dir=cache_dir, model=model, disk_budget_mb=disk_budget) as memory:
-        out.print_json(json.dumps(memory.stats()["store"]))
+        out.print_json(json.dumps(memory.stats().to_dict()["store"]))

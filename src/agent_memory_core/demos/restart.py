@@ -97,7 +97,7 @@ def ask(folder: Path, histories: dict[str, list[dict[str, str]]]) -> Outcome:
             cold = _cold(blank, history, agent)
             lines.append(_line(agent, question, expected, warm, cold))
         sessions = memory.sessions()
-        return Outcome(lines, memory.stats()["store"]["bytes"], sum(s.nbytes for s in sessions))
+        return Outcome(lines, memory.stats().store.bytes, sum(s.nbytes for s in sessions))
 
 
 def _cold(blank: AgentMemory, history: list[dict[str, str]], agent: str) -> ChatResult:

@@ -3,6 +3,8 @@
 The writer takes host bytes of evaluated arrays and makes a turn durable; its queue is bounded in bytes, and a
 full queue makes the engine wait rather than drop a save. The reader fills newly allocated arrays straight from
 the files. Arrays handed over are evaluated before, since a lazy array belongs to the thread that made it.
+
+Neither touches what belongs to the engine: what they did comes back as a value, `Loaded` or `Saved`, through one queue.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -86,12 +89,29 @@ class _HostBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Save:
-    """One turn to make durable. ``commit`` is made late, when the turns before it have been committed."""
+class BranchPosition:
+    """Where a branch stands in the catalog."""
 
+    branch_id: int | None
+    """Its row; None if it has none yet."""
+    generation: int
+    """How often it was committed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Save:
+    """One turn to make durable."""
+
+    seq_id: int
+    """The turn."""
     blocks: tuple[Block, ...]
-    commit: Callable[[], BranchCommit]
-    done: Callable[[BranchRow | None], None]
+    """The records to write, evaluated."""
+    commit: BranchCommit
+    """What the catalog should say of the branch; its id and generation count unless ``after`` says otherwise."""
+    after: Future[BranchPosition] | None = None
+    """The position of the same branch after the commit before this one, if that may still be on its way."""
+    position: Future[BranchPosition] = field(default_factory=Future)
+    """The position of the branch after this commit; the writer sets it."""
 
     @property
     def nbytes(self) -> int:
@@ -99,20 +119,54 @@ class Save:
         return sum(block.nbytes for block in self.blocks)
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of a `Save`."""
+
+    seq_id: int
+    row: BranchRow | None
+    """The branch as it is in the catalog; None if the turn could not be saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Records that were read for a turn."""
+
+    seq_id: int
+    blocks: list[Record[Any]]
+    """In the order that they were asked for, up to the first that could not be had."""
+
+
+class Results(Protocol):
+    """The queue that takes what was done to the engine's thread."""
+
+    def put(self, item: Loaded | Saved, /) -> None:
+        """Add a result."""
+        ...
+
+
 class _Worker:
     """A daemon thread that takes jobs from a queue until it is told to stop."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
+    def put(self, job: Callable[[], None]) -> bool:
+        """Queue a job, and say whether it will be done: after `close`, none is."""
+        with self._closing:
+            if not self._closed:
+                self._jobs.put(job)
+            return not self._closed
 
     def close(self) -> None:
         """Finish all jobs and end the thread."""
-        self._jobs.put(None)
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
@@ -130,8 +184,10 @@ class _Worker:
 class BlockWriter:
     """Makes turns durable in the order they are handed in."""
 
-    def __init__(self, store: BlockStore, max_pending: int = MAX_PENDING) -> None:
+    def __init__(self, store: BlockStore, results: Results, max_pending: int = MAX_PENDING) -> None:
+        """Each turn's outcome is put into ``results`` as a `Saved`."""
         self._store = store
+        self._results = results
         self._max_pending = max_pending
         self._pending = 0
         self._room = threading.Condition()
@@ -148,19 +204,23 @@ class BlockWriter:
         self._worker.put(lambda: self._write(save))
 
     def flush(self) -> None:
-        """Wait until all that is queued is written."""
+        """Wait until all that is queued now is written. Any thread may call it, also after `close`."""
         done = threading.Event()
-        self._worker.put(done.set)
-        done.wait()
+        if self._worker.put(done.set):
+            done.wait()
 
     def close(self) -> None:
         """Write all that is queued, then end."""
         self._worker.close()
 
     def _write(self, save: Save) -> None:
+        before = save.after.result() if save.after is not None else None
+        commit = save.commit
+        if before is not None:
+            commit = dataclasses.replace(commit, branch_id=before.branch_id, generation=before.generation)
         row: BranchRow | None = None
         try:
-            row = self._store.commit([to_record(block) for block in save.blocks], save.commit())
+            row = self._store.commit([to_record(block) for block in save.blocks], commit)
         except (StoreError, OSError) as error:
             # The answer stands and older states stay readable; only this turn will be computed again.
             self.failed += 1
@@ -169,28 +229,30 @@ class BlockWriter:
             with self._room:
                 self._pending -= save.nbytes
                 self._room.notify_all()
-            save.done(row)
+            now = commit if row is None else row
+            save.position.set_result(BranchPosition(now.branch_id, now.generation))
+            self._results.put(Saved(save.seq_id, row))
 
 
 class BlockReader:
-    """Loads chains of blocks; stops a chain at its first block that cannot be had."""
+    """Loads chains of blocks. A chain ends before its first block that cannot be had."""
 
-    def __init__(self, store: BlockStore) -> None:
+    def __init__(self, store: BlockStore, results: Results) -> None:
+        """What was read for a turn is put into ``results`` as a `Loaded`."""
         self._store = store
+        self._results = results
         self._writes_into_arrays = memory_is_writable()
         self._worker = _Worker("agent-memory-reader")
 
-    def submit(
-        self, root: BlockHash, keys: Sequence[BlockHash], done: Callable[[list[Record[Any]]], None]
-    ) -> None:
-        """Load blocks in order and hand the list, possibly shorter, to ``done`` on the reader's thread."""
+    def submit(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
+        """Load records in order, for the turn of that id."""
         loaded: list[Record[Any]] = []
 
         def job() -> None:
             try:
                 self._load(root, keys, loaded)
             finally:
-                done(loaded)
+                self._results.put(Loaded(seq_id, loaded))
 
         self._worker.put(job)
 

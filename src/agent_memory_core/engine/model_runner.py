@@ -11,7 +11,7 @@ Everything here runs on the engine thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as ReadOnly
+from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,9 +101,7 @@ class ModelRunner:
         layout: KvLayout,
         eos_token_ids: ReadOnly[int],
         max_batch_size: int,
-        may_batch: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``may_batch`` is asked once, when two rows would share a batch for the first time."""
         self._model = model
         self._layout = layout
         self._eos = [[token] for token in sorted(eos_token_ids)]
@@ -111,15 +109,13 @@ class ModelRunner:
         self._max_batch_size = max_batch_size
         self._groups: list[_Group] = []
         self._alone: list[DecodeSlot] = []
-        self._may_batch = may_batch
-        self._asked = False
-        self.batches = layout.batches
+        self.batches: bool | None = None if layout.batches else False
+        """Whether rows may share a batch; None until somebody has found out, see `must_decide`."""
         self.vocab_size = 0
 
-    @property
-    def decoding(self) -> int:
-        """Rows in all groups."""
-        return sum(len(group.rows) for group in self._groups) + len(self._alone)
+    def must_decide(self, length: int) -> bool:
+        """Whether a row of ``length`` tokens would be the first to share a batch, so that ``batches`` has to be set."""
+        return self.batches is None and any(group.admits(length) for group in self._groups)
 
     def slot(
         self,
@@ -160,8 +156,9 @@ class ModelRunner:
     def join(self, row: DecodeSlot, token_ids: ReadOnly[int], max_tokens: int) -> None:
         """Let a row decode: ``token_ids`` are its prompt and its first token."""
         length = len(token_ids)
+        assert not self.must_decide(length)
         group = next((g for g in self._groups if g.admits(length)), None)
-        if not self._batches(shares=group is not None):
+        if self.batches is False:
             row.alone = _Alone(list(token_ids), max_tokens)
             self._alone.append(row)
             return
@@ -179,13 +176,6 @@ class ModelRunner:
         )
         row.group, row.cache = group, []
         group.rows[row.uid] = row
-
-    def _batches(self, *, shares: bool) -> bool:
-        """Whether a row that joins now decodes in a batch, which it ``shares`` with others or not."""
-        if self.batches and not self._asked and shares:
-            self._asked = True
-            self.batches = self._may_batch()
-        return self.batches
 
     def decode(self) -> list[Step]:
         """One decode step for every row."""

@@ -13,12 +13,12 @@ the session is as it was, and it begins again later.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from agent_memory_core.blocks.block import common_prefix
+from agent_memory_core.blocks.block import BlockHash, common_prefix
 from agent_memory_core.blocks.branch import Branch
-from agent_memory_core.engine.session_book import Owner
+from agent_memory_core.engine.session_book import Owner, SessionBook
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.errors import AgentMemoryError
 from agent_memory_core.messages import ChatRequest, Delta, Message, SessionKey
@@ -35,7 +35,7 @@ _PROBES = ("a", "\n\n1")
 """Two things that may be said next, as unlike as can be: what both prompts begin with, all do."""
 
 
-def said(deltas: Sequence[Delta]) -> Message:
+def answer_of(deltas: Sequence[Delta]) -> Message:
     """An answer as the message that its caller will send back."""
     unread = (call.text for delta in deltas for call in delta.invalid_tool_calls)
     text = "".join(delta.text for delta in deltas)
@@ -47,8 +47,8 @@ def said(deltas: Sequence[Delta]) -> Message:
     )
 
 
-def lasting(
-    template: ChatTemplate, request: ChatRequest, answer: Message, known: Sequence[TokenText] = ()
+def lasting_prefix(
+    template: ChatTemplate, request: ChatRequest, answer: Message, branches: Sequence[TokenText] = ()
 ) -> tuple[int, ...]:
     """The token ids that every prompt begins with which goes on from ``answer`` to ``request``.
 
@@ -59,7 +59,7 @@ def lasting(
     for probe in _PROBES:
         messages = (*request.messages, answer, *_following(answer, probe))
         asked = replace(request, messages=messages)
-        prompts.append(template.encode(asked, known, generation_prompt=False).token_ids)
+        prompts.append(template.encode(asked, branches, generation_prompt=False).token_ids)
     ids = prompts[0][: common_prefix(*prompts)]
     pieces = template.tokenizer.text_of(ids[-2 * SEAM :]).pieces
     open_end = pieces[-1].end - pieces[-1].start if len(pieces) > 1 else 0
@@ -75,13 +75,16 @@ def _following(answer: Message, text: str) -> tuple[Message, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A turn that has ended: what was said, whose it is, and the ids of the branch that held it then."""
+class EndedTurn:
+    """A turn that has ended, as far as the next prompt depends on it."""
 
     request: ChatRequest
     answer: Message
     key: SessionKey
+    root: BlockHash
+    """What the chains of its namespace start from."""
     token_ids: tuple[int, ...]
+    """The ids of the branch that held it when it ended."""
 
     @property
     def owner(self) -> Owner:
@@ -97,68 +100,77 @@ class Ended:
         """
         if all(branch.token_ids != self.token_ids for branch in branches):
             return ()
-        ids = lasting(template, self.request, self.answer, [branch.text for branch in branches])
+        ids = lasting_prefix(template, self.request, self.answer, [branch.text for branch in branches])
         goes_on = common_prefix(self.token_ids, ids) == len(self.token_ids)
         if goes_on or any(common_prefix(branch.token_ids, ids) == len(ids) for branch in branches):
             return ()
         return ids
 
 
-class BackgroundPrewarm:
-    """The ended turns of one engine, the latest first, and the one that is being prefilled.
+@dataclass(frozen=True, slots=True)
+class Prewarm:
+    """A prompt worth prefilling, and for which session."""
 
-    Args:
-        enabled: whether there is any background work at all.
-        template: the model's own.
-        branches: the branches of a session as they stand now.
-        start: queues a prefill of the prompt for a session and returns its id.
-        stop: withdraws it; says whether it was still in flight.
+    turn: EndedTurn
+    prompt: Prompt
+
+
+class BackgroundPrewarm:
+    """The ended turns of one engine, the latest first, and the one whose next prompt is being prefilled.
+
+    It says what to do, and the engine does it: ``next`` gives the prompt to start, ``withdraw`` and ``forget`` the
+    turn to cancel.
     """
 
-    def __init__(
-        self,
-        enabled: bool,
-        template: ChatTemplate,
-        branches: Callable[[Owner], Sequence[Branch[TokenText]]],
-        start: Callable[[ChatRequest, SessionKey, Prompt], int],
-        stop: Callable[[int], bool],
-    ) -> None:
+    def __init__(self, template: ChatTemplate, sessions: SessionBook, *, enabled: bool) -> None:
+        """Without ``enabled`` there is never anything to do."""
         self._enabled = enabled
         self._template = template
-        self._branches = branches
-        self._start = start
-        self._stop = stop
-        self._ended: deque[Ended] = deque(maxlen=KEPT)
-        self._active: tuple[int, Ended] | None = None
+        self._sessions = sessions
+        self._ended: deque[EndedTurn] = deque(maxlen=KEPT)
+        self._active: tuple[int, EndedTurn] | None = None
 
     def ended(self, turn: Turn, branch: Branch[TokenText]) -> None:
         """Remember a turn whose answer ``branch`` now holds."""
         if self._enabled and turn.sequence.max_tokens > 0:
-            self._ended.append(Ended(turn.request, said(turn.said), turn.key, branch.token_ids))
+            answer = answer_of(turn.answer_deltas)
+            self._ended.append(
+                EndedTurn(turn.request, answer, turn.key, turn.sequence.root, branch.token_ids)
+            )
 
-    def begin(self) -> bool:
-        """Start what is worth prefilling, with nothing in flight; say whether there was any."""
-        self._active = None
+    def next(self) -> Prewarm | None:
+        """The next prompt that is worth prefilling, if there is one."""
         while self._ended:
-            work = self._ended.pop()
+            turn = self._ended.pop()
             try:
-                ids = work.missing(self._template, self._branches(work.owner))
-                if ids:
-                    self._active = self._start(work.request, work.key, Prompt(ids, "", 0, None)), work
-                    return True
+                ids = turn.missing(self._template, self._sessions.open(turn.root, turn.owner).branches)
             except AgentMemoryError:
-                # Nobody asked for it: where it does not fit, the next turn pays or is refused.
+                # Nobody asked for it: if the template refuses it, the next turn will be told.
                 continue
-        return False
+            if ids:
+                return Prewarm(turn, Prompt(ids, "", 0, None))
+        return None
 
-    def give_way(self) -> None:
-        """A turn arrives: withdraw what is under way, and begin it again later."""
+    def started(self, seq_id: int, work: Prewarm) -> None:
+        """A prompt given by `next` is being prefilled as the turn ``seq_id``."""
+        self._active = seq_id, work.turn
+
+    def closed(self) -> None:
+        """The turn that was started is over."""
+        self._active = None
+
+    def withdraw(self) -> int | None:
+        """A turn arrives: which turn must give way to it, if any. Its work is done later."""
         active, self._active = self._active, None
-        if active is not None and self._stop(active[0]):
-            self._ended.append(active[1])
+        if active is None:
+            return None
+        self._ended.append(active[1])
+        return active[0]
 
-    def forget(self, owner: Owner) -> None:
-        """Withdraw what is under way for a session that is about to be forgotten, and forget what it said."""
-        if self._active is not None and self._active[1].owner == owner:
-            self.give_way()
-        self._ended = deque((work for work in self._ended if work.owner != owner), KEPT)
+    def forget(self, owner: Owner) -> int | None:
+        """A session is being forgotten: which turn works for it, if any."""
+        self._ended = deque((turn for turn in self._ended if turn.owner != owner), KEPT)
+        if self._active is None or self._active[1].owner != owner:
+            return None
+        seq_id, self._active = self._active[0], None
+        return seq_id

@@ -12,20 +12,20 @@ from typing import Any
 from agent_memory_core.blocks.block import Block, BlockHash, record_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
+from agent_memory_core.engine.persistence import Persistence
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.kv.records import KvBlocks
-from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.text.token_text import TokenText
 
 
 class KvRetention:
-    """Keeps the KV of one engine's turns. The catalog tells what other processes have stored meanwhile."""
+    """Keeps the KV of one engine's turns. The disk tells what other processes have stored meanwhile."""
 
-    def __init__(self, blocks: KvBlocks, pool: BlockPool, catalog: Catalog | None, block_tokens: int) -> None:
+    def __init__(self, blocks: KvBlocks, pool: BlockPool, disk: Persistence, block_tokens: int) -> None:
         self._blocks = blocks
         self._policy = blocks.resume
         self._pool = pool
-        self._catalog = catalog
+        self._disk = disk
         self._block_tokens = block_tokens
 
     # -- out of a live cache ------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class KvRetention:
 
     def _stored(self, names: ReadOnly[BlockHash]) -> set[BlockHash]:
         """Records that somebody stored while this turn computed them: those are used, and not stored again."""
-        return self._catalog.records.stored(names) if self._catalog is not None and names else set()
+        return self._disk.stored(names) if names else set()
 
     # -- into a branch ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ the decode batch is full it waits in READY.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from agent_memory_core.blocks.block import Block, BlockHash
@@ -41,6 +41,11 @@ class Chunk:
     def is_last(self) -> bool:
         """Whether the chunk ends the prompt."""
         return self.stop == self.sequence.num_prompt
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether something of the live cache is to be kept where the chunk ends."""
+        return self.stop in self.sequence.stops
 
 
 @dataclass(slots=True)
@@ -78,11 +83,14 @@ class Limits:
         return growing + in_window * self.window_bytes + self.fixed_bytes
 
 
-class Scheduler:
-    """The queues of one engine."""
+MatchFunction = Callable[[Sequence, Collection[BlockHash]], Match]
+"""Finds what is stored of a sequence's prompt now, without the records of these names. It changes nothing."""
 
-    def __init__(self, pool: BlockPool, limits: Limits, match: Callable[[Sequence], Match]) -> None:
-        """``match`` finds what is known of a sequence's prompt at the moment of its admission."""
+
+class Scheduler:
+    """The queues of one engine, and the only writer of its sequences."""
+
+    def __init__(self, pool: BlockPool, limits: Limits, match: MatchFunction) -> None:
         self._pool = pool
         self._limits = limits
         self._match = match
@@ -105,8 +113,13 @@ class Scheduler:
         """Whether a step could move anything; sequences whose blocks are still loading cannot be moved."""
         return bool(self._waiting) or any(s.status is not Status.LOADING for s in self._running)
 
+    def match(self, sequence: Sequence) -> Match:
+        """Find what is stored of a new sequence's prompt, which tells how much work it is."""
+        sequence.match = self._match(sequence, ())
+        return sequence.match
+
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; its match, as far as is known by now, tells how much work it is.
+        """Queue a sequence that was matched.
 
         Raises:
             PromptTooLong: it can never fit the context or the memory budget.
@@ -149,10 +162,10 @@ class Scheduler:
                     sequence.held.append(hit.block)
         return [hit.key for hit in sequence.match.missing]
 
-    def rematch(self, sequence: Sequence, match: Match) -> None:
-        """Give an admitted sequence another match, for one that could not be had."""
+    def rematch(self, sequence: Sequence, without: Collection[BlockHash]) -> None:
+        """Match an admitted sequence again, without records that could not be had."""
         self._release(sequence, keep=[])
-        self._take(sequence, match)
+        self._take(sequence, self._match(sequence, without))
 
     def computed(self, chunk: Chunk) -> None:
         """A chunk was evaluated."""
@@ -223,7 +236,7 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             self._running.append(sequence)
-            self._take(sequence, self._match(sequence))
+            self._take(sequence, self._match(sequence, ()))
             admitted.append(sequence)
         return admitted
 
@@ -254,7 +267,7 @@ class Scheduler:
         """Whether others sealed more of its prompt while it waited for its first chunk; then it takes that."""
         if sequence.num_computed > sequence.num_cached:
             return False
-        match = self._match(sequence)
+        match = self._match(sequence, ())
         if match.tokens <= sequence.num_cached or match.missing:
             return False
         self._take(sequence, match)
@@ -297,9 +310,7 @@ class Scheduler:
         stop = sequence.num_prompt
         if sequence.remaining > block:
             stop = min(start + size, sequence.num_prompt - 1) // block * block
-        return min(
-            (checkpoint for checkpoint in sequence.checkpoints if start < checkpoint < stop), default=stop
-        )
+        return min((place for place in sequence.stops if start < place < stop), default=stop)
 
 
 def _least_work(sequence: Sequence) -> tuple[int, int]:

@@ -36,28 +36,39 @@ class Sequence(TokenChain):
 
     Args:
         root, token_ids, block_tokens, hashes: see `TokenChain`. The ids are the prompt; generated ones are appended.
-        seq_id: unique in one engine, growing with arrival.
-        max_tokens: most tokens to generate; 0 only fills the cache.
-        reads_tier: whether blocks on disk may be matched, beside those in memory.
-        background: whether nobody waits for it.
-        checkpoints: positions in the prompt at which its prefill stops, for something to be kept there; sorted.
     """
 
     seq_id: int
+    """Unique in one engine, growing with arrival."""
     max_tokens: int
+    """Most tokens to generate; 0 only fills the cache."""
     reads_tier: bool = False
+    """Whether blocks on disk may be matched, besides those in memory."""
     background: bool = False
+    """Whether nobody waits for it."""
     checkpoints: tuple[int, ...] = ()
+    """Positions in the prompt at which later prompts may part from it, in ascending order."""
+    stops_at_checkpoints: bool = True
+    """Whether its prefill stops there, so that something of the live cache can be kept."""
     num_prompt: int = field(init=False)
+    """Tokens of the prompt."""
     num_cached: int = 0
+    """Prompt tokens that were restored."""
     num_computed: int = 0
+    """Tokens with KV in the live cache."""
     status: Status = Status.WAITING
     match: Match = field(default_factory=Match)
+    """What is stored of the prompt, as far as is known by now."""
     num_sealed: int = 0
+    """Leading blocks that are at rest."""
     unsaved: list[Block] = field(default_factory=list, repr=False)
+    """Those of them that the disk lacks."""
     held: list[Block] = field(default_factory=list, repr=False)
+    """Blocks that are kept from eviction for it."""
     reserved: int = 0
+    """Bytes set aside for its live cache."""
     waited: int = 0
+    """Steps since it was queued, or since its last chunk."""
 
     def __post_init__(self) -> None:
         TokenChain.__post_init__(self)
@@ -67,6 +78,11 @@ class Sequence(TokenChain):
     def remaining(self) -> int:
         """Prompt tokens still to evaluate; before admission, as far as is known."""
         return max(0, self.num_prompt - max(self.num_computed, self.match.tokens))
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Positions at which its prefill stops."""
+        return self.checkpoints if self.stops_at_checkpoints else ()
 
     @property
     def generated(self) -> ReadOnly[int]:

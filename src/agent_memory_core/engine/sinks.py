@@ -20,6 +20,8 @@ FORKED = (
     "start child processes with multiprocessing's 'spawn' method, or open AgentMemory in the child only."
 )
 
+CANCELLED = "the turn was cancelled before it ended; its session is as it was."
+
 
 class OutputSink(Protocol):
     """The caller's end of a turn. Both calls may come from any thread."""

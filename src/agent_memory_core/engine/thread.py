@@ -1,8 +1,8 @@
 """One thread owns MLX: callers put jobs in, deltas come out through their sinks.
 
 MLX's streams and lazy arrays belong to the thread that made them, so the engine is built, stepped and closed on
-one thread of its own. The thread sleeps while nothing can be done; a job, or blocks that finished loading,
-wake it.
+one thread of its own. The thread sleeps while nothing can be done. One queue wakes it: jobs of callers come through
+it, and so does what the disk's threads have read and written.
 
 This module imports no MLX: an AgentMemory that was never asked anything costs nothing.
 """
@@ -22,17 +22,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from agent_memory_core.engine.sinks import FORKED, OutputSink
+from agent_memory_core.engine.sinks import CANCELLED, FORKED, OutputSink
 from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
 from agent_memory_core.messages import ChatRequest, SessionKey
 
 if TYPE_CHECKING:
+    from agent_memory_core.engine.block_io import Loaded, Results, Saved
     from agent_memory_core.engine.engine import Engine
 
 log = logging.getLogger("agent_memory")
 
 T = TypeVar("T")
 
+_FAULT = "the engine met a fault; the turns in flight are given up"
 CLOSED = "this engine was closed: open a new AgentMemory."
 
 
@@ -54,7 +56,7 @@ class TurnHandle:
         if self._withdrawn or self._thread.closed:
             return
         self._withdrawn = True
-        self._sink.fail(Cancelled("the turn was cancelled before it ended; its session is as it was."))
+        self._sink.fail(Cancelled(CANCELLED))
         self._thread.post(self._cancel)
 
     def submit(
@@ -77,12 +79,13 @@ class EngineThread:
     """Starts an engine on first use and runs it until `close`.
 
     Args:
-        build: makes the engine; called on the engine's thread.
+        build: makes the engine, which puts what its disk has done into the given queue; called on the engine's thread.
     """
 
-    def __init__(self, build: Callable[[], Engine]) -> None:
+    def __init__(self, build: Callable[[Results], Engine]) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Job | Loaded | Saved | None] = queue.SimpleQueue()
+        self._engine: Engine | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._reason: AgentMemoryError = EngineStopped(CLOSED)
@@ -147,6 +150,12 @@ class EngineThread:
         if self._thread is not None and not self._closed:
             self._inbox.put(_Job(job, lambda error: None))
 
+    def flush(self) -> None:
+        """Wait, on the caller's thread, until every turn that has ended is on disk; the engine goes on meanwhile."""
+        engine = self._engine
+        if engine is not None:
+            engine.disk.flush()
+
     def close(self) -> None:
         """Stop taking turns, end those in flight with `EngineStopped`, write what is queued, end the thread."""
         with self._lock:
@@ -165,7 +174,7 @@ class EngineThread:
         """
         self._lock = threading.Lock()
         self._inbox = queue.SimpleQueue()
-        self._thread = None
+        self._thread = self._engine = None
         if refuse:
             self._closed, self._reason = True, EngineStopped(FORKED)
 
@@ -180,7 +189,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            engine = self._build()
+            engine = self._build(self._inbox)
         except AgentMemoryError as error:
             self._refuse(error)
             return
@@ -189,7 +198,7 @@ class EngineThread:
             self._refuse(EngineStopped(f"the engine could not be built: {error!r}"))
             return
         _close_before_mlx()
-        engine.on_load = lambda: self._inbox.put(_Job(lambda _: None, lambda error: None))
+        self._engine = engine
         try:
             self._serve(engine)
         finally:
@@ -197,49 +206,62 @@ class EngineThread:
 
     def _serve(self, engine: Engine) -> None:
         more = False
-        while self._take_jobs(engine, wait=not more):
+        while self._take_messages(engine, wait=not more):
             try:
                 more = engine.step()
             except Exception as error:
                 # The outermost loop: one fault must not end the thread and leave every caller waiting.
-                log.exception("the engine met a fault; the turns in flight are given up")
-                engine.fail_all(EngineStopped(f"the engine met a fault and gave this turn up: {error!r}"))
+                log.exception(_FAULT)
+                self._give_up(engine, error)
                 more = False
 
-    def _take_jobs(self, engine: Engine, *, wait: bool) -> bool:
-        """Run queued jobs; False means stop."""
+    def _take_messages(self, engine: Engine, *, wait: bool) -> bool:
+        """Do what was asked and take what was done meanwhile; False means stop."""
         while True:
             try:
-                job = self._inbox.get(block=wait)
+                message = self._inbox.get(block=wait)
             except queue.Empty:
                 return True
-            if job is None:
+            if message is None:
                 return False
-            try:
-                job.run(engine)
-            except Exception as error:
-                # As above; a job's fault is its own, the turns in flight go on.
-                log.exception("the engine met a fault in a request")
-                job.refuse(EngineStopped(f"the engine met a fault in this request: {error!r}"))
+            if isinstance(message, _Job):
+                message.try_on(engine)
+            else:
+                self._take_result(engine, message)
             wait = False
+
+    def _take_result(self, engine: Engine, result: Loaded | Saved) -> None:
+        try:
+            engine.take(result)
+        except Exception as error:
+            # As in `_serve`.
+            log.exception(_FAULT)
+            self._give_up(engine, error)
+
+    def _give_up(self, engine: Engine, error: Exception) -> None:
+        engine.fail_all(EngineStopped(f"the engine met a fault and gave this turn up: {error!r}"))
 
     def _end(self, engine: Engine) -> None:
         engine.fail_all(EngineStopped("the engine was closed while this turn was in flight."))
         engine.close()
+        # What the disk's threads did last is in the queue now, and readers wait for it.
+        self._refuse(EngineStopped(CLOSED), engine)
+        self._engine = None
         engine.leave_thread()
-        self._refuse(EngineStopped(CLOSED))
 
-    def _refuse(self, error: AgentMemoryError) -> None:
+    def _refuse(self, error: AgentMemoryError, engine: Engine | None = None) -> None:
         """Give every queued job, and from now on every caller, the reason why nothing runs here."""
         with self._lock:
             self._closed, self._reason = True, error
         while True:
             try:
-                job = self._inbox.get_nowait()
+                message = self._inbox.get_nowait()
             except queue.Empty:
                 return
-            if job is not None:
-                job.refuse(error)
+            if isinstance(message, _Job):
+                message.refuse(error)
+            elif message is not None and engine is not None:
+                self._take_result(engine, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +270,15 @@ class _Job:
 
     run: Callable[[Engine], None]
     refuse: Callable[[AgentMemoryError], None]
+
+    def try_on(self, engine: Engine) -> None:
+        """Do it. A fault in it is its own; the turns in flight go on."""
+        try:
+            self.run(engine)
+        except Exception as error:
+            # Part of the thread's outermost loop.
+            log.exception("the engine met a fault in a request")
+            self.refuse(EngineStopped(f"the engine met a fault in this request: {error!r}"))
 
 
 _open: weakref.WeakSet[EngineThread] = weakref.WeakSet()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.branch import Branch
+from agent_memory_core.engine.events import TurnInfo
 from agent_memory_core.engine.model_runner import DecodeSlot
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
@@ -28,43 +29,74 @@ from agent_memory_core.structured.mask import LogitsProcessor
 from agent_memory_core.text.detokenizer import Detokenizer
 from agent_memory_core.text.token_text import TokenText
 
+_NOTHING = Delta()
+
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """One request on its way through the engine.
+    """One request on its way through the engine. The engine's thread alone reads and writes it.
 
-    ``session`` is None where the turn owns nothing; ``branch`` is the one it continues. ``known`` is how many
-    prompt tokens some branch of the session holds, ``state`` why that may be less than it could be. ``checkpoints`` are
-    places of the prompt where others may part from it, ``windows`` the window records of its latest blocks by index,
-    ``retained`` the records that its branch will need besides blocks and tail; ``lost`` names what could not be loaded.
+    What the scheduler decides is in ``sequence``, what the model holds in ``slot``; the rest is here.
     """
 
     sequence: Sequence
+    """Its tokens, and how far they are computed."""
     sink: OutputSink
+    """Where its deltas go."""
     key: SessionKey
+    """Whose turn it is."""
     detokenizer: Detokenizer
+    """Makes text of its tokens."""
     request: ChatRequest
+    """What was asked for."""
     session: LiveSession | None
+    """The session that it becomes a part of; None if it owns nothing."""
     branch: Branch[TokenText] | None
-    known: int
-    state: MissReason
+    """The branch that it continues; None if it begins one."""
+    expected_cached: int
+    """Prompt tokens that a branch of the session holds and that can be expected to be reused."""
+    miss_reason_hint: MissReason
+    """Why that may be less than it could be."""
     arrived: float
+    """When the caller asked, by `time.perf_counter`, as all times here."""
     processors: list[LogitsProcessor] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    said: list[Delta] = field(default_factory=list)
+    """What changes its logits before a token is sampled."""
+    pending_tokens: list[int] = field(default_factory=list)
+    """Sampled tokens that go out with the next delta."""
+    pending_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each of these, if they were asked for."""
+    answer_deltas: list[Delta] = field(default_factory=list)
+    """All that was handed out."""
     tool_calls: int = 0
+    """How many calls were handed out."""
     reasoning_tokens: int = 0
+    """Tokens of the answer that are reasoning."""
     slot: DecodeSlot | None = None
+    """Its place on the model; None until what is stored of its prompt was restored."""
     tier: HitTier = "none"
+    """Where the restored tokens came from."""
     restore_started: float = 0.0
+    """When it was admitted."""
     restore_seconds: float = 0.0
+    """How long it took to load and decode what is stored."""
     first_token: float = 0.0
-    damaged: bool = False
-    checkpoints: tuple[int, ...] = ()
+    """When its first token was sampled; 0 before that."""
     windows: dict[int, Block] = field(default_factory=dict)
+    """Window records of its latest blocks, by the number of the block."""
     retained: dict[BlockHash, Block] = field(default_factory=dict)
-    lost: set[BlockHash] = field(default_factory=set)
+    """Records that its branch needs besides blocks and tail."""
+    unreadable: set[BlockHash] = field(default_factory=set)
+    """Names of records that were matched on disk and could not be loaded."""
+
+    @property
+    def seq_id(self) -> int:
+        """Its number in the engine."""
+        return self.sequence.seq_id
+
+    @property
+    def info(self) -> TurnInfo:
+        """Which turn it is, for observers."""
+        return TurnInfo(self.seq_id, self.key, self.sequence.background)
 
     @property
     def owner(self) -> Owner:
@@ -72,28 +104,58 @@ class Turn:
         assert self.key.session_id is not None
         return self.key.namespace, self.key.session_id
 
-    def with_tokens(self, delta: Delta) -> Delta:
-        """A delta with the tokens sampled since the last one; some of them may have had no text of their own."""
-        delta = dataclasses.replace(delta, token_ids=tuple(self.pending), logprobs=tuple(self.logprobs))
-        self.pending.clear()
-        self.logprobs.clear()
-        self.said.append(delta)
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Places of the prompt at which later prompts may part from it."""
+        return self.sequence.checkpoints
+
+    @property
+    def answered(self) -> int:
+        """Tokens that have KV and stand for text that was handed out."""
+        assert self.slot is not None
+        if self.detokenizer.stopped:
+            return min(self.slot.fed, self.sequence.num_prompt + self.detokenizer.tokens_before_stop)
+        return self.slot.fed
+
+    def hand_out(self, token: int, logprobs: ReadOnly[tuple[int, float]]) -> bool:
+        """Hand out the text of a sampled token, if that is known yet; return whether it ends the answer.
+
+        ``logprobs`` are the token's and those of the likeliest in its place, if they were asked for.
+        """
+        delta = self.detokenizer.push(token)
+        self.tool_calls += len(delta.tool_calls)
+        self.reasoning_tokens += bool(delta.reasoning)
+        self.pending_tokens.append(token)
+        if logprobs:
+            self.pending_logprobs.append(self.detokenizer.logprob(logprobs))
+        if delta != _NOTHING:
+            self.sink.deliver(self._with_tokens(delta))
+        return self.detokenizer.stopped
+
+    def last_delta(self) -> Delta:
+        """What the detokenizer still held back."""
+        delta = self._with_tokens(self.detokenizer.finish())
+        self.tool_calls += len(delta.tool_calls)
         return delta
 
-    def sampled(self, token: int, logprobs: ReadOnly[tuple[int, float]]) -> None:
-        """A token of the answer: it goes out with the next delta, and what is known of its probability too."""
-        self.pending.append(token)
-        if logprobs:
-            self.logprobs.append(self.detokenizer.logprob(logprobs))
+    def _with_tokens(self, delta: Delta) -> Delta:
+        """A delta with the tokens sampled since the last one; some of them may have had no text of their own."""
+        delta = dataclasses.replace(
+            delta, token_ids=tuple(self.pending_tokens), logprobs=tuple(self.pending_logprobs)
+        )
+        self.pending_tokens.clear()
+        self.pending_logprobs.clear()
+        self.answer_deltas.append(delta)
+        return delta
 
     def report(self, reason: FinishReason, completion: int, model: str) -> TurnReport:
-        """What the turn did, up to now; ``completion`` counts the tokens it generated."""
+        """What the turn did up to now; ``completion`` counts the tokens it generated."""
         sequence, now = self.sequence, time.perf_counter()
         return TurnReport(
             finish_reason=reason,
             usage=Usage(sequence.num_prompt, completion, sequence.num_cached, self.reasoning_tokens),
             hit_tier=self.tier if sequence.num_cached else "none",
-            miss_reason=self.miss,
+            miss_reason=self.miss_reason,
             restore_seconds=self.restore_seconds,
             time_to_first_token=(self.first_token or now) - self.arrived,
             total_seconds=now - self.arrived,
@@ -104,42 +166,12 @@ class Turn:
         )
 
     @property
-    def miss(self) -> MissReason:
+    def miss_reason(self) -> MissReason:
         """Why prompt tokens that could have been known were computed."""
-        if self.damaged:
+        if self.unreadable:
             return "damaged"
-        known = min(self.known, self.sequence.num_prompt - 1)
-        if self.state:
-            # Where they part inside a block, a small part of it is computed by rule.
-            known -= known % self.sequence.block_tokens
-        return "evicted" if self.sequence.num_cached < known else self.state
-
-
-@dataclass(slots=True)
-class Counters:
-    """What an engine has done since it began."""
-
-    turns: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cache_read: int = 0
-    completion_tokens: int = 0
-    blocks_sealed: int = 0
-    steps: int = 0
-    misses: dict[str, int] = field(default_factory=dict)
-    background_prefills: int = 0
-    background_tokens: int = 0
-
-    def add(self, report: TurnReport, *, background: bool = False) -> None:
-        """Count a turn that ended; background work is no turn."""
-        if background:
-            self.background_prefills += 1
-            self.background_tokens += report.usage.cache_creation
-            return
-        self.turns += 1
-        self.prompt_tokens += report.usage.prompt_tokens
-        self.cache_read += report.usage.cache_read
-        self.completion_tokens += report.usage.completion_tokens
-        if report.miss_reason:
-            self.misses[report.miss_reason] = self.misses.get(report.miss_reason, 0) + 1
+        expected = min(self.expected_cached, self.sequence.num_prompt - 1)
+        if self.miss_reason_hint:
+            # If the prompt parts from its branch inside a block, a small part of that block is always computed.
+            expected -= expected % self.sequence.block_tokens
+        return "evicted" if self.sequence.num_cached < expected else self.miss_reason_hint

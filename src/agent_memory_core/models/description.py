@@ -92,7 +92,7 @@ def describe_model(model: str, *, load: bool = False) -> ModelDescription:
         spec, item_bytes = inspect_caches(load_model(name))
         if profile is not None:
             profile.check(spec)
-    shapes = spec.shapes if spec is not None else _profile_shapes(profile)
+    shapes = spec.shapes if spec is not None else profile_shapes(profile)
     types = spec.layer_types if spec is not None else (profile.layers if profile is not None else ())
     block_tokens = settings_for({"model": model}).block_tokens
     return ModelDescription(
@@ -100,7 +100,7 @@ def describe_model(model: str, *, load: bool = False) -> ModelDescription:
         geometry=tuple(_profile_geometry(profile) if spec is None else _live_geometry(spec)),
         settings=tuple(_settings(model, profile)),
         block_tokens=block_tokens,
-        costs=tuple(_cost(shapes, kv_bits, item_bytes, block_tokens) for kv_bits in ENCODINGS if shapes),
+        costs=kv_costs(shapes, item_bytes, block_tokens) if shapes else (),
         keeps_states=bool({RECURRENT, HYBRID, SNAPSHOT} & set(types)),
         contradictions=spec.contradictions if spec is not None else (),
     )
@@ -150,7 +150,7 @@ def _settings(model: str, profile: Profile | None) -> Iterable[KnownValue]:
         yield KnownValue(key, value, _PROFILE)
 
 
-def _profile_shapes(profile: Profile | None) -> tuple[LayerShape, ...]:
+def profile_shapes(profile: Profile | None) -> tuple[LayerShape, ...]:
     """The shapes that a profile tells; none unless it tells one head count and one width for each type of layer."""
     if profile is None:
         return ()
@@ -168,6 +168,11 @@ def _profile_shapes(profile: Profile | None) -> tuple[LayerShape, ...]:
         count, heads, key_dim, value_dim = numbers
         shapes.append(LayerShape(layer_type, tuple(range(count)), heads, key_dim, value_dim, window))
     return tuple(shapes)
+
+
+def kv_costs(shapes: tuple[LayerShape, ...], item_bytes: int, block_tokens: int) -> tuple[KvCost, ...]:
+    """The cost of layers in each of `ENCODINGS`; ``item_bytes`` is the size of one number of the model."""
+    return tuple(_cost(shapes, kv_bits, item_bytes, block_tokens) for kv_bits in ENCODINGS)
 
 
 def _cost(shapes: tuple[LayerShape, ...], kv_bits: KvBits, item_bytes: int, block_tokens: int) -> KvCost:

@@ -89,7 +89,7 @@ def load_model(model: str, adapter_path: str | None = None, context_length: int 
         raise ModelError(f"mlx-lm cannot load {str(folder)!r}: {error}") from error
     config: dict[str, Any] = rest[0]
     return LoadedModel(
-        name=model,
+        name=str(model),
         model=network,
         tokenizer=tokenizer,
         fingerprint=fingerprint(folder, adapter_path),

@@ -109,7 +109,7 @@ class Books(RuleBasedStateMachine):
         inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < len(ids)))
         sequence = Sequence(root, list(ids), BLOCK, seq_id=self.ids, max_tokens=new, checkpoints=inside)
         self.ids += 1
-        sequence.match = self.match(sequence)
+        self.scheduler.match(sequence)
         try:
             self.scheduler.add(sequence)
         except PromptTooLong:
@@ -158,7 +158,7 @@ class Books(RuleBasedStateMachine):
             copies = {b.hash: Block(b.hash, b.parent, b.tokens, b.nbytes, b.kv, b.kind) for b in rows}
             if lost := self.scheduler.loaded(sequence, copies):
                 without.add(lost[0])
-                self.scheduler.rematch(sequence, self.match(sequence, without))
+                self.scheduler.rematch(sequence, without)
                 assert self._held() == others + Counter(
                     hit.key for hit in sequence.match.hits if hit.block is not None
                 ), "what the lost match held is given back, and what the new one reads is held"

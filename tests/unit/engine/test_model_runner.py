@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,7 +27,12 @@ def model() -> Any:
 
 @pytest.fixture
 def runner(model: Any) -> ModelRunner:
-    return ModelRunner(model, KvLayout(model), [1241], max_batch_size=4)
+    return make_runner(model, batches=True)
+
+
+def decoding(runner: ModelRunner) -> int:
+    """Rows that decode, in groups and by themselves."""
+    return sum(len(group.rows) for group in runner._groups) + len(runner._alone)
 
 
 def prompt(length: int) -> list[int]:
@@ -53,7 +57,7 @@ def test_rows_decode_as_alone_and_their_caches_cover_every_token_fed(model: Any,
     lengths, new = [5, 40, 17], 9
     rows = [started(runner, i, prompt(n), new) for i, n in enumerate(lengths)]
     caches: dict[int, Any] = {}
-    while runner.decoding:
+    while decoding(runner):
         for step in runner.decode():
             rows[step.slot.seq_id][1].append(step.token)
             if step.cache is not None:
@@ -79,7 +83,7 @@ def test_a_row_taken_out_mid_batch_hands_back_what_it_was_fed(model: Any, runner
         KvLayout(model).cut(fresh, "block", 0, 34)["0.k"],
         atol=1e-4,
     )
-    while runner.decoding:
+    while decoding(runner):
         others += [step.token for step in runner.decode()]
     assert others == plain(model, prompt(12), 8)
     assert other.group is None
@@ -159,8 +163,10 @@ class Recorder:
         return mx.where(mx.arange(logits.shape[-1])[None] == tokens[-1], -mx.inf, logits)
 
 
-def make_runner(model: Any, may_batch: Callable[[], bool], eos: int = 1241) -> ModelRunner:
-    return ModelRunner(model, KvLayout(model), [eos], max_batch_size=4, may_batch=may_batch)
+def make_runner(model: Any, *, batches: bool | None, eos: int = 1241) -> ModelRunner:
+    runner = ModelRunner(model, KvLayout(model), [eos], max_batch_size=4)
+    runner.batches = batches
+    return runner
 
 
 def begin(
@@ -178,7 +184,7 @@ def begin(
 def run(runner: ModelRunner, outcomes: list[Outcome], steps: int = 1000) -> list[Outcome]:
     """Decode until every row has ended, or for so many steps."""
     for _ in range(steps):
-        if not runner.decoding:
+        if not decoding(runner):
             break
         for step in runner.decode():
             outcome = outcomes[step.slot.seq_id]
@@ -216,11 +222,10 @@ SAMPLINGS = {
 @pytest.mark.parametrize("params", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_a_row_alone_gets_what_it_gets_in_a_batch(model: Any, params: SamplingParams) -> None:
     def answers(*, batches: bool) -> tuple[list[Outcome], list[Recorder]]:
-        runner = make_runner(model, lambda: True)
-        runner.batches = batches
+        runner = make_runner(model, batches=batches)
         recorders = [Recorder() for _ in LENGTHS]
         begun = [begin(runner, i, prompt(n), params, recorders[i]) for i, n in enumerate(LENGTHS)]
-        assert runner.decoding == len(LENGTHS)
+        assert decoding(runner) == len(LENGTHS)
         return run(runner, begun), recorders
 
     (batched, shown), (alone, shown_alone) = answers(batches=True), answers(batches=False)
@@ -239,21 +244,19 @@ def test_a_row_alone_gets_what_it_gets_in_a_batch(model: Any, params: SamplingPa
 def test_a_row_alone_stops_at_the_end_of_its_answer_as_in_a_batch(model: Any) -> None:
     said = plain(model, prompt(17), 9)
     eos = said[4]
-    runners = [make_runner(model, lambda: True, eos) for _ in range(2)]
-    runners[1].batches = False
+    runners = [make_runner(model, batches=batches, eos=eos) for batches in (True, False)]
     for runner in runners:
         (ended,) = run(runner, [begin(runner, 0, prompt(17), SamplingParams(max_tokens=30))])
         assert ended.tokens == said[: said.index(eos) + 1]
         assert ended.reason == "stop"
         assert ended.row.fed == 17 + len(ended.tokens)
         assert covers(model, ended.cache, [*prompt(17), *ended.tokens])
-        assert runner.decoding == 0
+        assert decoding(runner) == 0
 
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_a_look_at_a_live_cache_disturbs_nobody(model: Any, batches: bool) -> None:
-    runner = make_runner(model, lambda: True)
-    runner.batches = batches
+    runner = make_runner(model, batches=batches)
     params = SamplingParams(max_tokens=12)
     outcomes = [begin(runner, i, prompt(n), params) for i, n in enumerate(LENGTHS)]
     assert covers(model, runner.peek(outcomes[1].row), prompt(LENGTHS[1])), "not fed yet"
@@ -266,48 +269,43 @@ def test_a_look_at_a_live_cache_disturbs_nobody(model: Any, batches: bool) -> No
 
 
 def test_a_row_alone_can_be_taken_out_and_leaves_the_others_be(model: Any) -> None:
-    runner = make_runner(model, lambda: True)
-    runner.batches = False
+    runner = make_runner(model, batches=False)
     outcomes = [begin(runner, i, prompt(n), SamplingParams(max_tokens=12)) for i, n in enumerate(LENGTHS)]
     run(runner, outcomes, steps=4)
     taken = outcomes[1]
     cache = runner.stop(taken.row)
     assert taken.row.fed == 40 + len(taken.tokens)
     assert covers(model, cache, [*prompt(40), *taken.tokens])
-    assert runner.decoding == 2
+    assert decoding(runner) == 2
     run(runner, outcomes)
     assert [outcomes[i].tokens for i in (0, 2)] == [plain(model, prompt(LENGTHS[i]), 12) for i in (0, 2)]
     assert len(taken.tokens) == 5
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_whether_rows_may_share_a_batch_is_asked_once_and_only_when_two_would(
+def test_whether_rows_may_share_a_batch_must_be_decided_once_and_only_when_two_would(
     model: Any, answer: bool
 ) -> None:
-    asked: list[int] = []
-
-    def may_batch() -> bool:
-        asked.append(own.decoding)
-        return answer
-
-    own = make_runner(model, may_batch)
+    runner = make_runner(model, batches=None)
     params = SamplingParams(max_tokens=6)
     for _ in range(2):
-        run(own, [begin(own, 0, prompt(9), params)])
-    assert asked == [], "one after the other shares nothing"
-    outcomes = [begin(own, 0, prompt(LENGTHS[0]), params)]
-    run(own, outcomes, steps=2)
-    outcomes += [begin(own, i, prompt(LENGTHS[i]), params) for i in (1, 2)]
-    assert asked == [1]
+        assert not runner.must_decide(10), "one after the other shares nothing"
+        run(runner, [begin(runner, 0, prompt(9), params)])
+    outcomes = [begin(runner, 0, prompt(LENGTHS[0]), params)]
+    run(runner, outcomes, steps=2)
+    assert runner.must_decide(LENGTHS[1] + 1)
+    with pytest.raises(AssertionError):
+        begin(runner, 1, prompt(LENGTHS[1]), params)
+    runner.batches = answer
+    outcomes += [begin(runner, i, prompt(LENGTHS[i]), params) for i in (1, 2)]
     assert [outcome.row.group is not None for outcome in outcomes] == [True, answer, answer]
-    run(own, outcomes)
+    run(runner, outcomes)
     assert [outcome.tokens for outcome in outcomes] == [plain(model, prompt(n), 6) for n in LENGTHS]
-    run(own, [begin(own, i, prompt(8), params) for i in (0, 1)])
-    assert asked == [1]
+    assert not runner.must_decide(8)
 
 
-def test_rows_that_decode_apart_share_nothing_to_ask_about(model: Any) -> None:
-    runner = make_runner(model, pytest.fail)
+def test_rows_that_decode_apart_need_no_decision(model: Any) -> None:
+    runner = make_runner(model, batches=None)
     params = SamplingParams(max_tokens=4)
     outcomes = [begin(runner, i, prompt(n), params) for i, n in enumerate((PADDING_FLOOR * 3, 10))]
     assert outcomes[0].row.group is not outcomes[1].row.group
@@ -315,9 +313,8 @@ def test_rows_that_decode_apart_share_nothing_to_ask_about(model: Any) -> None:
     assert outcomes[1].tokens == plain(model, prompt(10), 4)
 
 
-def test_where_no_cache_can_be_batched_nobody_is_asked(model: Any) -> None:
-    runner = make_runner(model, pytest.fail)
-    runner.batches = False
+def test_where_no_cache_can_be_batched_there_is_nothing_to_decide(model: Any) -> None:
+    runner = make_runner(model, batches=False)
     outcomes = [begin(runner, i, prompt(9), SamplingParams(max_tokens=4)) for i in range(2)]
     assert [outcome.row.group for outcome in outcomes] == [None, None]
     assert len({tuple(outcome.tokens) for outcome in run(runner, outcomes)}) == 1
@@ -325,8 +322,7 @@ def test_where_no_cache_can_be_batched_nobody_is_asked(model: Any) -> None:
 
 def test_a_row_that_is_forgotten_decodes_no_more(model: Any) -> None:
     for batches in (True, False):
-        runner = make_runner(model, lambda: True)
-        runner.batches = batches
+        runner = make_runner(model, batches=batches)
         begin(runner, 0, prompt(9), SamplingParams(max_tokens=4))
         runner.close()
-        assert (runner.decoding, runner.decode()) == (0, [])
+        assert (decoding(runner), runner.decode()) == (0, [])

@@ -39,7 +39,7 @@ def chunks_of(limits: Limits, length: int, cached: int, checkpoints: set[int]) -
     block = Block(record_hash("tail", ROOT, known), ROOT, known, 1, None, kind="tail")
     pool.put(block)
     match = Match(end=Hit(block.hash, cached, block, stored=True, kind="tail"))
-    scheduler = Scheduler(pool, limits, lambda sequence: match)
+    scheduler = Scheduler(pool, limits, lambda sequence, without: match)
     inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < length))
     sequence = Sequence(
         ROOT, list(range(length)), limits.block_tokens, seq_id=0, max_tokens=0, checkpoints=inside

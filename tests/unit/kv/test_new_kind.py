@@ -17,12 +17,11 @@ from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import KVCache
 from mlx_lm.utils import load_tokenizer
 from support import tiny_models
-from support.engine_driver import RecordingSink
+from support.engine_driver import RecordingSink, SteppedEngine
 from support.live_caches import run
 
 from agent_memory_core import ChatRequest, EngineConfig, Message, SamplingParams, SessionKey
 from agent_memory_core.blocks.resume_policy import ResumeRequirement
-from agent_memory_core.engine.engine import Engine
 from agent_memory_core.kv import layout
 from agent_memory_core.kv.codec import Segment
 from agent_memory_core.kv.layer_kind import LayerGroup, Leaf, LiveBytes, shapes_of
@@ -129,18 +128,18 @@ class FusedLayers(LayerGroup):
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Engine]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], SteppedEngine]]:
     """Opens engines of one model whose second layer is of the new kind."""
     monkeypatch.setattr(layout, "LAYER_KINDS", [FusedLayers, *layout.LAYER_KINDS])
     model = tiny_models.build(tiny_models.LLAMA | {"vocab_size": tiny_models.vocab_size()})
     model.make_cache = lambda: [KVCache(), FusedCache()]
     tokenizer = load_tokenizer(tiny_models.TOKENIZER, eos_token_ids=[tiny_models.eos()])
     loaded = LoadedModel("fused", model, tokenizer, "a fused model", 32768, tiny_models.LLAMA)
-    engines: list[Engine] = []
+    engines: list[SteppedEngine] = []
 
-    def open_one(folder: Path) -> Engine:
+    def open_one(folder: Path) -> SteppedEngine:
         config = EngineConfig(model="fused", block_tokens=BLOCK, kv_bits=None, prefill_chunk=256)
-        engines.append(Engine(loaded, config, 2**26, BlockStore(folder)))
+        engines.append(SteppedEngine(loaded, config, 2**26, BlockStore(folder)))
         return engines[-1]
 
     yield open_one
@@ -148,7 +147,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Engine]
         engine.close()
 
 
-def answer(engine: Engine, talk: list[Message], session: str = "s") -> RecordingSink:
+def answer(engine: SteppedEngine, talk: list[Message], session: str = "s") -> RecordingSink:
     sink = RecordingSink()
     request = ChatRequest(tuple(talk), sampling=SamplingParams(max_tokens=8))
     engine.submit(request, SessionKey(session), sink)
@@ -159,11 +158,11 @@ def answer(engine: Engine, talk: list[Message], session: str = "s") -> Recording
 
 
 def test_a_kind_defined_in_this_file_is_stored_and_resumed(
-    opened: Callable[[Path], Engine], tmp_path: Path
+    opened: Callable[[Path], SteppedEngine], tmp_path: Path
 ) -> None:
     first = opened(tmp_path / "store")
     assert [group.kind for group in first.blocks.layout.groups] == ["append", "fused"]
-    assert not first.resume.inside_block
+    assert not first.blocks.resume.inside_block
     talk = [Message("system", "You are terse. " * 12), Message("user", "Tell me " + "1" * 100)]
     begun = answer(first, talk)
     talk += [Message("assistant", begun.text), Message("user", "More, and not less.")]
@@ -171,7 +170,7 @@ def test_a_kind_defined_in_this_file_is_stored_and_resumed(
     restarted = opened(tmp_path / "store")
     resumed = answer(restarted, talk)
     assert resumed.report.usage.cache_read >= begun.report.usage.prompt_tokens > 2 * BLOCK
-    (branch,) = restarted.sessions.open(restarted.root("default"), ("default", "s")).branches
+    (branch,) = restarted.sessions.open(restarted.intake.root("default"), ("default", "s")).branches
     tokens = list(branch.token_ids[: branch.prompt_tokens])
     model = restarted.loaded.model
     for token in resumed.token_ids:
@@ -180,7 +179,7 @@ def test_a_kind_defined_in_this_file_is_stored_and_resumed(
 
 
 def test_its_own_rule_decides_where_another_session_may_begin(
-    opened: Callable[[Path], Engine], tmp_path: Path
+    opened: Callable[[Path], SteppedEngine], tmp_path: Path
 ) -> None:
     """The two prompts share more than a block and less than two; the part of the second block cannot be used."""
     engine = opened(tmp_path / "store")

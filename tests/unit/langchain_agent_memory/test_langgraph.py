@@ -218,13 +218,13 @@ def test_threads_whose_session_was_never_on_this_engine_cost_nothing(tmp_path: P
 def test_a_copied_thread_knows_what_the_old_one_knew(memory: AgentMemory) -> None:
     saver = follow(FullSaver(), memory)
     begin(memory, saver, "a")
-    before = memory.stats()["memory"]["blocks"]
+    before = memory.stats().memory.blocks
     saver.copy_thread("a", "b")
     saver.copy_thread(source_thread_id="a", target_thread_id="b")
     saver.copy_thread("a", "a")
     saver.copy_thread("no such", "c")
     assert names(memory) == ["a", "b"]
-    assert memory.stats()["memory"]["blocks"] == before
+    assert memory.stats().memory.blocks == before
     saver.delete_thread("a")
     assert names(memory) == ["b"]
 

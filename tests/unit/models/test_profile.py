@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +206,31 @@ def test_an_own_profile_comes_before_a_shipped_one(tmp_path: Path, own: dict[str
     write(tmp_path, '[model]\nmodel_id = "tiny-chat"\n[optimal]\nmax_batch_size = 3\n', name="mine")
     assert settings_for({}, own).max_batch_size == 3
     assert settings_for({}, {}).max_batch_size == EngineConfig().max_batch_size
+
+
+@pytest.mark.parametrize("age", [0, 3600])
+def test_a_profile_that_changes_appears_or_goes_is_noticed(
+    tmp_path: Path, own: dict[str, str], age: int
+) -> None:
+    """Also where a file is written twice within a tick of the file system's clock (age 0)."""
+
+    def batch() -> int:
+        return settings_for({"model": "mine"}, own).max_batch_size
+
+    def written(size: int, step: int) -> None:
+        path = write(
+            tmp_path, f'[model]\nmodel_id = "mine"\n[optimal]\nmax_batch_size = {size}\n', name="mine"
+        )
+        if age:
+            for changed in (path, tmp_path):
+                os.utime(changed, (time.time() - age + step,) * 2)
+
+    for turn in range(3):
+        assert batch() == EngineConfig().max_batch_size
+        for size in (2, 3, 4):
+            written(size, 100 * turn + size)
+            assert (batch(), batch()) == (size, size)
+        (tmp_path / "mine.toml").unlink()
 
 
 def test_a_missing_directory_of_profiles_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""What outlasts a turn: its branch in the session book, its records and its branch on disk.
+
+A turn that has ended is settled at once: its branch in the book is as the turn left it. Then its commit goes to the
+writer, and the reader's last delta waits for the outcome, which comes back as a `Saved`. What the catalog says of a
+branch (its id and generation) is written into the book here, on the engine's thread, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from agent_memory_core.blocks.block import Block
+from agent_memory_core.blocks.block_pool import BlockPool
+from agent_memory_core.blocks.branch import Branch
+from agent_memory_core.engine.block_io import Save, Saved
+from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.retention import KvRetention
+from agent_memory_core.engine.session_book import LiveSession, PendingCommit, SessionBook
+from agent_memory_core.engine.turn import Turn
+from agent_memory_core.messages import Delta, TurnReport
+from agent_memory_core.storage.branches import BranchCommit
+from agent_memory_core.text.token_text import ExactTokenizer, TokenText
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ended:
+    """A turn with nothing left to do but to hand out its last delta."""
+
+    turn: Turn
+    report: TurnReport
+    last: Delta
+    """The last delta, with the report."""
+    is_saved: bool
+    """Whether the turn's commit was tried."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unanswered:
+    """A turn whose commit is on its way."""
+
+    turn: Turn
+    session: LiveSession
+    pending: PendingCommit
+    last: Delta
+    report: TurnReport
+
+
+class Committing:
+    """Settles and saves the ended turns of one engine."""
+
+    def __init__(
+        self,
+        disk: Persistence,
+        sessions: SessionBook,
+        retention: KvRetention,
+        pool: BlockPool,
+        tokenizer: ExactTokenizer,
+    ) -> None:
+        self._disk = disk
+        self._sessions = sessions
+        self._retention = retention
+        self._pool = pool
+        self._tokenizer = tokenizer
+        self._unanswered: dict[int, _Unanswered] = {}
+
+    def settle(self, turn: Turn, tail: Block | None) -> Branch[TokenText] | None:
+        """Move the branch that a turn continued, or add the one it began; None if the turn owns nothing."""
+        session = turn.session
+        if session is None or session.forgotten:
+            return None
+        sequence = turn.sequence
+        ids = tuple(sequence.token_ids[: sequence.num_computed])
+        branch = turn.branch
+        if branch is None:
+            branch = Branch(ids, self._tokenizer.text_of(ids), 0, [], None)
+            session.add(branch)
+        else:
+            branch.text = self._text(branch.text, ids)
+        before = self._retention.exclusive_records(branch)
+        branch.dependencies = self._retention.dependencies(turn)
+        branch.token_ids = ids
+        branch.prompt_tokens = min(sequence.num_prompt, len(ids))
+        branch.hashes = list(sequence.hashes)
+        branch.tail = tail.hash if tail is not None else None
+        branch.lane = turn.key.lane
+        branch.used = self._sessions.clock()
+        session.is_thread = session.is_thread and turn.key.is_thread
+        if before:
+            self._pool.discard(before - self._sessions.needed())
+        return branch
+
+    def commit(
+        self,
+        turn: Turn,
+        branch: Branch[TokenText] | None,
+        tail: Block | None,
+        last: Delta,
+        report: TurnReport,
+    ) -> Ended | None:
+        """Save a settled turn; None says that it ends when the writer has answered."""
+        session = turn.session
+        if session is None or branch is None:
+            return Ended(turn, report, dataclasses.replace(last, report=report), is_saved=False)
+        save = Save(
+            seq_id=turn.seq_id,
+            blocks=tuple(self._retention.unsaved(turn, branch, tail)),
+            commit=to_commit(turn, session, branch),
+            after=session.last_pending(branch),
+        )
+        pending = PendingCommit(branch, save.commit, save.position)
+        session.pending.append(pending)
+        self._unanswered[turn.seq_id] = _Unanswered(turn, session, pending, last, report)
+        saved = self._disk.save(save)
+        return self.saved(saved) if saved is not None else None
+
+    def saved(self, result: Saved) -> Ended:
+        """The writer has answered: note what the catalog says of the branch now."""
+        waiting = self._unanswered.pop(result.seq_id)
+        branch, row = waiting.pending.branch, result.row
+        waiting.session.pending.remove(waiting.pending)
+        if row is not None:
+            branch.branch_id, branch.generation = row.branch_id, row.generation
+        report = dataclasses.replace(waiting.report, branch_id=branch.branch_id, persisted=row is not None)
+        last = dataclasses.replace(waiting.last, report=report)
+        return Ended(waiting.turn, report, last, is_saved=self._disk.keeps_turns)
+
+    def _text(self, known: TokenText, ids: tuple[int, ...]) -> TokenText:
+        if ids[: len(known.token_ids)] == known.token_ids:
+            return self._tokenizer.extend(known, ids[len(known.token_ids) :])
+        return self._tokenizer.text_of(ids)
+
+
+def to_commit(turn: Turn, session: LiveSession, branch: Branch[TokenText]) -> BranchCommit:
+    """What the catalog should say of a branch as it stands now."""
+    namespace, session_id = turn.owner
+    return BranchCommit(
+        root=session.root,
+        namespace=namespace,
+        session_id=session_id,
+        branch_id=branch.branch_id,
+        generation=branch.generation,
+        head=branch.hashes[-1] if branch.hashes else session.root,
+        tail=branch.tail,
+        tokens=len(branch.token_ids),
+        prompt_tokens=branch.prompt_tokens,
+        lane=branch.lane,
+        max_branches=session.max_branches,
+        token_ids=branch.token_ids,
+        dependencies=tuple(branch.dependencies),
+        is_thread=session.is_thread,
+    )

@@ -1,0 +1,181 @@
+"""A request becomes a turn: its prompt as token ids, the branch it continues, and what can be expected of it."""
+
+from __future__ import annotations
+
+import time
+
+from agent_memory_core.blocks.block import BlockHash, common_prefix, root_hash
+from agent_memory_core.blocks.branch import Branch
+from agent_memory_core.config import EngineConfig
+from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.prewarm import Prewarm
+from agent_memory_core.engine.retention import KvRetention
+from agent_memory_core.engine.sequence import Sequence
+from agent_memory_core.engine.session_book import SessionBook
+from agent_memory_core.engine.sinks import DISCARD, OutputSink
+from agent_memory_core.engine.turn import Turn
+from agent_memory_core.kv.records import KvBlocks
+from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
+from agent_memory_core.models.loader import LoadedModel
+from agent_memory_core.structured.grammar import Grammars
+from agent_memory_core.structured.tool_calls import parser_for
+from agent_memory_core.text.chat_template import ChatTemplate
+from agent_memory_core.text.checkpoints import CheckpointFinder
+from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
+from agent_memory_core.text.token_text import Prompt, TokenText
+
+FORMAT = "1"
+"""Version of what blocks hold; part of every root."""
+
+
+class Intake:
+    """Makes the turns of one engine."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig,
+        template: ChatTemplate,
+        blocks: KvBlocks,
+        sessions: SessionBook,
+        retention: KvRetention,
+        disk: Persistence,
+    ) -> None:
+        self._loaded = loaded
+        self._block_tokens = config.block_tokens
+        self._template = template
+        self._grammars = Grammars(loaded.tokenizer, template)
+        self._checkpoints = CheckpointFinder(template)
+        self._blocks = blocks
+        self._resume = blocks.resume
+        self._sessions = sessions
+        self._retention = retention
+        self._disk = disk
+        self._roots: dict[str, BlockHash] = {}
+
+    def root(self, namespace: str) -> BlockHash:
+        """What the chains of a namespace start from; walls between namespaces begin here.
+
+        Raises:
+            StoreError: it cannot be written down in the store.
+        """
+        if namespace not in self._roots:
+            identity = {
+                "format": FORMAT,
+                "model": self._loaded.fingerprint,
+                "namespace": namespace,
+                **self._blocks.identity(),
+            }
+            root = root_hash(identity)
+            self._disk.identify(root, identity | {"name": self._loaded.name}, namespace)
+            self._roots[namespace] = root
+        return self._roots[namespace]
+
+    def turn(
+        self,
+        seq_id: int,
+        request: ChatRequest,
+        key: SessionKey,
+        sink: OutputSink,
+        *,
+        prewarm: bool,
+        arrived: float = 0,
+        background: Prompt | None = None,
+    ) -> Turn:
+        """Make a turn of a request.
+
+        Args:
+            seq_id: its number in the engine.
+            request: what is asked for.
+            key: whose turn it is.
+            sink: where its deltas go.
+            prewarm: whether only the prompt is to be evaluated.
+            arrived: when the caller asked, by `time.perf_counter`; 0 means now.
+            background: the prompt of background work, which is not rendered from the request.
+
+        Raises:
+            InvalidRequest: the template cannot render it, or its form cannot be held to.
+            StoreError: the store cannot be written.
+        """
+        root = self.root(key.namespace)
+        session = self._sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
+        branches = session.branches if session else []
+        prompt = background or self._template.encode(
+            request, [b.text for b in branches], generation_prompt=not prewarm
+        )
+        nearest = max(branches, key=lambda b: common_prefix(b.token_ids, prompt.token_ids), default=None)
+        shared = common_prefix(nearest.token_ids, prompt.token_ids) if nearest else 0
+        hint = self._miss_hint(root, key, nearest, shared)
+        owned = session if not key.ephemeral else None
+        return Turn(
+            sequence=Sequence(
+                seq_id=seq_id,
+                root=root,
+                token_ids=list(prompt.token_ids),
+                max_tokens=0 if prewarm else request.sampling.max_tokens,
+                block_tokens=self._block_tokens,
+                hashes=nearest.hashes[: shared // self._block_tokens] if nearest else [],
+                reads_tier=session is not None,
+                background=background is not None,
+                checkpoints=self._find_checkpoints(request, prompt),
+                stops_at_checkpoints=self._resume.stops_at_checkpoints,
+            ),
+            sink=sink,
+            key=key,
+            detokenizer=self._detokenizer(request, prompt),
+            request=request,
+            session=owned,
+            branch=owned.continued_by(prompt.token_ids, key.lane) if owned else None,
+            expected_cached=self._expected(shared, hint),
+            miss_reason_hint=hint,
+            arrived=arrived or time.perf_counter(),
+            processors=[] if prewarm else self._grammars.processors(request, prompt),
+        )
+
+    def background_turn(self, seq_id: int, work: Prewarm) -> Turn:
+        """Make a turn without an answer of background work. Raises as `turn` does."""
+        asked = work.turn
+        return self.turn(seq_id, asked.request, asked.key, DISCARD, prewarm=True, background=work.prompt)
+
+    def ensure_room(self, turn: Turn) -> None:
+        """Refuse a turn whose session could not be saved.
+
+        Raises:
+            StoreFull: there is no room on disk, and none can be made.
+        """
+        sequence = turn.sequence
+        if turn.session is None:
+            return
+        new_blocks = sequence.num_prompt // self._block_tokens + 1 - len(sequence.match.blocks)
+        tails = 1 + len(sequence.stops)
+        self._disk.ensure_room(new_blocks * self._blocks.block_bytes + tails * self._blocks.tail_bytes)
+
+    def _find_checkpoints(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
+        if not self._resume.needs_checkpoints:
+            return ()
+        return self._checkpoints.find(request, prompt)
+
+    def _detokenizer(self, request: ChatRequest, prompt: Prompt) -> Detokenizer:
+        tokenizer = self._loaded.tokenizer
+        return Detokenizer(
+            tokenizer,
+            stop=request.sampling.stop,
+            calls=parser_for(tokenizer, request),
+            in_reasoning=starts_in_reasoning(tokenizer, prompt.text),
+        )
+
+    def _miss_hint(
+        self, root: BlockHash, key: SessionKey, nearest: Branch[TokenText] | None, shared: int
+    ) -> MissReason:
+        """Why less of this prompt may be known than could be."""
+        if self._resume.unsupported:
+            return "unsupported"
+        if nearest is not None:
+            if shared == len(nearest.token_ids):
+                return "boundary" if self._retention.ends_in_token_tail(root, nearest) else ""
+            return "template" if shared >= nearest.prompt_tokens else "diverged"
+        return self._sessions.miss_hint(root, (key.namespace, key.session_id)) if key.session_id else "new"
+
+    def _expected(self, shared: int, hint: MissReason) -> int:
+        """How many of the tokens that a branch holds can be expected to be reused."""
+        return 0 if hint and not self._resume.at_any_token else shared

@@ -1,0 +1,149 @@
+"""Where turns outlast their engine: on a disk, or nowhere. Which of the two is chosen once, when an engine is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from agent_memory_core.blocks.block import BlockHash
+from agent_memory_core.blocks.prefix_cache import Tier
+from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Results, Save, Saved
+from agent_memory_core.storage.block_store import BlockStore
+
+
+class Persistence(Protocol):
+    """What the engine knows of the place where turns are kept."""
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Whether blocks have to be held until they are written."""
+        ...
+
+    @property
+    def tier(self) -> Tier | None:
+        """Where blocks lie besides memory."""
+        ...
+
+    @property
+    def failed(self) -> int:
+        """Turns that could not be saved."""
+        ...
+
+    def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
+        """Which records of these names are kept there now."""
+        ...
+
+    def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Write down what a root was hashed from.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        ...
+
+    def ensure_room(self, nbytes: int) -> None:
+        """Refuse early what could not be saved.
+
+        Raises:
+            StoreFull: there is no room, and none can be made.
+        """
+        ...
+
+    def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
+        """Read records for a turn; they come as a `Loaded`."""
+        ...
+
+    def save(self, save: Save) -> Saved | None:
+        """Make a turn durable. None says that the outcome comes later, as a `Saved`."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until every turn that was given to `save` is written. Any thread may call it."""
+        ...
+
+    def close(self) -> None:
+        """Write what is queued and end."""
+        ...
+
+
+class Disk:
+    """A store, with a thread that writes to it and one that reads from it."""
+
+    keeps_turns = True
+
+    def __init__(self, store: BlockStore, results: Results) -> None:
+        self._store = store
+        self._writer = BlockWriter(store, results)
+        self._reader = BlockReader(store, results)
+
+    @property
+    def tier(self) -> Tier:
+        """The records of the store."""
+        return self._store.catalog.records
+
+    @property
+    def failed(self) -> int:
+        """Turns that could not be saved."""
+        return self._writer.failed
+
+    def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
+        """Which records of these names are in the store now."""
+        return self._store.catalog.records.stored(names)
+
+    def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Write down what a root was hashed from."""
+        self._store.identify(root, identity, namespace)
+
+    def ensure_room(self, nbytes: int) -> None:
+        """Refuse early what could not be saved."""
+        self._store.ensure_room(nbytes)
+
+    def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
+        """Read records for a turn; they come as a `Loaded`."""
+        self._reader.submit(seq_id, root, keys)
+
+    def save(self, save: Save) -> None:
+        """Queue a turn for the writer; wait if too many bytes are queued already."""
+        self._writer.submit(save)
+
+    def flush(self) -> None:
+        """Wait until every turn that was given to `save` is written."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is queued and close the store."""
+        self._writer.close()
+        self._reader.close()
+        self._store.close()
+
+
+class NoDisk:
+    """Nothing is kept: a turn's outcome is known at once."""
+
+    keeps_turns = False
+    tier = None
+    failed = 0
+
+    def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
+        """None."""
+        return set()
+
+    def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Nothing is written down."""
+
+    def ensure_room(self, nbytes: int) -> None:
+        """Nothing needs room."""
+
+    def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
+        """Never called: without a tier, a match names only blocks in memory."""
+        raise AssertionError("a block that is not in memory was matched without a disk")
+
+    def save(self, save: Save) -> Saved:
+        """Say that the turn is not on disk."""
+        return Saved(save.seq_id, None)
+
+    def flush(self) -> None:
+        """Nothing is on its way."""
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,87 @@
+"""What is stored of a prompt goes into a live cache: blocks from disk into the pool, from the pool onto the model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from agent_memory_core.blocks.block import Block
+from agent_memory_core.engine.block_io import Loaded
+from agent_memory_core.engine.model_runner import ModelRunner
+from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.scheduler import Scheduler
+from agent_memory_core.engine.sequence import Sequence
+from agent_memory_core.engine.turn import Turn
+from agent_memory_core.kv.records import KvBlocks
+from agent_memory_core.storage.record import Record
+
+
+class Restoring:
+    """Restores the admitted turns of one engine. Both calls say whether the turn is ready for its first chunk."""
+
+    def __init__(
+        self,
+        blocks: KvBlocks,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        disk: Persistence,
+        prefill_chunk: int,
+    ) -> None:
+        self._blocks = blocks
+        self._scheduler = scheduler
+        self._runner = runner
+        self._disk = disk
+        self._prefill_chunk = prefill_chunk
+
+    def begin(self, turn: Turn) -> bool:
+        """Restore an admitted turn, or ask the disk for what is missing."""
+        turn.restore_started = time.perf_counter()
+        return self._load(turn)
+
+    def loaded(self, turn: Turn, result: Loaded) -> bool:
+        """Restore a turn for which the disk has answered, or ask it again for what another match needs."""
+        sequence = turn.sequence
+        found = {block.hash: block for block in (self._usable(sequence, x) for x in result.blocks) if block}
+        lost = self._scheduler.loaded(sequence, found)
+        if lost:
+            # The first one is known to be lost; those after it were not even looked at.
+            turn.unreadable.add(lost[0])
+            self._scheduler.rematch(sequence, turn.unreadable)
+            return self._load(turn)
+        self._restore(turn)
+        return True
+
+    def _load(self, turn: Turn) -> bool:
+        missing = [hit.key for hit in turn.sequence.match.missing]
+        if missing:
+            turn.tier = "warm"
+            self._disk.load(turn.seq_id, turn.sequence.root, missing)
+            return False
+        self._restore(turn)
+        return True
+
+    def _usable(self, sequence: Sequence, loaded: Record[Any]) -> Block | None:
+        """The block for the pool, if its arrays have the right form."""
+        tokens = self._tokens_of(sequence, loaded)
+        if not self._blocks.fits(loaded.tensors, len(tokens), loaded.kind):
+            return None
+        return Block(loaded.key, loaded.parent, tokens, loaded.nbytes, loaded.tensors, loaded.kind)
+
+    def _tokens_of(self, sequence: Sequence, loaded: Record[Any]) -> tuple[int, ...]:
+        if loaded.key in sequence.hashes:
+            # A catalog that was rebuilt from the files has lost the ids; the name alone proves them.
+            start, stop = sequence.block_range(sequence.hashes.index(loaded.key))
+            return tuple(sequence.token_ids[start:stop])
+        return loaded.tokens
+
+    def _restore(self, turn: Turn) -> None:
+        sequence = turn.sequence
+        if sequence.match.tokens and turn.tier == "none":
+            turn.tier = "hot"
+        room = min(sequence.remaining + 1, self._prefill_chunk)
+        cache = self._blocks.restore(sequence.match, room)
+        self._scheduler.restored(sequence)
+        turn.slot = self._runner.slot(
+            sequence.seq_id, turn.request.sampling, cache, sequence.num_cached, turn.processors
+        )
+        turn.restore_seconds = time.perf_counter() - turn.restore_started if sequence.num_cached else 0.0

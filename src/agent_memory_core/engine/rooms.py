@@ -1,0 +1,126 @@
+"""What one engine is made of, put together. The engine connects the rooms; none of them knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent_memory_core.blocks.block_pool import BlockPool
+from agent_memory_core.blocks.prefix_cache import PrefixCache
+from agent_memory_core.config import EngineConfig
+from agent_memory_core.engine.block_io import Results
+from agent_memory_core.engine.committing import Committing
+from agent_memory_core.engine.intake import Intake
+from agent_memory_core.engine.model_runner import ModelRunner
+from agent_memory_core.engine.persistence import Disk, NoDisk, Persistence
+from agent_memory_core.engine.prewarm import BackgroundPrewarm
+from agent_memory_core.engine.restoring import Restoring
+from agent_memory_core.engine.retention import KvRetention
+from agent_memory_core.engine.scheduler import Limits, MatchFunction, Scheduler
+from agent_memory_core.engine.session_book import CatalogSessionBook, MemorySessionBook, SessionBook
+from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.kv.records import KvBlocks
+from agent_memory_core.models.loader import LoadedModel
+from agent_memory_core.models.parity import ParityCheck
+from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.text.chat_template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rooms:
+    """The parts of one engine."""
+
+    parity: ParityCheck
+    """Whether the model may decode in batches and be resumed."""
+    template: ChatTemplate
+    """Messages to text and token ids."""
+    blocks: KvBlocks
+    """Live caches to records and back."""
+    pool: BlockPool
+    """The records in memory."""
+    limits: Limits
+    """Sizes that the scheduler keeps to."""
+    scheduler: Scheduler
+    """What runs next."""
+    runner: ModelRunner
+    """The model at work."""
+    disk: Persistence
+    """Where turns outlast the engine."""
+    sessions: SessionBook
+    """The sessions in use."""
+    intake: Intake
+    """Requests to turns."""
+    restoring: Restoring
+    """Stored prompts to live caches."""
+    retention: KvRetention
+    """What is kept of a live cache."""
+    committing: Committing
+    """Ended turns to sessions."""
+    background: BackgroundPrewarm
+    """What to do while no turn is in flight."""
+
+
+def make_rooms(
+    loaded: LoadedModel, config: EngineConfig, memory_bytes: int, store: BlockStore | None, results: Results
+) -> Rooms:
+    """Put the parts of one engine together.
+
+    This is the one place that asks whether there is a store. What was read and written comes through ``results``.
+    """
+    catalog = store.catalog if store is not None else None
+    layout = KvLayout(loaded.model)
+    parity = ParityCheck(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
+    template = ChatTemplate(loaded.tokenizer)
+    blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=parity.resumes)
+    pool = BlockPool(memory_bytes)
+    limits = _limits(loaded, config, layout)
+    eos = sorted(loaded.tokenizer.eos_token_ids)
+    runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
+    disk: Persistence = NoDisk()
+    sessions: SessionBook = MemorySessionBook(pool)
+    if store is not None:
+        disk = Disk(store, results)
+        sessions = CatalogSessionBook(pool, store.catalog.branches, template.tokenizer, config.block_tokens)
+    retention = KvRetention(blocks, pool, disk, config.block_tokens)
+    scheduler = Scheduler(pool, limits, _match_function(PrefixCache(pool, blocks.resume), disk))
+    prewarms = config.prewarm == "idle" and not blocks.resume.unsupported
+    return Rooms(
+        parity=parity,
+        template=template,
+        blocks=blocks,
+        pool=pool,
+        limits=limits,
+        scheduler=scheduler,
+        runner=runner,
+        disk=disk,
+        sessions=sessions,
+        intake=Intake(loaded, config, template, blocks, sessions, retention, disk),
+        restoring=Restoring(blocks, scheduler, runner, disk, config.prefill_chunk),
+        retention=retention,
+        committing=Committing(disk, sessions, retention, pool, template.tokenizer),
+        background=BackgroundPrewarm(template, sessions, enabled=prewarms),
+    )
+
+
+def _match_function(prefixes: PrefixCache, disk: Persistence) -> MatchFunction:
+    return lambda sequence, without: prefixes.match(
+        sequence.root,
+        sequence.token_ids,
+        sequence.hashes,
+        disk.tier if sequence.reads_tier else None,
+        without,
+    )
+
+
+def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limits:
+    live = layout.live_bytes
+    return Limits(
+        max_batch_size=config.max_batch_size,
+        prefill_chunk=config.prefill_chunk,
+        prefill_chunk_busy=config.prefill_chunk_busy,
+        block_tokens=config.block_tokens,
+        bytes_per_token=live.per_token,
+        context_length=min(config.context_length or loaded.context_length, loaded.context_length),
+        window=live.window,
+        window_bytes=live.per_window_token,
+        fixed_bytes=live.fixed,
+    )

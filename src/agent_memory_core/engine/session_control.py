@@ -1,0 +1,119 @@
+"""What can be done with sessions besides running turns: list, fork, pin, forget.
+
+With a disk the catalog answers, on the caller's thread. The caller waits there until turns that have ended are
+written, and the engine goes on meanwhile; only what is in memory is changed on the engine's thread, between two steps.
+Without a disk everything is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from agent_memory_core.engine.thread import EngineThread
+from agent_memory_core.errors import SessionNotFound
+from agent_memory_core.messages import SessionInfo
+from agent_memory_core.storage.block_store import BlockStore
+
+Owner = tuple[str, str]
+"""Namespace and session id."""
+
+
+class SessionControl(Protocol):
+    """What can be done with sessions. Any thread may call it."""
+
+    def list(self, namespace: str | None) -> list[SessionInfo]:
+        """The sessions of a namespace, or of all."""
+        ...
+
+    def fork(self, owner: Owner, new_session_id: str) -> None:
+        """Begin a new session with everything another one knows.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            InvalidRequest: the new id is taken.
+        """
+        ...
+
+    def pin(self, owner: Owner, *, pinned: bool) -> None:
+        """Keep a session on disk whatever the budget, or no longer.
+
+        Raises:
+            SessionNotFound: there is no such session on disk.
+        """
+        ...
+
+    def forget(self, owner: Owner) -> bool:
+        """Delete a session, and say whether there was one."""
+        ...
+
+
+class StoredSessionControl:
+    """Sessions on disk, whether or not an engine is running."""
+
+    def __init__(self, thread: EngineThread, open_store: Callable[[], BlockStore]) -> None:
+        self._thread = thread
+        self._open_store = open_store
+
+    def list(self, namespace: str | None) -> list[SessionInfo]:
+        """The sessions of a namespace, or of all; the most recently used first."""
+        self._thread.flush()
+        return self._open_store().catalog.branches.sessions(namespace)
+
+    def fork(self, owner: Owner, new_session_id: str) -> None:
+        """Begin a new session with everything another one knows; nothing is copied."""
+        self._thread.flush()
+        self._open_store().catalog.branches.fork(*owner, new_session_id)
+
+    def pin(self, owner: Owner, *, pinned: bool) -> None:
+        """Keep a session on disk whatever the budget, or no longer."""
+        self._thread.flush()
+        self._open_store().catalog.branches.pin(*owner, pinned)
+
+    def forget(self, owner: Owner) -> bool:
+        """Delete a session from memory and disk, and say whether there was one."""
+        in_memory = self._forget_in_memory(owner)
+        self._thread.flush()
+        on_disk = self._open_store().forget(*owner)
+        # A turn that came meanwhile found the session still on disk: it must not bring it back.
+        return self._forget_in_memory(owner) or in_memory or on_disk
+
+    def _forget_in_memory(self, owner: Owner) -> bool:
+        if not self._thread.started:
+            return False
+        return self._thread.call(lambda engine: engine.forget(owner)).result()
+
+
+class MemorySessionControl:
+    """Sessions that live as long as the engine."""
+
+    def __init__(self, thread: EngineThread) -> None:
+        self._thread = thread
+
+    def list(self, namespace: str | None) -> list[SessionInfo]:
+        """The sessions of a namespace, or of all."""
+        if not self._thread.started:
+            return []
+        return self._thread.call(lambda engine: engine.sessions.infos(namespace, engine.loaded.name)).result()
+
+    def fork(self, owner: Owner, new_session_id: str) -> None:
+        """Begin a new session with everything another one knows; nothing is copied."""
+        if not self._thread.started:
+            raise _not_on_disk(owner)
+        self._thread.call(
+            lambda engine: engine.sessions.fork(engine.intake.root(owner[0]), owner, new_session_id)
+        ).result()
+
+    def pin(self, owner: Owner, *, pinned: bool) -> None:
+        """Refused: there is no disk to keep it on."""
+        raise _not_on_disk(owner)
+
+    def forget(self, owner: Owner) -> bool:
+        """Delete a session from memory, and say whether there was one."""
+        if not self._thread.started:
+            return False
+        return self._thread.call(lambda engine: engine.forget(owner)).result()
+
+
+def _not_on_disk(owner: Owner) -> SessionNotFound:
+    return SessionNotFound(f"session {owner[1]!r} is not on disk: this memory has no cache_dir.")
