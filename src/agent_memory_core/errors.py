@@ -8,7 +8,7 @@
     │   ├── ModelNotFound     no such embedded model, folder or hub id
     │   └── BackendMissing    MLX itself cannot be imported
     ├── StoreError            the cache directory cannot be used
-    │   ├── StoreUnreadable   wrong owner, permissions, file system or a newer schema
+    │   ├── StoreUnreadable   wrong owner, permissions or file system, or another version
     │   ├── StoreFull         the disk budget cannot hold the turn and nothing may be evicted
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
     ├── Cancelled             the caller withdrew the request
