@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -96,6 +97,17 @@ def test_a_database_of_another_kind_is_damage_and_a_newer_one_is_refused(tmp_pat
         Catalog(tmp_path)
     with pytest.raises(StoreUnreadable, match="cannot be opened"):
         Catalog(tmp_path / "nowhere" / "catalog.db")
+
+
+def test_an_opening_that_fails_leaves_no_connection_open(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    path.write_bytes(os.urandom(8192))
+    before = os.listdir("/dev/fd")
+    with pytest.raises(CatalogDamaged) as damage:
+        Catalog(path)
+    # The traceback still holds what the opening held.
+    assert damage.tb is not None
+    assert os.listdir("/dev/fd") == before
 
 
 def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
