@@ -11,8 +11,8 @@
     │   ├── StoreUnreadable   wrong owner, permissions or file system, or another version
     │   ├── StoreFull         the disk budget cannot hold the turn and nothing may be evicted
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
-    ├── Cancelled             the caller withdrew the request
-    └── EngineStopped         the engine was closed, or its thread ended on a fault it names
+    ├── Cancelled             the turn was withdrawn while somebody read it
+    └── EngineStopped         the engine was closed, met a fault that it names, or the process was forked
 
 Each message says what was wrong, with which value, and what to do about it. A miss, a damaged block or an
 evicted session is never an exception: it costs time.
@@ -70,7 +70,7 @@ class SessionNotFound(StoreError, KeyError):
 
 
 class Cancelled(AgentMemoryError):
-    """The request was withdrawn before it ended; its session is as it was."""
+    """The turn was withdrawn before it ended; its session is as it was."""
 
 
 class EngineStopped(AgentMemoryError):

@@ -107,19 +107,20 @@ class Intake:
         shared = common_prefix(nearest.token_ids, prompt.token_ids) if nearest else 0
         hint = self._miss_hint(root, key, nearest, shared)
         owned = session if not key.ephemeral else None
+        sequence = Sequence(
+            seq_id=seq_id,
+            root=root,
+            token_ids=list(prompt.token_ids),
+            max_tokens=0 if prewarm else request.sampling.max_tokens,
+            block_tokens=self._block_tokens,
+            hashes=nearest.hashes[: shared // self._block_tokens] if nearest else [],
+            reads_tier=session is not None,
+            background=background is not None,
+            checkpoints=self._find_checkpoints(request, prompt),
+            stops_at_checkpoints=self._resume.stops_at_checkpoints,
+        )
         return Turn(
-            sequence=Sequence(
-                seq_id=seq_id,
-                root=root,
-                token_ids=list(prompt.token_ids),
-                max_tokens=0 if prewarm else request.sampling.max_tokens,
-                block_tokens=self._block_tokens,
-                hashes=nearest.hashes[: shared // self._block_tokens] if nearest else [],
-                reads_tier=session is not None,
-                background=background is not None,
-                checkpoints=self._find_checkpoints(request, prompt),
-                stops_at_checkpoints=self._resume.stops_at_checkpoints,
-            ),
+            sequence=sequence,
             sink=sink,
             key=key,
             detokenizer=self._detokenizer(request, prompt),

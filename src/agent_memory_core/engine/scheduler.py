@@ -263,7 +263,7 @@ class Scheduler:
                 self._pool.hold(hit.block)
                 sequence.held.append(hit.block)
 
-    def _learnt(self, sequence: Sequence) -> bool:
+    def _takes_more(self, sequence: Sequence) -> bool:
         """Whether others sealed more of its prompt while it waited for its first chunk; then it takes that."""
         if sequence.num_computed > sequence.num_cached:
             return False
@@ -292,7 +292,7 @@ class Scheduler:
         self._chunks += 1
         fair = self._chunks % FAIR_EVERY == 0
         sequence = max(ready, key=lambda s: s.waited) if fair else min(ready, key=_least_work)
-        if self._learnt(sequence):
+        if self._takes_more(sequence):
             batch.admitted.append(sequence)
             return None
         small = sequence.background or any(s.status is Status.DECODE for s in self._running)

@@ -9,7 +9,8 @@
             ...
 
 The answers of such a model are nonsense, but they are the same in every run. A model that answers in words is
-"tiny-chat", the default of `AgentMemory`.
+"tiny-chat", the default of `AgentMemory`. To see what happens to turns, collect the events in a list:
+``memory.observe(events.append)``.
 """
 
 from agent_memory_core.testing.random_models import FAMILIES, random_model, save_model, write_random_model

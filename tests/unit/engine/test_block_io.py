@@ -1,0 +1,120 @@
+"""The writer and the reader say what they did as values, in the order they were asked, and touch nothing else."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from support.stored_turns import BLOCK, IDENTITY, ROOT, ids, wanted
+
+from agent_memory_core.blocks.block import Block, record_hash
+from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Loaded, Save, Saved
+from agent_memory_core.errors import StoreFull
+from agent_memory_core.storage.block_store import BlockStore
+
+Results = queue.SimpleQueue[Loaded | Saved]
+
+
+class FailsOnce(BlockStore):
+    """A store whose first commit finds no room."""
+
+    failed = False
+
+    def commit(self, *arguments: Any) -> Any:
+        if not self.failed:
+            self.failed = True
+            raise StoreFull("no room")
+        return super().commit(*arguments)
+
+
+@pytest.fixture
+def results() -> Results:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[BlockStore]:
+    opened = BlockStore(tmp_path / "store")
+    opened.identify(ROOT, IDENTITY, "default")
+    yield opened
+    opened.close()
+
+
+def blocks(tokens: Sequence[int]) -> tuple[Block, ...]:
+    """Full blocks of ``tokens``, with arrays that follow from them."""
+    made: list[Block] = []
+    for start in range(0, len(tokens), BLOCK):
+        part = tuple(tokens[start : start + BLOCK])
+        parent = made[-1].hash if made else ROOT
+        kv = {"0.v": mx.array(part, dtype=mx.float32)}
+        mx.eval(kv)
+        made.append(Block(record_hash("block", parent, part), parent, part, kv["0.v"].nbytes, kv))
+    return tuple(made)
+
+
+def save(seq_id: int, count: int, after: Save | None = None) -> Save:
+    tokens = ids(count * BLOCK)
+    return Save(seq_id, blocks(tokens), wanted(tokens), after=after.position if after else None)
+
+
+def test_two_turns_of_one_branch_that_wait_together_are_one_branch(
+    store: BlockStore, results: Results
+) -> None:
+    writer = BlockWriter(store, results)
+    first = save(1, 1)
+    second = save(2, 2, after=first)
+    writer.submit(first)
+    writer.submit(second)
+    writer.close()
+    outcomes = [results.get_nowait(), results.get_nowait()]
+    assert [outcome.seq_id for outcome in outcomes] == [1, 2]
+    (row,) = store.catalog.branches.of_session("default", "s")
+    assert outcomes[1] == Saved(2, row)
+    assert (row.generation, row.tokens) == (2, 2 * BLOCK)
+    assert second.position.result().branch_id == row.branch_id
+
+
+def test_a_turn_after_one_that_failed_begins_where_that_one_began(tmp_path: Path, results: Results) -> None:
+    store = FailsOnce(tmp_path / "store")
+    store.identify(ROOT, IDENTITY, "default")
+    writer = BlockWriter(store, results)
+    first = save(1, 1)
+    writer.submit(first)
+    writer.submit(save(2, 2, after=first))
+    writer.close()
+    assert results.get_nowait() == Saved(1, None)
+    (row,) = store.catalog.branches.of_session("default", "s")
+    assert results.get_nowait() == Saved(2, row)
+    assert writer.failed == 1
+    assert first.position.result().branch_id is None
+    store.close()
+
+
+def test_flushing_after_the_end_returns_at_once(store: BlockStore, results: Results) -> None:
+    writer = BlockWriter(store, results)
+    writer.close()
+    writer.flush()
+
+
+def test_what_was_written_is_read_up_to_the_first_gap(store: BlockStore, results: Results) -> None:
+    writer, reader = BlockWriter(store, results), BlockReader(store, results)
+    saved = save(1, 3)
+    writer.submit(saved)
+    writer.flush()
+    results.get_nowait()
+    names = [block.hash for block in saved.blocks]
+    reader.submit(7, ROOT, [*names[:2], bytes(32), names[2]])
+    reader.submit(8, ROOT, [])
+    reader.close()
+    writer.close()
+    loaded, nothing = results.get_nowait(), results.get_nowait()
+    assert isinstance(loaded, Loaded)
+    assert loaded.seq_id == 7
+    assert [record.key for record in loaded.blocks] == names[:2]
+    for record, block in zip(loaded.blocks, saved.blocks, strict=False):
+        assert mx.array_equal(record.tensors["0.v"], block.kv["0.v"])
+    assert nothing == Loaded(8, [])
