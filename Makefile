@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 
 # One worker for each core, but not more than eight: each of them imports the frameworks. The tests of one file run
 # in one worker, because they share its models. Files are started in the order in which pytest finds them.
-PYTEST_PARALLEL := -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
+PYTEST_PARALLEL := -n logical --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 # Tests start many interpreters, and each of them would compile our sources again.
 unit test: export PYTHONDONTWRITEBYTECODE =
