@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """One family: the kinds of its layers, the result of the parity check, and the bytes of a conversation beside KV of full length."""
+    """One family: its kinds of layers, what the parity check found, and the bytes of a conversation beside full KV."""
     loaded = families.loaded(name)
     with tempfile.TemporaryDirectory() as folder:
         store = BlockStore(Path(folder) / "store")
