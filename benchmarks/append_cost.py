@@ -29,7 +29,8 @@ from common import PlainModel, assistant, user, write_model
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 from record import argument_parser, median_of, write_result
 
-from agent_memory_core import AgentMemory, TurnReport, block
+from agent_memory_core import AgentMemory, TurnReport
+from agent_memory_core.blocks import block
 
 LAYERS, NEW, ANSWER = 2, 32, 2
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -26,7 +26,7 @@ from agent_memory_core.storage.block_store import BlockStore
 BLOCK, BOUNDARIES, TOKENS = 64, 8, 4096
 
 
-class _Ticket:
+class _NoReader:
     def deliver(self, delta: Delta) -> None:
         """Nobody reads the answer."""
 
@@ -48,14 +48,14 @@ def main() -> None:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """One family: the kinds of its layers, the verdict, and the bytes of a conversation beside KV of full length."""
+    """One family: its kinds of layers, what the parity check found, and the bytes of a conversation beside full KV."""
     loaded = families.loaded(name)
     with tempfile.TemporaryDirectory() as folder:
         store = BlockStore(Path(folder) / "store")
         config = EngineConfig(model=name, block_tokens=BLOCK, kv_bits=None)
         engine = SteppedEngine(loaded, config, 256 * 2**20, store)
         layout = engine.blocks.layout
-        verdict: ParityResult = engine.parity.verify(BLOCK, BOUNDARIES)
+        found: ParityResult = engine.parity.verify(BLOCK, BOUNDARIES)
         tokens = converse(engine)
         stored = store.catalog.budget.total_bytes()
         engine.close()
@@ -63,10 +63,10 @@ def measured(name: str) -> dict[str, Any]:
     full = tokens * (live.per_token + live.per_window_token)
     return {
         "layers": kinds(layout),
-        "resumed gap": verdict.resumed_gap,
-        "batched": verdict.batched,
-        "batched gap": verdict.batched_gap,
-        "reason": verdict.reason,
+        "resumed gap": found.resumed_gap,
+        "batched": found.batched,
+        "batched gap": found.batched_gap,
+        "reason": found.reason,
         "disk": stored,
         "full length": full,
     }
@@ -79,7 +79,7 @@ def converse(engine: SteppedEngine) -> int:
     while length < TOKENS:
         talk.append(Message("user", "Tell me " + "1" * 500))
         request = ChatRequest(tuple(talk), sampling=SamplingParams(max_tokens=4))
-        engine.submit(request, SessionKey("s"), _Ticket())
+        engine.submit(request, SessionKey("s"), _NoReader())
         while engine.busy:
             engine.step()
         engine.flush()

@@ -171,6 +171,7 @@ class AgentMemory:
         Raises:
             SessionNotFound: there is no such session on disk.
         """
+        self._thread.check_open()
         rows = self._required_store(session_id).catalog.branches.of_session(namespace, session_id)
         if not rows:
             raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
@@ -217,6 +218,7 @@ class AgentMemory:
         Raises:
             StoreError: there is no cache directory, or it cannot be used.
         """
+        self._thread.check_open()
         store = self._open_store()
         if store is None:
             raise StoreError("there is no store to check: this memory has no cache_dir.")

@@ -162,8 +162,20 @@ def test_a_closed_memory_says_so_and_turns_in_flight_are_told(llama: str, open_d
     driver.memory.close()
     with pytest.raises(EngineStopped):
         list(stream)
-    with pytest.raises(EngineStopped, match="closed"):
-        driver.memory.chat(HELLO)
+    memory = driver.memory
+    for call in (
+        lambda: memory.chat(HELLO),
+        memory.sessions,
+        memory.stats,
+        memory.check,
+        lambda: memory.branches("s"),
+        lambda: memory.fork("s", "t"),
+        lambda: memory.pin("s"),
+        lambda: memory.forget("s"),
+        lambda: memory.count_tokens(HELLO),
+    ):
+        with pytest.raises(EngineStopped, match="closed"):
+            call()
 
 
 def test_leaving_a_stream_early_cancels_its_turn(llama: str, open_driver: Open) -> None:

@@ -55,6 +55,11 @@ def test_every_benchmark_has_a_result_and_a_table() -> None:
     assert scripts == set(NAMES)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_program_finds_what_it_imports(name: str) -> None:
+    assert _load(name).__name__ == name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_says_where_it_was_measured(name: str) -> None:
     result = report.read(name)

@@ -11,6 +11,7 @@ The engine's thread alone reads and writes a book.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -242,9 +243,9 @@ class CatalogSessionBook(SessionBook):
         )
 
     def _let_go(self) -> None:
-        for owner, session in list(self._live.items())[: max(0, len(self._live) - self._max_live)]:
-            if session.is_unused:
-                del self._live[owner]
+        unused = (owner for owner, session in list(self._live.items()) if session.is_unused)
+        for owner in itertools.islice(unused, max(0, len(self._live) - self._max_live)):
+            del self._live[owner]
 
 
 def _is_pending(session: LiveSession, row: BranchRow) -> bool:

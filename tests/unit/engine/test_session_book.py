@@ -95,6 +95,7 @@ def test_the_sessions_used_longest_ago_are_let_go_unless_they_are_in_use(book: C
     session.branches[0].busy = True
     for name in ("d", "e", "f"):
         book.open(ROOT, ("default", name))
+    assert [owner[1] for owner, _ in book] == ["b", "f"], "one that is in use makes no room for a third"
     assert book.open(ROOT, ("default", "b")) is session
 
 
