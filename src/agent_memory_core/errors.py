@@ -11,6 +11,7 @@
     │   ├── StoreUnreadable   wrong owner, permissions or file system, or another version
     │   ├── StoreFull         the disk budget cannot hold the turn and nothing may be evicted
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
+    ├── OutOfGpuMemory        the GPU had no memory left for the turn; others go on
     ├── Cancelled             the caller withdrew the request
     └── EngineStopped         the engine was closed, or its thread ended on a fault it names
 
@@ -67,6 +68,10 @@ class SessionNotFound(StoreError, KeyError):
     def __str__(self) -> str:
         # KeyError would print the repr of its argument.
         return str(self.args[0]) if self.args else ""
+
+
+class OutOfGpuMemory(AgentMemoryError):
+    """The GPU had no memory left for the turn, which was given up; its session is as it was."""
 
 
 class Cancelled(AgentMemoryError):
