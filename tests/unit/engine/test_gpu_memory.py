@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
 
 from agent_memory_core import EngineConfig, OutOfGpuMemory
@@ -16,7 +15,8 @@ from agent_memory_core.engine.gpu_memory import CACHE_LIMIT, GpuMemory, memory_b
 
 GIB = 2**30
 LACKS = [
-    "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    "[METAL] Command buffer execution failed: Insufficient Memory "
+    "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
     "[metal::malloc] Resource limit (499000) exceeded.",
     "cudaMallocAsync(&data, size, stream) failed: out of memory",
     "[malloc] Unable to allocate 137438953472 bytes.",
@@ -48,13 +48,15 @@ def config(**settings: Any) -> EngineConfig:
     return EngineConfig(cache_dir=None, **settings)
 
 
-class Weights(nn.Module):
+class Weights:
     """A model of so many bytes, one array of which has two names."""
 
     def __init__(self, nbytes: int) -> None:
-        super().__init__()
-        self.embedding = mx.zeros((nbytes,), mx.uint8)
-        self.head = self.embedding
+        embedding = mx.zeros((nbytes,), mx.uint8)
+        self._weights = {"embedding": embedding, "head": embedding}
+
+    def parameters(self) -> dict[str, mx.array]:
+        return self._weights
 
 
 def test_the_cache_is_bounded_while_any_engine_runs_and_the_wired_limit_is_left_alone(mac: Limits) -> None:
