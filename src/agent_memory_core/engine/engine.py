@@ -87,7 +87,6 @@ class Engine:
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
-            StoreFull: its session could not be saved.
         """
         self.cancel(self.background.withdraw())
         turn = self.intake.turn(self._next_id, request, key, sink, prewarm=prewarm, arrived=arrived)
@@ -96,7 +95,6 @@ class Engine:
     def _queue(self, turn: Turn) -> int:
         sequence = turn.sequence
         self.scheduler.match(sequence)
-        self.intake.ensure_room(turn)
         self.scheduler.add(sequence)
         self._next_id += 1
         self.turns[turn.seq_id] = turn
