@@ -45,6 +45,12 @@ LEAST_MEMORY_MB = 256
 DEFAULT_DISK_MB = 20 * 1024
 """MiB for the store where nothing else is set and the volume is large enough."""
 
+DEFAULT_MIN_FREE_MB = 5 * 1024
+"""MiB that the store leaves free where nothing else is set and the volume is large enough."""
+
+MIN_FREE_DIVISOR = 50
+"""The part of a smaller volume that is left free: one fiftieth, 2 %."""
+
 EMBEDDED_MODELS: Mapping[str, str] = {"tiny-chat": "tiny_chat"}
 """Models that ship inside the package: the name of each, and its folder there."""
 
@@ -247,8 +253,12 @@ class EngineConfig(_Settings):
         description="MiB for the store on disk; None is the lesser of "
         f"{DEFAULT_DISK_MB // 1024} GiB and a tenth of the volume.",
     )
-    min_free_mb: Annotated[int, Source("thresholds")] = Field(
-        default=5 * 1024, ge=0, description="MiB of the volume that the store leaves free."
+    min_free_mb: Annotated[int | None, Source("thresholds")] = Field(
+        default=None,
+        ge=0,
+        description="MiB of the volume that the store leaves free; None is the lesser of "
+        f"{DEFAULT_MIN_FREE_MB // 1024} GiB and {100 // MIN_FREE_DIVISOR} % of the volume. On macOS purgeable space "
+        "counts as free.",
     )
     max_batch_size: Annotated[int, Source("optimal", older_variables=("SEMANTIC_MLX_MAX_BATCH_SIZE",))] = (
         Field(default=8, ge=1, description="Most sequences that are decoded together.")

@@ -324,11 +324,11 @@ class AgentMemory:
         config = self.config
         with self._lock:
             if self._store is None and config.cache_dir is not None:
-                quota = config.disk_budget_mb
+                quota, min_free = config.disk_budget_mb, config.min_free_mb
                 self._store = BlockStore(
                     config.cache_dir,
                     quota_bytes=quota * _MIB if quota is not None else None,
-                    min_free_bytes=config.min_free_mb * _MIB,
+                    min_free_bytes=min_free * _MIB if min_free is not None else None,
                     durability=config.durability,
                 )
             return self._store

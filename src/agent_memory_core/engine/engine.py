@@ -83,7 +83,6 @@ class Engine:
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
-            StoreFull: its session could not be saved.
         """
         self.cancel(self.background.withdraw())
         return self.in_flight.submit(request, key, sink, prewarm=prewarm, arrived=arrived)

@@ -58,7 +58,6 @@ class InFlight:
     def _queue(self, turn: Turn) -> int:
         sequence = turn.sequence
         self._scheduler.match(sequence)
-        self._intake.ensure_room(turn)
         self._scheduler.add(sequence)
         self._next_id += 1
         self.turns[turn.seq_id] = turn

@@ -47,6 +47,10 @@ class StoreStats:
     """Sessions that have a branch."""
     quota: int = 0
     """Most bytes of all files."""
+    volume_free: int = 0
+    """Bytes free on the volume, as the store counts them: on macOS with purgeable space."""
+    min_free: int = 0
+    """Bytes of the volume that the store leaves free."""
     quarantined: int = 0
     """Damaged files that were set aside."""
     failed_reads: int = 0
