@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, generation_stream
+from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
+from agent_memory_core.kv.decode_batch import BatchRow, DecodeBatch
 from agent_memory_core.kv.layout import KvLayout, Segments
 
 
@@ -37,12 +38,9 @@ def batched_gap(model: Any, rows: Sequence[list[int]], steps: int) -> Gap:
     step, while a model that is wrong in a batch is wrong on most steps.
     """
     with mx.stream(generation_stream):
-        generator = BatchGenerator(model, completion_batch_size=len(rows), prefill_batch_size=len(rows))
-        # The constructor raises the wired limit on Metal. Closing puts the old one back; the generator stays usable.
-        generator.close()
         caches = [make_prompt_cache(model) for _ in rows]
         firsts = [_likeliest(_logits(model, ids, cache)) for ids, cache in zip(rows, caches, strict=True)]
-        answers = _decoded(generator, rows, firsts, caches, steps)
+        answers = _decoded(model, rows, firsts, caches, steps)
         gaps = []
         for ids, first, answer in zip(rows, firsts, answers, strict=True):
             tokens = [first, *(response.token for response in answer)]
@@ -91,24 +89,17 @@ def gap_between(one: mx.array, other: mx.array) -> float:
 
 
 def _decoded(
-    generator: BatchGenerator,
-    rows: Sequence[list[int]],
-    firsts: Sequence[int],
-    caches: Sequence[list[Any]],
-    steps: int,
+    model: Any, rows: Sequence[list[int]], firsts: Sequence[int], caches: Sequence[list[Any]], steps: int
 ) -> list[list[Any]]:
     """What mlx-lm's batch answers for each row, step by step, after its prompt and first token."""
-    uids = generator.insert(
-        [[token] for token in firsts],
-        max_tokens=[steps] * len(rows),
-        caches=list(caches),
-        all_tokens=[list(row) for row in rows],
-    )
-    found: dict[int, list[Any]] = {uid: [] for uid in uids}
-    while any(len(responses) < steps for responses in found.values()):
-        for response in generator.next()[1]:
+    batch = DecodeBatch(model)
+    for uid, (row, first, cache) in enumerate(zip(rows, firsts, caches, strict=True)):
+        batch.insert(BatchRow(uid, cache, [*row, first], steps))
+    found: list[list[Any]] = [[] for _ in rows]
+    for _ in range(steps):
+        for response in batch.next():
             found[response.uid].append(response)
-    return [found[uid] for uid in uids]
+    return found
 
 
 def _logprobs_alone(model: Any, prompt: list[int], tokens: list[int]) -> list[mx.array]:
