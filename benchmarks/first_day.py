@@ -64,7 +64,7 @@ class Options:
 
 @dataclass(slots=True)
 class Report:
-    """The sections of the report, written to disk after every paragraph: a kernel panic must not lose the first nine."""
+    """The sections of the report, on disk after every paragraph: a kernel panic must not lose the first nine."""
 
     path: Path
     lines: list[str] = field(default_factory=list)
@@ -454,8 +454,8 @@ class MemoryWatch:
     def _sample(self) -> str:
         if IS_MAC:
             # Unlike the resident size, the footprint counts what the GPU uses.
-            what = f"footprint -p {self._pid} | grep -m1 -i footprint; vm_stat | grep wired; memory_pressure -Q | tail -1"
-            return _output("sh", "-c", what)
+            footprint = f"footprint -p {self._pid} | grep -m1 -i footprint"
+            return _output("sh", "-c", f"{footprint}; vm_stat | grep wired; memory_pressure -Q | tail -1")
         kib = _output("ps", "-o", "rss=", "-p", str(self._pid)).strip()
         return f"{int(kib) // 1024} MiB resident" if kib else "ended"
 

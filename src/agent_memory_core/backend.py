@@ -1,4 +1,4 @@
-"""Whether MLX can be imported on this machine, and the first import of mlx-lm. Nothing is imported before it is asked."""
+"""Whether MLX can be imported on this machine, and the first import of mlx-lm. Both happen only when asked for."""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ def test_a_command_that_takes_too_long_is_killed_with_all_that_it_started(tmp_pa
 
 
 def _has_ended(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state = subprocess.run(
+        ["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return state.stdout.strip() in ("", "Z")
 
 

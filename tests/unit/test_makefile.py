@@ -44,9 +44,7 @@ class Clone:
 
     def machine(self, system: str, machine: str, *, arm64: bool = False) -> None:
         """Pretend to be another machine; ``arm64`` is what its processor says, whatever translates."""
-        self._tool(
-            "uname", f'case "$1" in -m) echo {machine} ;; *) echo {system} ;; esac'
-        )
+        self._tool("uname", f'case "$1" in -m) echo {machine} ;; *) echo {system} ;; esac')
         self._tool("sysctl", "echo 1" if arm64 else "echo 'unknown oid' >&2; exit 1")
 
     def python(self, name: str, *, arm64: bool = True) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent_memory_core.config import EMBEDDED_MODELS, as_model_name, looks_like_path
 from agent_memory_core.backend import import_mlx_lm
+from agent_memory_core.config import EMBEDDED_MODELS, as_model_name, looks_like_path
 from agent_memory_core.errors import ModelNotFound
 
 DEFAULT_CONTEXT = 32768
