@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedLinear
 
 DEVICES = ("cpu", "gpu", "like-gpu")
 """Values of the variable ``AGENT_MEMORY_TEST_DEVICE``. "like-gpu" is the CPU that rounds as a GPU does."""
@@ -32,14 +33,14 @@ def select(device: str) -> None:
         raise ValueError("AGENT_MEMORY_TEST_DEVICE='gpu': MLX finds no GPU on this machine.")
     mx.set_default_device(wanted)
     if device == "like-gpu":
-        nn.Linear.__call__ = rounded_by_rows(nn.Linear.__call__)
-        nn.QuantizedLinear.__call__ = rounded_by_rows(nn.QuantizedLinear.__call__)
+        Linear.__call__ = rounded_by_rows(Linear.__call__)
+        QuantizedLinear.__call__ = rounded_by_rows(QuantizedLinear.__call__)
 
 
 def is_exact() -> bool:
     """Whether products of one row and of several rows have the same bits on the device of these tests."""
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return on_cpu and not hasattr(nn.Linear.__call__, "rounds_by_rows")
+    return on_cpu and not hasattr(Linear.__call__, "rounds_by_rows")
 
 
 def rounded_by_rows(product: Callable[..., mx.array]) -> Callable[..., mx.array]:
