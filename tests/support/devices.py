@@ -33,8 +33,8 @@ def select(device: str) -> None:
         raise ValueError("AGENT_MEMORY_TEST_DEVICE='gpu': MLX finds no GPU on this machine.")
     mx.set_default_device(wanted)
     if device == "like-gpu":
-        Linear.__call__ = rounded_by_rows(Linear.__call__)
-        QuantizedLinear.__call__ = rounded_by_rows(QuantizedLinear.__call__)
+        Linear.__call__ = rounded_by_rows(Linear.__call__)  # type: ignore[method-assign]
+        QuantizedLinear.__call__ = rounded_by_rows(QuantizedLinear.__call__)  # type: ignore[method-assign]
 
 
 def is_exact() -> bool:
