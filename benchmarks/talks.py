@@ -150,10 +150,10 @@ class Memory:
             codec = self._codec if index else self._first
             self._blocks.append(codec.encode(_cut(cache, index * BLOCK, (index + 1) * BLOCK)))
         tail = _cut(cache, full * BLOCK, length)
-        parts = (
+        segments = (
             [self._first.decode(self._blocks[:1]), self._codec.decode(self._blocks[1:])] if full > 1 else []
         )
-        return _join(self._model, [*parts, tail])
+        return _join(self._model, [*segments, tail])
 
 
 def walk(model: Any, talk: Walk, prompt: Sequence[Any], memory: Memory) -> list[Score]:
@@ -189,11 +189,11 @@ def _cut(cache: Sequence[Any], start: int, stop: int) -> Segment:
     }
 
 
-def _join(model: Any, parts: Sequence[Segment]) -> list[Any]:
+def _join(model: Any, segments: Sequence[Segment]) -> list[Any]:
     cache: list[Any] = make_prompt_cache(model)
     for index, layer in enumerate(cache):
         layer.keys, layer.values = (
-            mx.concatenate([part[name][index : index + 1] for part in parts], axis=2)
+            mx.concatenate([segment[name][index : index + 1] for segment in segments], axis=2)
             for name in ("0.k", "0.v")
         )
         layer.offset = layer.keys.shape[2]

@@ -23,7 +23,6 @@ from agent_memory_core.backend import require_mlx
 from agent_memory_core.config import (
     EngineConfig,
     SamplingParams,
-    default_memory_budget_bytes,
     known_settings,
 )
 from agent_memory_core.engine.events import Observer, Observers
@@ -319,13 +318,13 @@ class AgentMemory:
         # Imported here because they import MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
         # printing help must not wait for what only a loaded model needs.
         from agent_memory_core.engine.engine import Engine
+        from agent_memory_core.engine.gpu_memory import memory_budget_bytes
         from agent_memory_core.models.cache_spec import cache_spec
         from agent_memory_core.models.loader import load_model
 
         loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
-        budget = self.config.memory_budget_mb
-        memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()
         profile = find_profile(self.config.model)
+        memory_bytes = memory_budget_bytes(self.config, loaded.model)
         engine = Engine(loaded, self.config, memory_bytes, store, results, self._observers)
         if profile is not None:
             profile.check(cache_spec(engine.blocks.layout.groups, loaded.config))
@@ -335,11 +334,11 @@ class AgentMemory:
         config = self.config
         with self._lock:
             if self._store is None and config.cache_dir is not None:
-                quota = config.disk_budget_mb
+                quota, min_free = config.disk_budget_mb, config.min_free_mb
                 self._store = BlockStore(
                     config.cache_dir,
                     quota_bytes=quota * _MIB if quota is not None else None,
-                    min_free_bytes=config.min_free_mb * _MIB,
+                    min_free_bytes=min_free * _MIB if min_free is not None else None,
                     durability=config.durability,
                 )
             return self._store

@@ -23,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
-from agent_memory_core.errors import StoreError
+from agent_memory_core.errors import StoreError, StoreFull
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
 from agent_memory_core.storage.record import HostTensor, Record
@@ -192,6 +192,7 @@ class BlockWriter:
         self._pending = 0
         self._room = threading.Condition()
         self._worker = _Worker("agent-memory-writer")
+        self._is_full = False
         self.failed = 0
 
     def submit(self, save: Save) -> None:
@@ -221,10 +222,11 @@ class BlockWriter:
         row: BranchRow | None = None
         try:
             row = self._store.commit([to_record(block) for block in save.blocks], commit)
+            self._tell_room()
         except (StoreError, OSError) as error:
             # The answer stands and older states stay readable; only this turn will be computed again.
             self.failed += 1
-            log.warning("a turn could not be saved: %s", error)
+            self._tell_failed(error)
         finally:
             with self._room:
                 self._pending -= save.nbytes
@@ -232,6 +234,20 @@ class BlockWriter:
             now = commit if row is None else row
             save.position.set_result(BranchPosition(now.branch_id, now.generation))
             self._results.put(Saved(save.seq_id, row))
+
+    def _tell_failed(self, error: Exception) -> None:
+        """Log why a turn was not saved. A full disk is told once, not with every turn."""
+        if isinstance(error, StoreFull):
+            level, self._is_full = logging.DEBUG if self._is_full else logging.WARNING, True
+            log.log(level, "turns are answered but not saved until there is room: %s", error)
+        else:
+            log.warning("a turn could not be saved: %s", error)
+
+    def _tell_room(self) -> None:
+        """Log that a disk that was full has room again."""
+        if self._is_full:
+            self._is_full = False
+            log.warning("turns are saved again")
 
 
 class BlockReader:

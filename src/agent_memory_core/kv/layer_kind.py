@@ -58,7 +58,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class TokenShape:
-    """The form of the keys and values of one token in one leaf."""
+    """The shape of the keys and values of one token in one leaf."""
 
     heads: int
     key_dim: int
@@ -151,7 +151,7 @@ class LayerGroup(ABC):
 
     @property
     def shape(self) -> TokenShape | None:
-        """The form of one token's keys and values; None if they are not kept token by token."""
+        """The shape of one token's keys and values; None if they are not kept token by token."""
         return None
 
     def dims(self) -> dict[str, int]:

@@ -21,9 +21,10 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.generate import BatchGenerator, generation_stream
+from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
+from agent_memory_core.kv.decode_batch import BatchRow, DecodeBatch, Sampler
 from agent_memory_core.kv.layout import KvLayout, Segments
 
 COPIES = 3
@@ -165,26 +166,20 @@ def _alone(model: Any, prompt: list[int], steps: int) -> _Row:
 
 def _batch_gap(model: Any, rows: Sequence[_Row]) -> Gap:
     """The gap between rows that are decoded in one batch and the same rows alone."""
-    generator = BatchGenerator(model, completion_batch_size=len(rows), prefill_batch_size=len(rows))
-    # The constructor raises the wired limit on Metal. Closing puts the old one back; the generator stays usable.
-    generator.close()
+    batch = DecodeBatch(model)
     found: list[list[mx.array]] = [[] for _ in rows]
-    generator.insert(
-        [row.tokens[:1] for row in rows],
-        max_tokens=[len(row.tokens) for row in rows],
-        caches=[copy.deepcopy(row.cache) for row in rows],
-        all_tokens=[list(row.prompt) for row in rows],
-        samplers=[_forced(row.tokens[1:]) for row in rows],
-        logits_processors=[[_recorder(logits)] for logits in found],
-    )
-    while any(len(logits) < len(row.tokens) for row, logits in zip(rows, found, strict=True)):
-        generator.next()
+    for uid, (row, logits) in enumerate(zip(rows, found, strict=True)):
+        tokens = [*row.prompt, row.tokens[0]]
+        sampler, recorder = _forced(row.tokens), _recorder(logits)
+        batch.insert(BatchRow(uid, copy.deepcopy(row.cache), tokens, len(row.tokens), sampler, [recorder]))
+    for _ in rows[0].tokens:
+        batch.next()
     return Gap.largest(_typical_gap(row.logits, logits) for row, logits in zip(rows, found, strict=True))
 
 
-def _forced(tokens: list[int]) -> Callable[[mx.array], mx.array]:
-    """A sampler that gives these tokens one after the other, and then the last one for ever."""
-    left = itertools.chain(tokens, itertools.repeat(tokens[-1]))
+def _forced(tokens: list[int]) -> Sampler:
+    """A sampler that gives the tokens after the first one, one after the other, and then the last one for ever."""
+    left = itertools.chain(tokens[1:], itertools.repeat(tokens[-1]))
     return lambda logprobs: mx.array([next(left)], mx.uint32)
 
 

@@ -28,25 +28,25 @@ class TokenLayers(LayerGroup):
     @classmethod
     @abstractmethod
     def key_of(cls, leaf: Leaf) -> TokenShape | None:
-        """The form of its keys and values, None if a leaf is not of this kind."""
+        """The shape of its keys and values, None if a leaf is not of this kind."""
 
     @classmethod
     def of(cls, leaves: Sequence[Leaf]) -> Self:
-        """The group of leaves whose tokens have one form."""
+        """The group of leaves whose tokens have one shape."""
         token = cls.key_of(leaves[0])
         assert token is not None
         return cls(tuple(dict.fromkeys(leaf.layer for leaf in leaves)), tuple(x.index for x in leaves), token)
 
     def describe(self) -> str:
-        """Kind, leaves and the form of a token."""
+        """Kind, leaves and the shape of a token."""
         token, leaves = self.token, ",".join(map(str, self.leaves))
         window = f" window={token.window}" if token.window else ""
-        form = f"heads={token.heads} k={token.key_dim} v={token.value_dim} {token.dtype}"
-        return f"{self.kind} leaves={leaves} {form}{window}"
+        shape = f"heads={token.heads} k={token.key_dim} v={token.value_dim} {token.dtype}"
+        return f"{self.kind} leaves={leaves} {shape}{window}"
 
     @property
     def shape(self) -> TokenShape:
-        """The form of one token's keys and values."""
+        """The shape of one token's keys and values."""
         return self.token
 
     @property
@@ -91,7 +91,7 @@ class TokenLayers(LayerGroup):
 
 
 def token_shape(cache: Any, window: int | None = None) -> TokenShape | None:
-    """The form of one token in a cache with ``keys`` and ``values`` of shape [1, heads, tokens, dim].
+    """The shape of one token in a cache with ``keys`` and ``values`` of shape [1, heads, tokens, dim].
 
     None if there are none, or if keys and values differ in dtype.
     """

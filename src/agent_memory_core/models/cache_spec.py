@@ -48,7 +48,7 @@ SHAPE_FIELD_BY_GEOMETRY_KEY = {
 
 
 class TokenShape(Protocol):
-    """The form of one token's keys and values in the layers of one group."""
+    """The shape of one token's keys and values in the layers of one group."""
 
     @property
     def heads(self) -> int: ...
@@ -81,7 +81,7 @@ class CacheGroup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Layers of one type in which one token's keys and values have one form."""
+    """Layers of one type in which one token's keys and values have one shape."""
 
     layer_type: str
     layers: tuple[int, ...]
@@ -102,7 +102,7 @@ class ModelCacheSpec:
     layer_types: tuple[str, ...]
     """One of `LAYER_TYPES` for each layer that keeps something, in order."""
     shapes: tuple[LayerShape, ...]
-    """The forms that keys and values have; a layer of several caches is in several of them."""
+    """The shapes that keys and values have; a layer of several caches is in several of them."""
     context_length: int | None = None
     """The limit in the config, if there is one."""
     contradictions: tuple[str, ...] = ()

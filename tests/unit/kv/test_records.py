@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from support import families
 from support.live_caches import IDS, filled, run
 
@@ -22,7 +22,7 @@ from agent_memory_core.kv.records import KvBlocks
 pytestmark = pytest.mark.model
 
 ROOT = root_hash({"a": "test"})
-SIZE = 32
+SIZE = 64
 FAMILIES = ("llama", "gemma3", "gpt_oss", "lfm2", "baichuan_m1", "mamba2", "llama4")
 
 
@@ -80,6 +80,8 @@ def test_a_match_of_all_that_was_kept_restores_the_live_cache(
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(("llama", "gemma3")), st.integers(70, 150), st.integers(0, 40))
+@example("llama", 130, 10)
+@example("gemma3", 130, 10)
 def test_a_match_that_ends_inside_a_record_restores_the_shorter_prompt(
     name: str, length: int, left_out: int
 ) -> None:
