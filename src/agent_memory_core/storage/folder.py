@@ -1,4 +1,4 @@
-"""The folder of a store: private, on a local disk, of a version that can be read; and what may be done in it."""
+"""The folder of a store, which must be private, on a local disk and of our version; and system calls for its files."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _CACHE_TAG = """Signature: 8a477f597d28d172789f06886806bc55
 # See https://bford.info/cachedir/
 """
 
+# macOS's arguments of fcntl, which Python does not name.
 _F_BARRIERFSYNC = 85
 _F_FULLFSYNC = 51
 
@@ -103,12 +104,13 @@ def is_hidden(name: str) -> bool:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system below ``path`` as the system calls it, "" where that cannot be told."""
+    """The type of the file system that ``path`` lies on, by the system's name for it; "" where that is unknown."""
     try:
         if is_macos():
             answer = ctypes.create_string_buffer(4096)
             if ctypes.CDLL(None).statfs(os.fsencode(path), answer) != 0:
                 return ""
+            # `f_fstypename` of macOS's 64-bit `struct statfs`: 16 bytes at offset 72.
             return ctypes.string_at(ctypes.byref(answer, 72), 16).split(b"\0")[0].decode()
         mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except (OSError, ValueError, AttributeError):
