@@ -174,10 +174,10 @@ def test_streamed_pieces_have_their_own_and_merge_to_the_whole(
     message = asking.invoke(QUESTION)
     for chunks in (list(asking.stream(QUESTION)), asyncio.run(drain(asking))):
         for chunk in chunks:
-            said = "".join(
+            text = "".join(
                 e["token"] for e in chunk.response_metadata.get("logprobs", {"content": []})["content"]
             )
-            assert said == chunk.text
+            assert text == chunk.text
         whole = merge(chunks)
         assert content(whole) == content(message)
         assert whole.usage_metadata is not None

@@ -1,4 +1,4 @@
-"""A model that thinks, in LangChain: thoughts beside the text, over every route, and a next turn that is warm."""
+"""A model that thinks, in LangChain: thoughts apart from the text, over every route, and a next turn that is warm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers held to a form, through AgentMemory and through LangChain, beside answers that are free."""
+"""Constrained answers through AgentMemory and through LangChain, and free answers at the same time."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ COUNT = {
 }
 
 
-def ask(text: str, new: int = 120, temperature: float = 0.0, **form: Any) -> ChatRequest:
+def ask(text: str, new: int = 120, temperature: float = 0.0, **wanted: Any) -> ChatRequest:
     sampling = SamplingParams(max_tokens=new, temperature=temperature, seed=5)
-    return ChatRequest((Message("user", text),), sampling=sampling, **form)
+    return ChatRequest((Message("user", text),), sampling=sampling, **wanted)
 
 
 # The core
@@ -48,7 +48,9 @@ def memory(llama: str) -> Iterator[AgentMemory]:
         yield opened
 
 
-async def test_held_and_free_answers_share_a_batch_and_do_not_change_each_other(memory: AgentMemory) -> None:
+async def test_constrained_and_free_answers_share_a_batch_and_do_not_change_each_other(
+    memory: AgentMemory,
+) -> None:
     requests = [
         ask("Tell me a story.", 90),
         ask("Count.", 200, response_schema=COUNT),
@@ -69,17 +71,17 @@ async def test_held_and_free_answers_share_a_batch_and_do_not_change_each_other(
     assert [r.report.finish_reason for r in together][1:5] == ["stop", "length", "tool_calls", "stop"]
 
 
-def test_a_held_turns_session_goes_on_exactly_where_it_was(llama: str, open_driver: Open) -> None:
-    for form in ({"response_schema": COUNT}, {"tools": TOOLS, "tool_choice": "find"}):
+def test_a_constrained_turns_session_goes_on_exactly_where_it_was(llama: str, open_driver: Open) -> None:
+    for wanted in ({"response_schema": COUNT}, {"tools": TOOLS, "tool_choice": "find"}):
         driver = open_driver(llama, kv_bits=None)
-        first = driver.memory.chat(ask("Begin.", 300, **form), session="s")
-        said = Message("assistant", first.text, tool_calls=first.tool_calls)
-        history = (*ask("Begin.").messages, said, Message("user", "Go on."))
-        next_turn = ChatRequest(history, form.get("tools", ()), SamplingParams(max_tokens=6))
+        first = driver.memory.chat(ask("Begin.", 300, **wanted), session="s")
+        answer = Message("assistant", first.text, tool_calls=first.tool_calls)
+        history = (*ask("Begin.").messages, answer, Message("user", "Go on."))
+        next_turn = ChatRequest(history, wanted.get("tools", ()), SamplingParams(max_tokens=6))
         second = driver.memory.chat(next_turn, session="s")
-        kept = first.report.usage.total_tokens
-        assert tuple(driver.prompts[-1][: kept - 1]) == (*driver.prompts[0], *first.token_ids)
-        assert second.report.usage.cache_read == kept
+        known = first.report.usage.total_tokens
+        assert tuple(driver.prompts[-1][: known - 1]) == (*driver.prompts[0], *first.token_ids)
+        assert second.report.usage.cache_read == known
         anew = open_driver(llama, kv_bits=None, cache_dir=None).memory.chat(next_turn)
         assert anew.token_ids == second.token_ids
         driver.memory.forget("s")
@@ -93,7 +95,7 @@ def test_forbidden_tools_stay_in_the_prompt_that_a_session_knows(llama: str, ope
     assert barred.report.usage.cache_read >= barred.report.usage.prompt_tokens - 32
 
 
-def test_an_answer_cut_by_max_tokens_says_so_and_is_not_mended(memory: AgentMemory) -> None:
+def test_an_answer_cut_by_max_tokens_says_so_and_is_not_completed(memory: AgentMemory) -> None:
     cut = memory.chat(ask("Call.", 12, tools=TOOLS, tool_choice="find"))
     assert cut.report.finish_reason == "length"
     assert cut.tool_calls == ()
@@ -104,7 +106,7 @@ def test_an_answer_cut_by_max_tokens_says_so_and_is_not_mended(memory: AgentMemo
 
 
 @pytest.mark.parametrize(
-    ("form", "said"),
+    ("wanted", "refusal"),
     [
         ({"tool_choice": "required"}, "without tools"),
         ({"tools": TOOLS, "tool_choice": "substract"}, r"'substract'.*'add', 'find'"),
@@ -113,13 +115,13 @@ def test_an_answer_cut_by_max_tokens_says_so_and_is_not_mended(memory: AgentMemo
         ({"response_schema": {"not": {}}}, "response_schema: .*not"),
     ],
 )
-def test_a_form_that_cannot_be_held_is_refused_before_any_work(
-    memory: AgentMemory, form: dict[str, Any], said: str
+def test_a_constraint_that_cannot_be_kept_is_refused_before_any_work(
+    memory: AgentMemory, wanted: dict[str, Any], refusal: str
 ) -> None:
     memory.load()
     before = memory.stats().prompt_tokens
-    with pytest.raises(InvalidRequest, match=said):
-        memory.chat(ask("Anything.", **form))
+    with pytest.raises(InvalidRequest, match=refusal):
+        memory.chat(ask("Anything.", **wanted))
     assert memory.stats().prompt_tokens == before
 
 
@@ -213,7 +215,7 @@ def llm(llama: str) -> Iterator[ChatMLXPersistent]:
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 @pytest.mark.parametrize("schema", [Person, OldPerson, PersonDict, PERSON])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-async def test_every_form_of_schema_is_answered_in_its_own_form(
+async def test_every_kind_of_schema_is_answered_in_its_own_kind(
     llm: ChatMLXPersistent, schema: Any, method: Any
 ) -> None:
     kind = schema if schema in (Person, OldPerson) else dict
@@ -278,12 +280,12 @@ def test_a_choice_of_tools_is_kept(llm: ChatMLXPersistent, choice: Any) -> None:
 def test_an_agents_answer_has_its_response_format(llm: ChatMLXPersistent) -> None:
     assert llm.profile is not None
     assert llm.profile["structured_output"]
-    for form in (Person, ProviderStrategy(Person)):
-        agent = create_agent(llm, [], response_format=form)
+    for response_format in (Person, ProviderStrategy(Person)):
+        agent = create_agent(llm, [], response_format=response_format)
         state = agent.invoke({"messages": [HumanMessage("Who?")]})
         assert isinstance(state["structured_response"], Person)
-    beside = llm.bind_tools(list(TOOLS), **ProviderStrategy(Person).to_model_kwargs()).invoke("Who?")
-    assert beside.tool_calls or isinstance(Person.model_validate_json(beside.text), Person)
+    either = llm.bind_tools(list(TOOLS), **ProviderStrategy(Person).to_model_kwargs()).invoke("Who?")
+    assert either.tool_calls or isinstance(Person.model_validate_json(either.text), Person)
 
 
 def _parameters(offered: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def further(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> 
 
 
 def window_rows(tokens: Sequence[int], indices: Sequence[int]) -> list[StoredRecord]:
-    """Window parts of these blocks of ``tokens``."""
+    """Window dependencies of these blocks of ``tokens``."""
     return [further("window", keys(tokens)[index]) for index in indices]
 
 
@@ -75,10 +75,10 @@ def named(rows: Sequence[StoredRecord]) -> tuple[BlockHash, ...]:
 def commit_with(
     catalog: Catalog,
     tokens: Sequence[int],
-    parts: Sequence[StoredRecord],
+    dependencies: Sequence[StoredRecord],
     session: str = "s",
     branch: BranchRow | None = None,
 ) -> tuple[BranchRow, list[StoredRecord]]:
-    """Commit a branch that needs ``parts`` beside its chain."""
-    wish = wanted(tokens, session, branch, dependencies=named(parts))
-    return catalog.branches.commit([*rows(tokens), *parts], wish)
+    """Commit a branch that needs ``dependencies`` beside its chain."""
+    wish = wanted(tokens, session, branch, dependencies=named(dependencies))
+    return catalog.branches.commit([*rows(tokens), *dependencies], wish)

@@ -127,7 +127,7 @@ def untemplated() -> TokenizerWrapper:
 
 @cache
 def swallows() -> TokenizerWrapper:
-    """As Phi 3: special tokens swallow the whitespace behind them, so ids do not decode to their text."""
+    """As Phi 3: special tokens swallow the whitespace after them, so ids do not decode to their text."""
     return byte_level(CHATML, special("<|im_start|>", "<|im_end|>", rstrip=True), eos_token="<|im_end|>")
 
 
@@ -171,7 +171,7 @@ def metaspace() -> TokenizerWrapper:
 
 @cache
 def llama2() -> TokenizerWrapper:
-    """A space is put behind every special token, so ids do not decode to their text."""
+    """A space is put after every special token, so ids do not decode to their text."""
     return sentencepiece(LLAMA2, [], legacy=True, bos_token="<s>", eos_token="</s>")
 
 
@@ -187,12 +187,14 @@ def spell(tokenizer: TokenizerWrapper, text: str, seed: int) -> list[int]:
     words, longest = _words(tokenizer)
     rng = random.Random(seed)
     byte_level = "Ġ" in words
-    letters = "".join(_BYTES[b] for b in text.encode()) if byte_level else text.replace(" ", "▁")
+    characters = "".join(_BYTES[b] for b in text.encode()) if byte_level else text.replace(" ", "▁")
     ids: list[int] = []
     at = 0
-    while at < len(letters):
-        choices = [letters[at:end] for end in range(at + 1, at + longest + 1) if letters[at:end] in words]
-        word = rng.choice(choices) if choices else letters[at]
+    while at < len(characters):
+        choices = [
+            characters[at:end] for end in range(at + 1, at + longest + 1) if characters[at:end] in words
+        ]
+        word = rng.choice(choices) if choices else characters[at]
         ids += [words[word]] if choices else [tokenizer.get_vocab()[f"<0x{b:02X}>"] for b in word.encode()]
         at += len(word)
     return ids

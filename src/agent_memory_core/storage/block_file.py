@@ -28,14 +28,19 @@ from agent_memory_core.storage.folder import FORMAT
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 
 ALIGNMENT = 4096
+"""Payloads start at a multiple of so many bytes."""
+
 MAX_HEADER = 2**20
+"""Most bytes before the payload; a longer header is damage."""
 
 _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
 _ITEM_BYTES |= {"U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# Most buffers and bytes of one system call: IOV_MAX, and less than what Linux and macOS accept.
 _MAX_BUFFERS = 1024
 _MAX_CALL = 2**30
 _PIECE = 2**20
-_FOREIGN = {errno.ELOOP, errno.ENXIO}
+# What opening a link or a socket fails with.
+_NOT_A_FILE = {errno.ELOOP, errno.ENXIO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,15 @@ def checksum_of(views: Sequence[memoryview]) -> str:
 
 
 def transfer(views: Sequence[memoryview], move: Callable[[list[memoryview], int], int]) -> int:
-    """Pass all bytes through a vectored call that may move fewer; return how many it moved before the end."""
+    """Pass all bytes through a system call that takes many buffers and may move fewer bytes than it was given.
+
+    Args:
+        views: the buffers, in order.
+        move: the call; it gets some buffers and how many bytes were moved before, and returns how many it moved.
+
+    Returns:
+        How many bytes were moved. There are fewer than were given where the call moved none: the file has ended.
+    """
     pending = deque(view for view in views if view.nbytes)
     done = 0
     while pending:
@@ -150,7 +163,7 @@ def open_file(path: Path) -> Iterator[tuple[int, int]]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in _FOREIGN:
+        if error.errno in _NOT_A_FILE:
             raise Damaged("it is not a file") from error
         raise
     try:
@@ -169,12 +182,10 @@ def read_record(fd: int, size: int, stored: StoredRecord, allocate: Allocate) ->
         Damaged: the file is not what its description says.
     """
     header = _header_of(fd, size, stored)
-    arrays: dict[str, Any] = {}
-    views: list[memoryview] = []
-    for tensor in header.tensors:
-        arrays[tensor.name], view = allocate(tensor.dtype, tensor.shape)
-        assert view.nbytes == tensor.nbytes
-        views.append(view)
+    allocated = allocate([(tensor.dtype, tensor.shape) for tensor in header.tensors])
+    arrays = {tensor.name: array for tensor, (array, _) in zip(header.tensors, allocated, strict=True)}
+    views = [view for _, view in allocated]
+    assert [view.nbytes for view in views] == [tensor.nbytes for tensor in header.tensors]
     moved = transfer(views, lambda batch, done: os.preadv(fd, batch, header.start + done))
     if moved != header.payload:
         raise Damaged("it was cut while it was read")

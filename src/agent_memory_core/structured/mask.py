@@ -17,7 +17,7 @@ LogitsProcessor = Callable[[Any, mx.array], mx.array]
 
 
 class Mask:
-    """The logits processor of one constrained sequence: only tokens that keep to its grammar stay possible."""
+    """The logits processor of one constrained sequence: only tokens that its grammar allows stay possible."""
 
     def __init__(self, matcher: LLMatcher, prompt_tokens: int) -> None:
         self._matcher = matcher
@@ -25,27 +25,27 @@ class Mask:
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         """Mask the logits [1, vocab] that follow ``tokens``: the prompt and what was generated."""
-        # Reading the last token waits for it. What the model makes of it can be computed meanwhile.
+        # Reading the last token waits for it. The logits, which depend on it, are computed at the same time.
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         new: list[int] = tokens[self._read :].tolist()  # type: ignore[assignment]
         self._read += len(new)
         if new:
-            # A batch is one step ahead: it also asks what follows an EOS, where nothing matters any more.
+            # A batch is one step ahead. So it also asks what follows an EOS, where any answer will do.
             self._matcher.try_consume_tokens(new)
-        # EOS alone, once the grammar is complete or llguidance has met a limit of its own.
+        # Only EOS is allowed once the grammar is complete, or llguidance has reached a limit of its own.
         words = mx.array(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32))
         return mx.where(_bits(words, logits.shape[-1]), logits, -mx.inf)
 
 
 def _bits(words: mx.array, width: int) -> mx.array:
-    """The bits of 32-bit words as booleans; what a model has beyond its tokenizer's vocabulary is off."""
+    """The bits of 32-bit words as booleans. What a model has beyond its tokenizer's vocabulary is off."""
     bits = ((words[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1).reshape(-1).astype(mx.bool_)
     return mx.pad(bits[:width], (0, max(0, width - bits.shape[0])))
 
 
 @dataclass(frozen=True, slots=True)
 class Ban:
-    """A logits processor that makes one token impossible; unlike a mask it waits for nothing."""
+    """A logits processor that makes one token impossible. Unlike a mask, it does not wait for the last token."""
 
     token_id: int
 

@@ -1,4 +1,4 @@
-"""The catalog as a whole against a plain model of it, and the notes of other parts of the program."""
+"""The catalog as a whole against a plain model of it, and the notes of other dependencies of the program."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Books(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.catalog = Catalog(Path(self.folder.name) / "catalog.db")
         self.branches: dict[int, tuple[str, tuple[int, ...]]] = {}
-        self.parts: dict[int, set[BlockHash]] = {}
+        self.dependencies: dict[int, set[BlockHash]] = {}
         self.pinned: set[str] = set()
         self.lost: set[BlockHash] = set()
 
@@ -85,18 +85,22 @@ class Books(RuleBasedStateMachine):
         tokens = (*known[:start], *new)
         rows_now = {row.branch_id: row for row in self.catalog.branches.of_session("default", session, ROOT)}
         full = range(len(tokens) // BLOCK)
-        parts, made_parts = (window_rows(tokens, [i for i in full if i in some]) for some in (needed, given))
-        wish = wanted(tokens, session, rows_now.get(chosen) if chosen else None, dependencies=named(parts))
+        dependencies, extra = (
+            window_rows(tokens, [i for i in full if i in some]) for some in (needed, given)
+        )
+        wish = wanted(
+            tokens, session, rows_now.get(chosen) if chosen else None, dependencies=named(dependencies)
+        )
         if stale:
             wish = replace(wish, generation=wish.generation - 1)
         moves = chosen is not None and not stale
-        before = self.parts[chosen] if chosen is not None and moves else set()
-        can = set(self.catalog.records.keys()) | set(named(made_parts)) | before
-        made, superseded = self.catalog.branches.commit([*rows(tokens), *made_parts], wish)
+        before = self.dependencies[chosen] if chosen is not None and moves else set()
+        can = set(self.catalog.records.keys()) | set(named(extra)) | before
+        made, superseded = self.catalog.branches.commit([*rows(tokens), *extra], wish)
         assert (made.branch_id == chosen) == moves
         self.branches[made.branch_id] = (session, tokens)
-        self.parts[made.branch_id] = set(wish.dependencies) & can
-        self.lost -= {*keys(tokens), *named(made_parts)}
+        self.dependencies[made.branch_id] = set(wish.dependencies) & can
+        self.lost -= {*keys(tokens), *named(extra)}
         live = {row.branch_id for row in self.catalog.branches.of_session("default", session, ROOT)}
         assert not set(named(superseded)) & self.reached()
         assert not (before - self.reached()) & set(self.catalog.records.keys())
@@ -105,7 +109,7 @@ class Books(RuleBasedStateMachine):
             self._gone(gone)
 
     def _gone(self, branch_id: int) -> None:
-        del self.branches[branch_id], self.parts[branch_id]
+        del self.branches[branch_id], self.dependencies[branch_id]
 
     @rule(old=st.sampled_from(SESSIONS), new=st.sampled_from(SESSIONS))
     def fork(self, old: str, new: str) -> None:
@@ -118,7 +122,7 @@ class Books(RuleBasedStateMachine):
         copied = [i for i, (owner, _) in sorted(self.branches.items()) if owner == old]
         for row, source in zip(self.catalog.branches.of_session("default", new, ROOT), copied, strict=True):
             self.branches[row.branch_id] = (new, self.branches[source][1])
-            self.parts[row.branch_id] = set(self.parts[source])
+            self.dependencies[row.branch_id] = set(self.dependencies[source])
 
     @rule(session=st.sampled_from(SESSIONS))
     def forget(self, session: str) -> None:
@@ -173,7 +177,7 @@ class Books(RuleBasedStateMachine):
 
     def reached(self) -> set[BlockHash]:
         chains = {key for _, tokens in self.branches.values() for key in keys(tokens)}
-        return chains.union(*self.parts.values())
+        return chains.union(*self.dependencies.values())
 
     @invariant()
     def counts_are_those_of_the_rows(self) -> None:
@@ -189,9 +193,9 @@ class Books(RuleBasedStateMachine):
         } == self.branches
 
     @invariant()
-    def every_branch_has_its_parts(self) -> None:
+    def every_branch_has_its_dependencies(self) -> None:
         with self.catalog.transaction():
-            assert {i: self.catalog.branches.dependencies(i) for i in self.branches} == self.parts
+            assert {i: self.catalog.branches.dependencies(i) for i in self.branches} == self.dependencies
 
     @invariant()
     def what_a_branch_reaches_is_stored_unless_it_was_lost(self) -> None:

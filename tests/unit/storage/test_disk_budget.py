@@ -104,15 +104,15 @@ def test_a_volume_that_fills_up_evicts_below_the_quota(catalog: Catalog) -> None
 def test_a_dependency_is_not_evicted_before_its_branch_nor_a_block_before_its_window(
     catalog: Catalog,
 ) -> None:
-    parts = [*window_rows(ids(8), [0, 1]), further("tail", ROOT, ids(2))]
-    commit_with(catalog, ids(8), parts, "old")
+    dependencies = [*window_rows(ids(8), [0, 1]), further("tail", ROOT, ids(2))]
+    commit_with(catalog, ids(8), dependencies, "old")
     commit(catalog, ids(8, 100), "young")
     catalog.branches.pin("default", "young", True)
     assert evictable_bytes(catalog) == 5 * FILE
     gone = [row.key for _ in range(5) for row in catalog.budget.evict(1)]
-    assert set(gone) == {*keys(ids(8)), *named(parts)}
+    assert set(gone) == {*keys(ids(8)), *named(dependencies)}
     assert catalog.branches.session_state(ROOT, "default", "old") == "evicted"
-    for block, window in zip(keys(ids(8)), named(parts), strict=False):
+    for block, window in zip(keys(ids(8)), named(dependencies), strict=False):
         assert gone.index(window) < gone.index(block)
     with pytest.raises(StoreFull):
         catalog.budget.evict(1)

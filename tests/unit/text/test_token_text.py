@@ -224,7 +224,7 @@ def test_trimmed_content_is_followed() -> None:
 def test_a_tokenizer_that_normalises_still_continues() -> None:
     template = template_of(made.thinks)
     first = template.encode(chat("cafe\u0301"))
-    assert decode(made.thinks, first.token_ids) != first.text, "this tokenizer composes letters"
+    assert decode(made.thinks, first.token_ids) != first.text, "this tokenizer composes characters"
     branch = template.tokenizer.text_of(first.token_ids)
     prompt = template.encode(chat("cafe\u0301", "Yes.", "Bye"), [branch])
     turn = made.thinks().convert_tokens_to_ids("<|im_start|>")
