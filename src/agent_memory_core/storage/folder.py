@@ -9,13 +9,12 @@ import os
 import shlex
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent_memory_core.errors import StoreUnreadable
-from agent_memory_core.storage.macos import exclude_from_backup, syncing_cloud
+from agent_memory_core.storage.macos import exclude_from_backup, is_macos, syncing_cloud
 
 FORMAT = 2
 """Version of everything on disk: the folder, the catalog and the header of each file."""
@@ -82,7 +81,7 @@ def _require_private(path: Path, found: os.stat_result) -> None:
 def _mark_as_cache(path: Path) -> None:
     """Ask backups and Spotlight to leave the folder out. Where that fails, they take it with them: no harm is done."""
     texts = {"CACHEDIR.TAG": _CACHE_TAG}
-    if sys.platform == "darwin":
+    if is_macos():
         texts[".metadata_never_index"] = ""
     for name, text in texts.items():
         with suppress(OSError):
@@ -107,7 +106,7 @@ def is_hidden(name: str) -> bool:
 def file_system(path: Path) -> str:
     """The type of the file system that ``path`` lies on, by the system's name for it; "" where that is unknown."""
     try:
-        if sys.platform == "darwin":
+        if is_macos():
             answer = ctypes.create_string_buffer(4096)
             if ctypes.CDLL(None).statfs(os.fsencode(path), answer) != 0:
                 return ""
@@ -188,7 +187,7 @@ def link(tmp: Path, path: Path) -> None:
 
 def sync(fd: int, *, barrier: bool) -> None:
     """Bring a file to the drive; with ``barrier`` it is enough that it gets there before what follows."""
-    if sys.platform == "darwin":
+    if is_macos():
         with suppress(OSError):
             fcntl.fcntl(fd, _F_BARRIERFSYNC if barrier else _F_FULLFSYNC)
             return

@@ -43,7 +43,7 @@ def purgeable_free_bytes(path: Path) -> int:
 
 def syncing_cloud(path: Path) -> str:
     """The cloud that keeps ``path`` or a folder above it in step with other machines; "" if none is known to."""
-    if not _is_macos():
+    if not is_macos():
         return ""
     if any(path.is_relative_to(Path.home() / folder) for folder in _CLOUD_FOLDERS):
         return "iCloud or another cloud"
@@ -62,7 +62,7 @@ def syncing_cloud(path: Path) -> str:
 
 def exclude_from_backup(path: Path) -> bool:
     """Let Time Machine leave a folder out; return whether the system took the wish."""
-    if not _is_macos():
+    if not is_macos():
         return False
     try:
         set_attribute = _libc().setxattr
@@ -76,8 +76,8 @@ def exclude_from_backup(path: Path) -> bool:
     return bool(answer == 0)
 
 
-def _is_macos() -> bool:
-    # A function, because a type checker would skip everything after a plain comparison.
+def is_macos() -> bool:
+    """Whether this is macOS. A function, because a type checker takes code after a plain comparison for unreachable."""
     return sys.platform == "darwin"
 
 
@@ -87,7 +87,7 @@ def _libc() -> ctypes.CDLL:
 
 def _resource(path: Path, key: str, convert: Callable[[ctypes.CDLL, ctypes.c_void_p], int]) -> int:
     """A property of the file system at ``path``, which exists, as a number; 0 where it cannot be had."""
-    if not _is_macos():
+    if not is_macos():
         return 0
     try:
         library = ctypes.CDLL(CORE_FOUNDATION)

@@ -21,7 +21,7 @@ from typing import Self
 from agent_memory_core.config import DEFAULT_DISK_MB, DEFAULT_MIN_FREE_MB, MIN_FREE_DIVISOR
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.catalog import Catalog
-from agent_memory_core.storage.macos import purgeable_free_bytes
+from agent_memory_core.storage.macos import is_macos, purgeable_free_bytes
 
 log = logging.getLogger("agent_memory")
 
@@ -162,6 +162,6 @@ def _size(path: Path) -> int:
 
 
 def _advice() -> str:
-    if sys.platform == "darwin":
+    if is_macos():
         return "deleted files are still held by snapshots: tmutil listlocalsnapshots /"
     return "files that were deleted have not freed their space: a snapshot or an open file may still hold it"

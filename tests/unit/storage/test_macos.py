@@ -191,7 +191,7 @@ def test_a_folder_whose_content_was_taken_away_is_refused(
     libc: FakeLibc, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it is a folder further up that has the flag; a new folder does not have it yet."""
-    (home / "dropped").mkdir()
+    (home / "dropped" / "kept").mkdir(parents=True)
     stat = os.stat
 
     def with_flags(path: Any, *args: Any, **more: Any) -> Any:
@@ -201,7 +201,7 @@ def test_a_folder_whose_content_was_taken_away_is_refused(
         return SimpleNamespace(st_mode=found.st_mode, st_uid=found.st_uid, st_flags=0x40000000 | 0x20)
 
     monkeypatch.setattr(os, "stat", with_flags)
-    refused(home / "dropped" / "caches")
+    refused(home / "dropped" / "kept" / "caches")
 
 
 @pytest.fixture

@@ -99,6 +99,18 @@ def test_after_the_space_has_come_back_evicting_helps_again(roomy: BlockStore, v
     assert roomy.stats()["evicted"] == 8
 
 
+def test_what_the_volume_once_owed_is_forgotten_when_it_is_back(
+    roomy: BlockStore, volume: FixedVolume
+) -> None:
+    volume.free = FLOOR
+    assert [save(roomy, number) for number in (6, 7)] == [True, False]
+    volume.used = lambda: bytes_on_disk(roomy)
+    volume.free = FLOOR + TURN + bytes_on_disk(roomy) - FILE
+    assert save(roomy, 8)
+    volume.free -= 2 * TURN
+    assert save(roomy, 9), "now deleting helps, however much others have taken"
+
+
 def test_what_others_take_meanwhile_does_not_hide_what_comes_back(
     roomy: BlockStore, volume: FixedVolume
 ) -> None:
