@@ -6,16 +6,20 @@ BACKEND ?= cpu
 endif
 
 comma := ,
-EXTRAS := $(if $(BACKEND),$(BACKEND)$(comma))all,dev
+EXTRAS := $(if $(BACKEND),$(BACKEND)$(comma))all
 BIN := .venv/bin
+# Two stamps: what runs the product, and with the tools of developers. The demo needs only the first.
+RUNTIME := .venv/runtime-$(or $(BACKEND),metal)
 INSTALLED := .venv/installed-$(or $(BACKEND),metal)
 
 NEW_ENOUGH := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
-PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+# Not every tool of developers has a wheel for the newest Python, so that one is taken last.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
 	$$python $(NEW_ENOUGH) >/dev/null 2>&1 && echo $$python && break; done)
 
+# Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest check bench quality format clean
+.PHONY: help demo unit test test-lowest check bench quality first-day wheels format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -25,10 +29,12 @@ help:
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make quality      measure only what rounding the KV cache costs'
+	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
+	@echo 'make wheels       whether pip finds all packages for a Mac, without installing them'
 	@echo 'make format       rewrite the sources as make check wants them'
 	@echo 'make clean        remove what the other targets made'
 
-demo: $(INSTALLED)
+demo: $(RUNTIME)
 	$(BIN)/agent-memory demo
 
 # One worker for each core, but not more than eight: each of them imports the frameworks. The tests of one file run
@@ -77,6 +83,13 @@ quality: $(INSTALLED)
 	$(BIN)/python benchmarks/quality_plot.py
 	$(BIN)/python benchmarks/report.py
 
+MODEL ?= tiny-chat
+first-day: $(INSTALLED)
+	$(BIN)/python benchmarks/first_day.py --model '$(MODEL)'
+
+wheels: $(INSTALLED)
+	$(BIN)/python tests/support/mac_wheels.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -85,15 +98,30 @@ clean:
 	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.
+ON_A_MAC := sys=$$(uname -s); machine=$$(uname -m); \
+	if test "$$sys" = Darwin && test "$$(sysctl -n hw.optional.arm64 2>/dev/null)" != 1 && test "$$machine" != arm64; then \
+		echo 'agent-memory needs a Mac with Apple silicon (M1 or newer): MLX does not run on Intel Macs' >&2; exit 1; fi; \
+	mac_python() { test "$$sys" != Darwin || "$$1" -c 'import platform, sys; sys.exit(platform.machine() != "arm64")' || { \
+		echo "$$1 is a Python for Intel, which Rosetta translates, and MLX cannot run in it: install an arm64 Python" \
+			"(from python.org or with brew in /opt/homebrew), run make clean, or name it with make PYTHON=..." >&2; exit 1; }; }
+
 # A .venv of a Python that is too old, or gone, is made anew.
-$(INSTALLED): pyproject.toml
-	@$(BIN)/python $(NEW_ENOUGH) 2>/dev/null || { \
-		python='$(PYTHON)'; \
-		test -n "$$python" && "$$python" $(NEW_ENOUGH) 2>/dev/null || { \
-			echo 'agent-memory needs Python 3.11 or newer with its venv module: install it, or name it with make PYTHON=...' >&2; \
-			exit 1; }; \
-		echo "making .venv with $$python"; \
-		"$$python" -m venv --clear .venv; }
+$(RUNTIME): pyproject.toml
+	@$(ON_A_MAC); \
+	if $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then mac_python $(BIN)/python; exit 0; fi; \
+	python='$(PYTHON)'; \
+	test -n "$$python" && "$$python" $(NEW_ENOUGH) 2>/dev/null || { \
+		echo 'agent-memory needs Python 3.11 or newer with its venv module: install it, or name it with make PYTHON=...' >&2; \
+		exit 1; }; \
+	mac_python "$$python"; \
+	echo "making .venv with $$python"; \
+	"$$python" -m venv --clear .venv
 	@echo 'installing into .venv (a few minutes the first time)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(INSTALLED): $(RUNTIME)
+	@echo 'installing what the tests need into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev]'
 	@touch $@

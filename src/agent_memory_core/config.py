@@ -34,12 +34,23 @@ from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSe
 KvBits = Literal[4, 8, "6/4", "8/4"] | None
 Durability = Literal["process", "power"]
 Prewarm = Literal["off", "idle"]
+Batching = Literal["auto", "always", "never"]
+Wired = Literal["off", "on"]
 
 DEFAULT_MEMORY_MB = 8 * 1024
 """MiB for all KV in memory where nothing else is set and the machine is large enough."""
 
+LEAST_MEMORY_MB = 256
+"""MiB for all KV in memory where nothing else is set, however little the weights leave of the GPU's memory."""
+
 DEFAULT_DISK_MB = 20 * 1024
 """MiB for the store where nothing else is set and the volume is large enough."""
+
+DEFAULT_MIN_FREE_MB = 5 * 1024
+"""MiB that the store leaves free where nothing else is set and the volume is large enough."""
+
+MIN_FREE_DIVISOR = 50
+"""The part of a smaller volume that is left free: one fiftieth, 2 %."""
 
 EMBEDDED_MODELS: Mapping[str, str] = {"tiny-chat": "tiny_chat"}
 """Models that ship inside the package: the name of each, and its folder there."""
@@ -233,8 +244,9 @@ class EngineConfig(_Settings):
     ] = Field(
         default=None,
         ge=1,
-        description="MiB for all keys and values in memory; None is the lesser of "
-        f"{DEFAULT_MEMORY_MB // 1024} GiB and a quarter of the machine.",
+        description="MiB for all keys and values in memory; None is the least of "
+        f"{DEFAULT_MEMORY_MB // 1024} GiB, a quarter of the machine's memory, and half of what the weights leave of "
+        f"the GPU's memory (at least {LEAST_MEMORY_MB} MiB).",
     )
     disk_budget_mb: Annotated[int | None, Source("thresholds")] = Field(
         default=None,
@@ -242,11 +254,20 @@ class EngineConfig(_Settings):
         description="MiB for the store on disk; None is the lesser of "
         f"{DEFAULT_DISK_MB // 1024} GiB and a tenth of the volume.",
     )
-    min_free_mb: Annotated[int, Source("thresholds")] = Field(
-        default=5 * 1024, ge=0, description="MiB of the volume that the store leaves free."
+    min_free_mb: Annotated[int | None, Source("thresholds")] = Field(
+        default=None,
+        ge=0,
+        description="MiB of the volume that the store leaves free; None is the lesser of "
+        f"{DEFAULT_MIN_FREE_MB // 1024} GiB and {100 // MIN_FREE_DIVISOR} % of the volume. On macOS purgeable space "
+        "counts as free.",
     )
     max_batch_size: Annotated[int, Source("optimal", older_variables=("SEMANTIC_MLX_MAX_BATCH_SIZE",))] = (
         Field(default=8, ge=1, description="Most sequences that are decoded together.")
+    )
+    batching: Annotated[Batching, Source("optimal")] = Field(
+        default="auto",
+        description='"auto" decodes sequences together where comparing logits shows that this does not change a '
+        'model\'s answers; "always" and "never" decide without comparing.',
     )
     block_tokens: Annotated[
         Literal[64, 128, 256], Source("optimal", older_variables=("SEMANTIC_MLX_BLOCK_TOKENS",))
@@ -287,6 +308,11 @@ class EngineConfig(_Settings):
         default="off",
         description='"idle" prefills after a turn, while no request waits, the conversation as the chat template '
         'will write it in the next prompt; "off" leaves that to the next turn.',
+    )
+    wired: Annotated[Wired, Source()] = Field(
+        default="off",
+        description='"on" keeps the weights and the KV resident in memory while the model is loaded, which a model '
+        'that nearly fills a Mac needs to be fast; "off" lets macOS decide. It counts on macOS 15 and newer only.',
     )
     durability: Annotated[Durability, Source()] = Field(
         default="process",
@@ -420,7 +446,22 @@ def check_setting(of: SettingsClass, name: str, value: Any, source: str) -> Any:
         raise InvalidSetting(f"{source}: {wrong}") from wrong
 
 
-def default_memory_budget_bytes() -> int:
-    """Bytes for all KV in memory where nothing else is set: 8 GiB, or a quarter of a smaller machine."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(DEFAULT_MEMORY_MB * 2**20, physical // 4)
+def physical_memory_bytes() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def default_memory_budget_bytes(weight_bytes: int, device: Mapping[str, Any]) -> int:
+    """Bytes for all KV in memory where nothing else is set.
+
+    Args:
+        weight_bytes: bytes of the model's weights, with which the KV shares the memory of the GPU.
+        device: what MLX knows of the device. Metal names a recommended working set, CUDA a total memory, and a
+            CPU neither; its memory is the machine's.
+    """
+    most = min(DEFAULT_MEMORY_MB * 2**20, physical_memory_bytes() // 4)
+    of_gpu: int | None = device.get("max_recommended_working_set_size") or device.get("total_memory")
+    if of_gpu is None:
+        return most
+    # Half of what the weights leave: the other half is for what a forward pass computes, and for other programs.
+    return min(most, max(LEAST_MEMORY_MB * 2**20, (of_gpu - weight_bytes) // 2))

@@ -9,8 +9,9 @@
     │   └── BackendMissing    MLX itself cannot be imported
     ├── StoreError            the cache directory cannot be used
     │   ├── StoreUnreadable   wrong owner, permissions or file system, or another version
-    │   ├── StoreFull         the disk budget cannot hold the turn and nothing may be evicted
+    │   ├── StoreFull         there is no room on disk for what was asked; a turn is answered all the same
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
+    ├── OutOfGpuMemory        the GPU had no memory left for the turn; others go on
     ├── Cancelled             the turn was withdrawn while somebody read it
     └── EngineStopped         the engine was closed, met a fault that it names, or the process was forked
 
@@ -58,7 +59,7 @@ class StoreUnreadable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The disk budget is exhausted by what may not be evicted."""
+    """There is no room on the volume or in the disk budget. A turn never raises it: it is answered and not saved."""
 
 
 class SessionNotFound(StoreError, KeyError):
@@ -67,6 +68,10 @@ class SessionNotFound(StoreError, KeyError):
     def __str__(self) -> str:
         # KeyError would print the repr of its argument.
         return str(self.args[0]) if self.args else ""
+
+
+class OutOfGpuMemory(AgentMemoryError):
+    """The GPU had no memory left for the turn, which was given up; its session is as it was."""
 
 
 class Cancelled(AgentMemoryError):

@@ -23,7 +23,6 @@ from agent_memory_core.backend import require_mlx
 from agent_memory_core.config import (
     EngineConfig,
     SamplingParams,
-    default_memory_budget_bytes,
     known_settings,
 )
 from agent_memory_core.engine.events import Observer, Observers
@@ -279,6 +278,16 @@ class AgentMemory:
             lambda engine: engine.parity.verify(engine.config.block_tokens, blocks)
         ).result()
 
+    def forget_verified(self) -> ParityResult | None:
+        """Drop what is recorded about batching and resuming this model; return it, None if there was nothing.
+
+        Loads the model. From the next start on the model is treated as one that was never compared.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        return self._thread.call(lambda engine: engine.parity.forget()).result()
+
     def load(self) -> None:
         """Load the model now rather than at the first turn."""
         self._thread.call(lambda engine: None).result()
@@ -311,13 +320,13 @@ class AgentMemory:
         # Imported here because they import MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
         # printing help must not wait for what only a loaded model needs.
         from agent_memory_core.engine.engine import Engine
+        from agent_memory_core.engine.gpu_memory import memory_budget_bytes
         from agent_memory_core.models.cache_spec import cache_spec
         from agent_memory_core.models.loader import load_model
 
         loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
-        budget = self.config.memory_budget_mb
-        memory_bytes = budget * _MIB if budget is not None else default_memory_budget_bytes()
         profile = find_profile(self.config.model)
+        memory_bytes = memory_budget_bytes(self.config, loaded.model)
         engine = Engine(loaded, self.config, memory_bytes, store, results, self._observers)
         if profile is not None:
             profile.check(cache_spec(engine.blocks.layout.groups, loaded.config))
@@ -327,11 +336,11 @@ class AgentMemory:
         config = self.config
         with self._lock:
             if self._store is None and config.cache_dir is not None:
-                quota = config.disk_budget_mb
+                quota, min_free = config.disk_budget_mb, config.min_free_mb
                 self._store = BlockStore(
                     config.cache_dir,
                     quota_bytes=quota * _MIB if quota is not None else None,
-                    min_free_bytes=config.min_free_mb * _MIB,
+                    min_free_bytes=min_free * _MIB if min_free is not None else None,
                     durability=config.durability,
                 )
             return self._store

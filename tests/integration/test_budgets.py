@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from support import engine_driver, tiny_models
+from support.engine_driver import History
+from support.fixed_volume import FixedVolume
 
-from agent_memory_core import StoreFull
+from agent_memory_core import ChatResult
+from agent_memory_core.storage.record_files import RecordFiles
 
 Open = Callable[..., engine_driver.Driver]
 MIB = 2**20
@@ -66,19 +71,79 @@ def test_what_was_evicted_is_recomputed_and_told(llama: str, open_driver: Open) 
     assert report.usage.prompt_tokens == first.prompt_tokens
 
 
-def test_a_full_store_of_pinned_sessions_refuses_before_any_work(llama: str, open_driver: Open) -> None:
+def fill(driver: engine_driver.Driver, name: str) -> bool:
+    """One turn of a session of its own; whether it was saved."""
+    return saved_in(driver.memory.chat([{"role": "user", "content": name * 150}], session=name, max_tokens=8))
+
+
+def saved_in(result: ChatResult) -> bool:
+    """Whether a turn, which has its answer, was saved."""
+    assert result.token_ids
+    return result.report.persisted
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged of turns that were not saved."""
+    return [text for text in caplog.messages if "turns are" in text or "could not be saved" in text]
+
+
+def test_a_full_store_of_pinned_sessions_answers_without_saving(
+    llama: str, open_driver: Open, caplog: pytest.LogCaptureFixture
+) -> None:
     driver = open_driver(llama, disk_budget_mb=1)
-    refused: StoreFull | None = None
     number = 0
-    while refused is None and number < 40:
-        try:
-            driver.turn([{"role": "user", "content": f"{number:02d}" * 150}], f"s{number}")
-            driver.memory.pin(f"s{number}")
-            number += 1
-        except StoreFull as error:
-            refused = error
-    assert refused is not None
-    assert "disk" in str(refused)
-    assert driver.memory.stats().turns == number, "the refused turn did no work"
-    driver.memory.pin("s0", pinned=False)
-    assert driver.turn([{"role": "user", "content": "99" * 150}], "after").token_ids
+    while fill(driver, f"{number:02d}"):
+        driver.memory.pin(f"{number:02d}")
+        number += 1
+        assert number < 40
+    assert [fill(driver, f"x{number}") for number in range(3)] == [False] * 3
+    (warning,) = told(caplog)
+    assert "unpin" in warning
+    assert driver.memory.stats().unsaved_turns == 4
+    driver.memory.pin("00", pinned=False)
+    assert fill(driver, "y0")
+    assert "saved again" in told(caplog)[1]
+
+
+def test_a_volume_that_gives_nothing_back_never_costs_an_answer(
+    llama: str, open_driver: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on APFS while snapshots hold what was deleted: the free space does not change."""
+    volume = FixedVolume()
+    volume.install(monkeypatch)
+    driver = open_driver(llama, min_free_mb=64)
+    assert all(fill(driver, f"a{number}") for number in range(6))
+    volume.free = 62 * MIB
+    talk: History = [{"role": "user", "content": "What is known?"}]
+    saved = []
+    for number in range(4):
+        saved.append(fill(driver, f"b{number}"))
+        result = driver.memory.chat(talk, session="talk", max_tokens=8)
+        saved.append(saved_in(result))
+        talk += [{"role": "assistant", "content": result.text}, {"role": "user", "content": f"And {number}?"}]
+    assert saved == [True] + [False] * 7
+    assert len(driver.memory.sessions()) >= 4, "the store did not empty itself"
+    assert len(told(caplog)) == 1
+    volume.free = 70 * MIB
+    assert saved_in(driver.memory.chat(talk, session="talk", max_tokens=8))
+    driver.evict()
+    again = driver.memory.chat(talk, session="talk", max_tokens=8).report
+    assert again.hit_tier == "warm", "the first turn that is saved saves what came before it, too"
+    assert again.usage.cache_creation < 64
+
+
+def test_a_volume_that_takes_no_file_at_all_still_lets_a_new_store_answer(
+    llama: str, open_driver: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not even the note can be written that says of which model the blocks are."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    driver = open_driver(llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordFiles, "_write_tmp", refuse)
+        assert not fill(driver, "a")
+    assert fill(driver, "b")
+    assert driver.memory.check().clean
+    assert list((tmp_path / "store").glob("ns/*/identity.json"))

@@ -17,11 +17,14 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.retrievers.bm25 import BM25Retriever  # type: ignore[import-untyped]
 from llama_index_instrumentation import get_dispatcher
 from pydantic import Field
 
 from llama_index_agent_memory import MLXPersistentLLM
+
+bm25 = pytest.importorskip(
+    "llama_index.retrievers.bm25", reason="its PyStemmer has no wheel for Python 3.14 on a Mac"
+)
 
 # LlamaIndex walks over the deprecated names of its own classes, which are pydantic models.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning:inspect")
@@ -67,7 +70,7 @@ class Library:
         self.reports = Reports()
         get_dispatcher().add_event_handler(self.reports)
         self.llm = MLXPersistentLLM(cache_dir=cache_dir, session_id="notes", temperature=0, max_tokens=24)
-        self.retriever = BM25Retriever.from_defaults(nodes=self._nodes(folder), similarity_top_k=3)
+        self.retriever = bm25.BM25Retriever.from_defaults(nodes=self._nodes(folder), similarity_top_k=3)
         self.processors = list(processors)
         self.engine = RetrieverQueryEngine.from_args(
             self.retriever,

@@ -17,7 +17,8 @@ from support import stored_turns
 from support.stored_turns import BLOCK, FILE, ROOT, files, is_whole, turn
 
 from agent_memory_core.storage.audit import CheckReport
-from agent_memory_core.storage.block_store import CATALOG_ROOM, BlockStore
+from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.volume import CATALOG_ROOM
 
 MANY = 2**40
 

@@ -20,6 +20,19 @@ from agent_memory_core.storage.branches import BranchRow
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.record import StoredRecord
 
+_PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
+  SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
+  UNION SELECT b.tail FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
+  UNION SELECT d.key FROM dependencies d JOIN branches b ON b.branch_id = d.branch JOIN sessions s ON s.id = b.session
+    WHERE s.pinned
+  UNION SELECT r.parent FROM reach t JOIN records r ON r.key = t.key)
+  SELECT coalesce(sum(nbytes), 0) FROM records WHERE key IN reach"""
+
+
+def evictable_bytes(catalog: Catalog) -> int:
+    """Bytes of all files that no pinned session reaches, counted another way than eviction finds them."""
+    return catalog.budget.total_bytes() - int(catalog.read(_PINNED_BYTES)[0][0])
+
 
 def rows(tokens: Sequence[int], root: BlockHash = ROOT, nbytes: int = FILE) -> list[StoredRecord]:
     return [

@@ -39,6 +39,7 @@ NOTHING: dict[str, str] = {}
         ("block_tokens", 100),
         ("durability", "maybe"),
         ("prewarm", "always"),
+        ("batching", "sometimes"),
         ("max_batch_size", 0),
         ("max_batch_size", True),
         ("max_batch_size", 2.0),
@@ -197,14 +198,33 @@ def test_a_name_that_can_be_no_folder_stays_a_name(
 # Defaults
 
 
+def with_memory(monkeypatch: pytest.MonkeyPatch, gib: int) -> None:
+    """Let the machine have so much memory."""
+    sizes = {"SC_PHYS_PAGES": gib * 2**18, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+
+
 def test_the_memory_budget_is_never_more_than_a_quarter_of_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def machine(gib: int) -> None:
-        sizes = {"SC_PHYS_PAGES": gib * 2**18, "SC_PAGE_SIZE": 4096}
-        monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    with_memory(monkeypatch, 16)
+    assert default_memory_budget_bytes(2**30, {}) == 4 * 2**30
+    with_memory(monkeypatch, 128)
+    assert default_memory_budget_bytes(2**30, {}) == 8 * 2**30
 
-    machine(16)
-    assert default_memory_budget_bytes() == 4 * 2**30
-    machine(128)
-    assert default_memory_budget_bytes() == 8 * 2**30
+
+@pytest.mark.parametrize(
+    ("memory", "weights", "device", "budget"),
+    [
+        (24, 14 * 1024, {"max_recommended_working_set_size": 16 * 2**30}, 1024),
+        (24, 4 * 1024, {"max_recommended_working_set_size": 16 * 2**30}, 6 * 1024),
+        (24, 20 * 1024, {"max_recommended_working_set_size": 16 * 2**30}, 256),
+        (128, 40 * 1024, {"max_recommended_working_set_size": 96 * 2**30}, 8 * 1024),
+        (64, 5 * 1024, {"total_memory": 8 * 2**30}, 1536),
+    ],
+)
+def test_the_memory_budget_is_at_most_half_of_what_the_weights_leave_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, memory: int, weights: int, device: dict[str, int], budget: int
+) -> None:
+    with_memory(monkeypatch, memory)
+    assert default_memory_budget_bytes(weights * 2**20, device) == budget * 2**20

@@ -105,6 +105,12 @@ class BlockPool:
         dropped = [self._remove_evictable(key) for key in keys if key in self._evictable]
         return len(dropped)
 
+    def evict_all(self) -> None:
+        """Evict every block that nobody holds."""
+        while self._evictable:
+            self._remove_evictable(next(iter(self._evictable)))
+            self.evicted += 1
+
     def reserve(self, nbytes: int) -> bool:
         """Reserve bytes for a live cache, evicting blocks as needed; return whether there is room."""
         if not self._make_room(nbytes):

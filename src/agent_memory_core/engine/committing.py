@@ -108,10 +108,12 @@ class Committing:
             commit=to_commit(turn, session, branch),
             after=session.last_pending(branch),
         )
+        saved = self._disk.save(save)
+        # Noted after it was handed over, because nothing would ever answer a save that could not be. Answers are
+        # taken on this thread, so none comes before this.
         pending = PendingCommit(branch, save.commit, save.position)
         session.pending.append(pending)
         self._unanswered[turn.seq_id] = _Unanswered(turn, session, pending, last, report)
-        saved = self._disk.save(save)
         return self.saved(saved) if saved is not None else None
 
     def saved(self, result: Saved) -> Ended:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -19,13 +19,14 @@ from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine import events
 from agent_memory_core.engine.block_io import Loaded, Results, Saved
 from agent_memory_core.engine.committing import Ended
+from agent_memory_core.engine.in_flight import InFlight
 from agent_memory_core.engine.model_runner import Step
 from agent_memory_core.engine.rooms import make_rooms
 from agent_memory_core.engine.scheduler import Chunk
 from agent_memory_core.engine.sinks import CANCELLED, OutputSink
-from agent_memory_core.engine.stats import Counters, MemoryStats, Stats
+from agent_memory_core.engine.stats import Counters, Stats
 from agent_memory_core.engine.turn import Turn
-from agent_memory_core.errors import AgentMemoryError, Cancelled
+from agent_memory_core.errors import Cancelled, OutOfGpuMemory
 from agent_memory_core.messages import ChatRequest, FinishReason, SessionKey
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.storage.block_store import BlockStore
@@ -54,15 +55,15 @@ class Engine:
         self.loaded = loaded
         self.config = config
         self.counters = Counters()
-        self.turns: dict[int, Turn] = {}
         self.parity, self.template, self.blocks = rooms.parity, rooms.template, rooms.blocks
         self.pool, self.limits, self.scheduler = rooms.pool, rooms.limits, rooms.scheduler
         self.runner, self.disk, self.sessions = rooms.runner, rooms.disk, rooms.sessions
         self.intake, self.restoring, self.retention = rooms.intake, rooms.restoring, rooms.retention
-        self.committing, self.background = rooms.committing, rooms.background
+        self.committing, self.background, self.gpu = rooms.committing, rooms.background, rooms.gpu
+        self.in_flight = InFlight(self.intake, self.scheduler, self.background, observers)
+        self.turns = self.in_flight.turns
         self._observers = observers
         self._eos = frozenset(loaded.tokenizer.eos_token_ids)
-        self._next_id = 0
         self._evicted = 0
 
     # -- a turn's beginning -------------------------------------------------------------------------------
@@ -76,45 +77,15 @@ class Engine:
         prewarm: bool = False,
         arrived: float = 0,
     ) -> int:
-        """Queue a turn, for which background work makes way, and return its id.
+        """Queue a turn, for which background work makes way, and return its id; its deltas go to ``sink``.
 
-        Args:
-            request: what is asked for.
-            key: whose turn it is.
-            sink: where its deltas go.
-            prewarm: whether only the prompt is to be evaluated.
-            arrived: when the caller asked, by `time.perf_counter`; 0 means now.
+        With ``prewarm`` only the prompt is evaluated. ``arrived`` is when the caller asked, by `time.perf_counter`.
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
-            StoreFull: its session could not be saved.
         """
         self.cancel(self.background.withdraw())
-        turn = self.intake.turn(self._next_id, request, key, sink, prewarm=prewarm, arrived=arrived)
-        return self._queue(turn)
-
-    def _queue(self, turn: Turn) -> int:
-        sequence = turn.sequence
-        self.scheduler.match(sequence)
-        self.intake.ensure_room(turn)
-        self.scheduler.add(sequence)
-        self._next_id += 1
-        self.turns[turn.seq_id] = turn
-        if turn.branch is not None:
-            turn.branch.busy = True
-        self._observers.tell(events.TurnQueued(turn.info, sequence.num_prompt, sequence.max_tokens))
-        return turn.seq_id
-
-    def _begin_background(self) -> bool:
-        """Queue background work, if there is any that can be done."""
-        while (work := self.background.next()) is not None:
-            with suppress(
-                AgentMemoryError
-            ):  # Nobody asked for it: what does not fit is left to the next turn.
-                turn = self.intake.background_turn(self._next_id, work)
-                self.background.started(self._queue(turn), work)
-                return True
-        return False
+        return self.in_flight.submit(request, key, sink, prewarm=prewarm, arrived=arrived)
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -123,27 +94,30 @@ class Engine:
         batch = self.scheduler.schedule()
         self.counters.steps += 1
         for sequence in batch.admitted:
-            turn = self.turns[sequence.seq_id]
-            self._restored(turn, self.restoring.begin(turn))
+            self._for_turn(self.turns[sequence.seq_id], self._restore)
         for sequence in batch.joining:
-            self._join(self.turns[sequence.seq_id])
-        for step in self.runner.decode():
-            self._decoded(self.turns[step.slot.seq_id], step)
+            self._for_turn(self.turns[sequence.seq_id], self._join)
+        steps: list[Step] = []
+        self._survive(self._decoding(), self.gpu.attempt(lambda: steps.extend(self.runner.decode())))
+        for step in steps:
+            if (turn := self.turns.get(step.slot.seq_id)) is not None:
+                self._decoded(turn, step)
         if batch.chunk is not None:
-            self._prefill(self.turns[batch.chunk.sequence.seq_id], batch.chunk)
+            self._for_turn(self.turns[batch.chunk.sequence.seq_id], self._prefill, batch.chunk)
         if evicted := self.pool.evicted - self._evicted:
             self._evicted += evicted
             self._observers.tell(events.BlocksEvicted(evicted))
-        return self.scheduler.has_work() or (not self.turns and self._begin_background())
+        return self.scheduler.has_work() or (not self.turns and self.in_flight.begin_background())
 
     def take(self, result: Loaded | Saved) -> None:
         """Go on with what a thread of the disk has done."""
         if isinstance(result, Saved):
             self._ended(self.committing.saved(result))
         elif (turn := self.turns.get(result.seq_id)) is not None:
-            self._restored(turn, self.restoring.loaded(turn, result))
+            self._for_turn(turn, self._restore, result)
 
-    def _restored(self, turn: Turn, is_ready: bool) -> None:
+    def _restore(self, turn: Turn, result: Loaded | None = None) -> None:
+        is_ready = self.restoring.begin(turn) if result is None else self.restoring.loaded(turn, result)
         if is_ready:
             self._observers.tell(events.TurnAdmitted(turn.info, turn.sequence.num_cached, turn.tier))
 
@@ -188,6 +162,10 @@ class Engine:
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
         ended = step.token in self._eos or turn.hand_out(step.token, step.logprobs)
+        if ended or step.cache is not None or self.retention.completes_window(turn):
+            self._for_turn(turn, self._keep, step, ended)
+
+    def _keep(self, turn: Turn, step: Step, ended: bool) -> None:
         if self.retention.completes_window(turn):
             self.retention.take_window(turn, self.runner.peek(step.slot))
         if step.cache is not None:
@@ -222,7 +200,7 @@ class Engine:
         if branch is not None:
             self.background.ended(turn, branch)
         ended = self.committing.commit(turn, branch, tail, last, report)
-        self._close(turn)
+        self.in_flight.close(turn)
         if ended is not None:
             self._ended(ended)
 
@@ -230,15 +208,6 @@ class Engine:
         if ended.is_saved:
             self._observers.tell(events.TurnSaved(ended.turn.info, ended.report))
         ended.turn.sink.deliver(ended.last)
-
-    def _close(self, turn: Turn) -> None:
-        """Free a turn's place."""
-        if turn.branch is not None:
-            turn.branch.busy = False
-        if turn.sequence.background:
-            self.background.closed()
-        self.scheduler.retire(turn.sequence)
-        self.turns.pop(turn.seq_id, None)
 
     # -- a turn cut short ---------------------------------------------------------------------------------
 
@@ -253,23 +222,51 @@ class Engine:
         self.counters.cancelled += not turn.sequence.background
         report = turn.report("cancelled", len(turn.sequence.generated), self.loaded.name)
         if turn.slot is not None:
-            cache = self.runner.stop(turn.slot)
-            self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
-            self._seal(turn, cache, turn.sequence.num_computed)
-            if not self.blocks.resume.at_any_token:
-                self.retention.checkpoint(turn, cache, turn.sequence.num_computed)
-        self._close(turn)
-        turn.sink.fail(Cancelled(CANCELLED))
-        self._observers.tell(events.TurnCancelled(turn.info, report))
+            self._for_turn(turn, self._keep_computed)
+        if seq_id in self.turns:
+            self.in_flight.close(turn)
+            turn.sink.fail(Cancelled(CANCELLED))
+            self._observers.tell(events.TurnCancelled(turn.info, report))
+
+    def _keep_computed(self, turn: Turn) -> None:
+        assert turn.slot is not None
+        cache = self.runner.stop(turn.slot)
+        self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
+        self._seal(turn, cache, turn.sequence.num_computed)
+        if not self.blocks.resume.at_any_token:
+            self.retention.checkpoint(turn, cache, turn.sequence.num_computed)
 
     def fail_all(self, error: Exception) -> None:
         """Give every turn in flight the same error and start afresh; what is at rest stays."""
         self.runner.close()
         for turn in list(self.turns.values()):
-            self.counters.failed += 1
-            self._close(turn)
-            turn.sink.fail(error)
-            self._observers.tell(events.TurnFailed(turn.info, error))
+            self._fail(turn, error)
+
+    def _fail(self, turn: Turn, error: Exception) -> None:
+        self.counters.failed += 1
+        self.in_flight.close(turn)
+        turn.sink.fail(error)
+        self._observers.tell(events.TurnFailed(turn.info, error))
+
+    # -- a lack of memory on the GPU ----------------------------------------------------------------------
+
+    def _decoding(self) -> list[Turn]:
+        return [self.turns[row.seq_id] for row in self.runner.rows()]
+
+    def _for_turn(self, turn: Turn, work: Callable[..., None], *args: Any) -> None:
+        """Work for one turn. The decode steps under way end first, so that what they lack is not blamed on it."""
+        self._survive(self._decoding(), self.gpu.attempt(self.runner.settle))
+        if turn.seq_id in self.turns:
+            self._survive([turn], self.gpu.attempt(work, turn, *args))
+
+    def _survive(self, turns: list[Turn], lack: OutOfGpuMemory | None) -> None:
+        """If the GPU lacked memory for some turns, fail these and free what can be freed, so that others go on."""
+        if lack is not None:
+            self.runner.drop([turn.slot for turn in turns if turn.slot is not None])
+            for turn in turns:
+                self._fail(turn, lack)
+            self.pool.evict_all()
+            self.gpu.clear_cache()
 
     # -- the rest -----------------------------------------------------------------------------------------
 
@@ -286,13 +283,14 @@ class Engine:
             waiting=self.scheduler.waiting,
             running=len(self.scheduler.running),
             unsaved_turns=self.disk.failed,
-            memory=MemoryStats.of(self.pool),
+            memory=self.gpu.stats(self.pool),
         )
 
     def close(self) -> None:
         """Write what is queued and let go of everything. The last turns' results are still to be taken."""
         self.runner.close()
         self.disk.close()
+        self.gpu.close()
 
     def leave_thread(self) -> None:
         """Prepare the end of the thread that ran this engine: one that ran MLX and simply ends aborts the process."""

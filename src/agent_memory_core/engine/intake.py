@@ -14,6 +14,7 @@ from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import SessionBook
 from agent_memory_core.engine.sinks import DISCARD, OutputSink
 from agent_memory_core.engine.turn import Turn
+from agent_memory_core.errors import StoreFull
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
 from agent_memory_core.models.loader import LoadedModel
@@ -67,7 +68,11 @@ class Intake:
                 **self._blocks.identity(),
             }
             root = root_hash(identity)
-            self._disk.identify(root, identity | {"name": self._loaded.name}, namespace)
+            try:
+                self._disk.identify(root, identity | {"name": self._loaded.name}, namespace)
+            except StoreFull:
+                # This turn is answered all the same; the next one tries again.
+                return root
             self._roots[namespace] = root
         return self._roots[namespace]
 
@@ -137,19 +142,6 @@ class Intake:
         """Make a turn without an answer of background work. Raises as `turn` does."""
         asked = work.turn
         return self.turn(seq_id, asked.request, asked.key, DISCARD, prewarm=True, background=work.prompt)
-
-    def ensure_room(self, turn: Turn) -> None:
-        """Refuse a turn whose session could not be saved.
-
-        Raises:
-            StoreFull: there is no room on disk, and none can be made.
-        """
-        sequence = turn.sequence
-        if turn.session is None:
-            return
-        new_blocks = sequence.num_prompt // self._block_tokens + 1 - len(sequence.match.blocks)
-        tails = 1 + len(sequence.stops)
-        self._disk.ensure_room(new_blocks * self._blocks.block_bytes + tails * self._blocks.tail_bytes)
 
     def _find_checkpoints(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
         if not self._resume.needs_checkpoints:

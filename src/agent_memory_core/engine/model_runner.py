@@ -1,12 +1,14 @@
 """The model at work: evaluate a chunk of a prompt, sample its first token, decode many sequences together.
 
-Prefill runs one sequence and one chunk at a time on the sequence's own cache: batching prompts of unlike
-length pads them on the right, which silently corrupts recurrent layers. Decoding is mlx-lm's BatchGenerator,
-joined with a cache already filled and the first token already sampled. Rows of unlike length decode in
-separate groups, since a batch pads every row to its longest. Where a batch gives other logits than one row alone,
-or where mlx-lm cannot batch the model's caches, every row decodes by itself.
+Prefill runs one sequence and one chunk at a time on the sequence's own cache: batching prompts of different lengths
+pads them on the right, which silently corrupts recurrent layers. A row that decodes joins a `DecodeBatch` with a cache
+that is filled already and a first token that is sampled already. Rows of very different lengths decode in separate
+groups, because a batch pads every row to the length of its longest. Where a batch gives other logits than a row by
+itself, or where mlx-lm cannot batch the model's caches, every row decodes by itself.
 
-Everything here runs on the engine thread.
+Either way the model is one step ahead: it computes the next token while the last one is handed out.
+
+Everything here runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, generation_stream
+from mlx_lm.generate import generation_stream
 
 from agent_memory_core.config import SamplingParams
 from agent_memory_core.engine.sampling import (
@@ -25,6 +27,7 @@ from agent_memory_core.engine.sampling import (
     make_processors,
     make_sampler,
 )
+from agent_memory_core.kv.decode_batch import BatchRow, DecodeBatch
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.structured.mask import LogitsProcessor
 
@@ -34,20 +37,24 @@ PADDING_FLOOR = 512
 
 @dataclass(slots=True, eq=False)
 class DecodeSlot:
-    """One sequence on the model: its live cache while it prefills or waits, then its place in a group.
-
-    ``fed`` counts the tokens that the cache covers; in a group it is brought up to date when the row leaves.
-    """
+    """One sequence on the model."""
 
     seq_id: int
+    """The turn's number in the engine."""
     sampling: SamplingParams
+    """How its tokens are chosen."""
     sampler: Sampler
+    """Chooses them."""
     processors: list[LogitsProcessor]
+    """Change its logits before a token is chosen."""
     cache: list[Any]
+    """Its live cache; empty while it is in a group."""
     fed: int = 0
+    """Tokens that the cache covers; in a group this is brought up to date when the row leaves."""
     group: _Group | None = None
-    uid: int = -1
+    """The rows it decodes with."""
     alone: _Alone | None = None
+    """Where it stands if it decodes by itself."""
     logprobs: list[tuple[int, float]] = field(default_factory=list)
     """Of the token sampled last and the likeliest in its place, if its request asked for them."""
 
@@ -68,23 +75,40 @@ class Step:
     logprobs: ReadOnly[tuple[int, float]] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sampled:
+    """A token that the model may still be computing."""
+
+    token: mx.array
+    """Its id [1]."""
+    logprobs: mx.array
+    """The log-probabilities [vocab] that it was sampled from."""
+
+
 @dataclass(slots=True, eq=False)
 class _Alone:
-    """A row that decodes by itself: its tokens so far, how many it may still get, and the next if that is known."""
+    """A row that decodes by itself."""
 
     tokens: list[int]
+    """Its tokens so far."""
     left: int
-    next: int | None = None
+    """How many more it may get."""
+    next: _Sampled | None = None
+    """The token after these; None before the first step."""
 
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Rows that share one BatchGenerator, and about the same length."""
+    """Rows that share a batch and have about the same length."""
 
-    generator: BatchGenerator
+    batch: DecodeBatch
+    """The rows at work, each under the number of its turn."""
     rows: dict[int, DecodeSlot] = field(default_factory=dict)
+    """The rows by the number of their turn."""
     shortest: int = 0
+    """Tokens of the shortest row when it joined."""
     longest: int = 0
+    """Tokens of the longest row when it joined."""
 
     def admits(self, length: int) -> bool:
         """Whether padding stays below half of what the longest row needs."""
@@ -100,13 +124,10 @@ class ModelRunner:
         model: Any,
         layout: KvLayout,
         eos_token_ids: ReadOnly[int],
-        max_batch_size: int,
     ) -> None:
         self._model = model
         self._layout = layout
-        self._eos = [[token] for token in sorted(eos_token_ids)]
-        self._eos_ids = frozenset(eos_token_ids)
-        self._max_batch_size = max_batch_size
+        self._eos = frozenset(eos_token_ids)
         self._groups: list[_Group] = []
         self._alone: list[DecodeSlot] = []
         self.batches: bool | None = None if layout.batches else False
@@ -146,11 +167,10 @@ class ModelRunner:
     def sample(self, row: DecodeSlot, logits: mx.array, token_ids: ReadOnly[int]) -> int:
         """Sample the first token of a row from the logits of its prompt ``token_ids``."""
         with mx.stream(generation_stream):
-            for processor in row.processors:
-                logits = processor(mx.array(list(token_ids)), logits)
-            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            token: int = row.sampler(logprobs).item()  # type: ignore[assignment]
-            row.sampled(token, logprobs[0])
+            context = mx.array(list(token_ids)) if row.processors else None
+            sampled = _sampled(row, logits, context)
+            token: int = sampled.token.item()  # type: ignore[assignment]
+            row.sampled(token, sampled.logprobs)
             return token
 
     def join(self, row: DecodeSlot, token_ids: ReadOnly[int], max_tokens: int) -> None:
@@ -163,61 +183,75 @@ class ModelRunner:
             self._alone.append(row)
             return
         if group is None:
-            group = _Group(self._new_generator(), shortest=length)
+            group = _Group(DecodeBatch(self._model, sorted(self._eos)), shortest=length)
             self._groups.append(group)
         group.shortest, group.longest = min(group.shortest, length), max(group.longest, length)
-        (row.uid,) = group.generator.insert(
-            [[token_ids[-1]]],
-            max_tokens=[max_tokens],
-            caches=[row.cache],
-            all_tokens=[list(token_ids[:-1])],
-            samplers=[row.sampler],
-            logits_processors=[row.processors],
+        group.batch.insert(
+            BatchRow(row.seq_id, row.cache, token_ids, max_tokens, row.sampler, row.processors)
         )
         row.group, row.cache = group, []
-        group.rows[row.uid] = row
+        group.rows[row.seq_id] = row
 
     def decode(self) -> list[Step]:
         """One decode step for every row."""
-        steps: list[Step] = []
-        for group in self._groups:
-            _, responses = group.generator.next()
-            if not responses and group.rows:
-                # The call that takes new rows in answers for the rows it already had.
-                _, responses = group.generator.next()
-            steps.extend(self._step(group, response) for response in responses)
+        steps = [self._step(group, response) for group in self._groups for response in group.batch.next()]
         self._groups = [group for group in self._groups if group.rows]
         return steps + [self._step_alone(row) for row in list(self._alone)]
 
+    def rows(self) -> list[DecodeSlot]:
+        """The rows that decode."""
+        return [*self._alone, *(row for group in self._groups for row in group.rows.values())]
+
+    def settle(self) -> None:
+        """Wait for the steps that the model has begun ahead, so that what they lack is not blamed on what follows."""
+        if self._groups or self._alone:
+            mx.synchronize(generation_stream)
+
     def _step_alone(self, row: DecodeSlot) -> Step:
-        """What a group does for its rows: give out the next token, fed."""
+        """What a group does for its rows: feed the next token, and hand it out while the model computes on."""
         alone = row.alone
         assert alone is not None
-        token = self._feed(row) if alone.next is None else alone.next
-        logprobs = row.logprobs
+        with mx.stream(generation_stream):
+            sampled = alone.next or self._feed(row, mx.array(alone.tokens[-1:]))
+            alone.left -= 1
+            if alone.left:
+                alone.next = self._feed(row, sampled.token)
+            else:
+                self._feed_last(row, sampled.token)
+            token: int = sampled.token.item()  # type: ignore[assignment]
         alone.tokens.append(token)
-        alone.left -= 1
-        reason = "stop" if token in self._eos_ids else "length" if alone.left <= 0 else None
+        row.sampled(token, sampled.logprobs)
+        reason = "stop" if token in self._eos else "length" if alone.left <= 0 else None
         if reason is None:
-            alone.next = self._feed(row)
-            return Step(row, token, None, None, logprobs)
-        self.prefill(row, [token], logits=False)
+            return Step(row, token, None, None, row.logprobs)
         self._alone.remove(row)
-        return Step(row, token, reason, row.cache, logprobs)
+        return Step(row, token, reason, row.cache, row.logprobs)
 
-    def _feed(self, row: DecodeSlot) -> int:
-        """Evaluate the last token of a row that decodes by itself, and sample what follows."""
+    def _feed(self, row: DecodeSlot, token: mx.array) -> _Sampled:
+        """Let the model begin with the token [1] that follows those of a row that decodes by itself."""
         assert row.alone is not None
-        logits = self.prefill(row, row.alone.tokens[-1:], logits=True)
-        assert logits is not None
-        return self.sample(row, logits, row.alone.tokens)
+        logits = self._model(token[None], cache=row.cache)[:, -1, :]
+        row.fed += 1
+        context = None
+        if row.processors:
+            # Before the first step the row's tokens end with the one that is fed.
+            known = row.alone.tokens[: row.fed - 1]
+            context = mx.concatenate([mx.array(known), token.astype(mx.int32)])
+        sampled = _sampled(row, logits, context)
+        mx.async_eval(sampled.token, sampled.logprobs, self._layout.arrays(row.cache))  # type: ignore[no-untyped-call]
+        return sampled
+
+    def _feed_last(self, row: DecodeSlot, token: mx.array) -> None:
+        """Feed the last token of a row, after which nothing is sampled: the output head is not computed."""
+        self._model(token[None], cache=row.cache)
+        row.fed += 1
+        mx.async_eval(self._layout.arrays(row.cache))  # type: ignore[no-untyped-call]
 
     def peek(self, row: DecodeSlot) -> list[Any]:
         """The live cache of a row as it is now. What a group gives out is lazy: only what is used of it is copied."""
         if row.group is None:
             return row.cache
-        cache: list[Any] = row.group.generator.extract_cache([row.uid])[row.uid][0]
-        return cache
+        return row.group.batch.peek(row.seq_id)
 
     def stop(self, row: DecodeSlot) -> list[Any]:
         """Take a row out of its batch and return its live cache, which covers every token it was fed."""
@@ -225,37 +259,46 @@ class ModelRunner:
             self._alone.remove(row)
         if row.group is None:
             return row.cache
-        caches = row.group.generator.remove([row.uid], return_prompt_caches=True)
-        del row.group.rows[row.uid]
-        self._groups = [group for group in self._groups if group.rows]
-        row.group = None
-        row.cache, tokens = caches[row.uid]
-        row.fed = len(tokens)
+        row.cache, row.fed = row.group.batch.remove(row.seq_id)
+        self._forget(row)
         return row.cache
+
+    def drop(self, rows: ReadOnly[DecodeSlot]) -> None:
+        """Forget rows whose state on the model is lost."""
+        self._alone = [row for row in self._alone if row not in rows]
+        # A batch that failed as a whole is not asked for its rows: it may be in the middle of a step.
+        self._groups = [
+            group for group in self._groups if not all(row in rows for row in group.rows.values())
+        ]
+        for row in rows:
+            if row.group in self._groups:
+                self.stop(row)
 
     def close(self) -> None:
         """Forget every row."""
         self._groups.clear()
         self._alone.clear()
 
-    def _new_generator(self) -> BatchGenerator:
-        generator = BatchGenerator(
-            self._model,
-            stop_tokens=self._eos,
-            completion_batch_size=self._max_batch_size,
-            prefill_batch_size=self._max_batch_size,
-        )
-        # The constructor raises the wired limit on Metal, which is tied to kernel panics; closing puts the
-        # old limit back and leaves the generator usable.
-        generator.close()
-        return generator
-
     def _step(self, group: _Group, response: Any) -> Step:
         row = group.rows[response.uid]
         row.sampled(response.token, response.logprobs)
         if response.finish_reason is not None:
-            del group.rows[response.uid]
-            row.group = None
+            self._forget(row)
             row.cache = response.prompt_cache
             row.fed = len(response.all_tokens)
         return Step(row, response.token, response.finish_reason, response.prompt_cache, row.logprobs)
+
+    def _forget(self, row: DecodeSlot) -> None:
+        """Take a row that has left its batch off the group's list."""
+        assert row.group is not None
+        del row.group.rows[row.seq_id]
+        self._groups = [group for group in self._groups if group.rows]
+        row.group = None
+
+
+def _sampled(row: DecodeSlot, logits: mx.array, context: mx.array | None) -> _Sampled:
+    """The token that a row takes from logits [1, vocab], not computed yet; its processors are told ``context``."""
+    for processor in row.processors:
+        logits = processor(context, logits)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return _Sampled(row.sampler(logprobs), logprobs[0])

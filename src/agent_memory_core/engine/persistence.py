@@ -41,14 +41,6 @@ class Persistence(Protocol):
         """
         ...
 
-    def ensure_room(self, nbytes: int) -> None:
-        """Refuse early what could not be saved.
-
-        Raises:
-            StoreFull: there is no room, and none can be made.
-        """
-        ...
-
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Read records for a turn; they come as a `Loaded`."""
         ...
@@ -94,10 +86,6 @@ class Disk:
         """Write down what a root was hashed from."""
         self._store.identify(root, identity, namespace)
 
-    def ensure_room(self, nbytes: int) -> None:
-        """Refuse early what could not be saved."""
-        self._store.ensure_room(nbytes)
-
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Read records for a turn; they come as a `Loaded`."""
         self._reader.submit(seq_id, root, keys)
@@ -130,9 +118,6 @@ class NoDisk:
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Nothing is written down."""
-
-    def ensure_room(self, nbytes: int) -> None:
-        """Nothing needs room."""
 
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Never called: without a tier, a match names only blocks in memory."""

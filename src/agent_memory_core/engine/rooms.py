@@ -9,6 +9,7 @@ from agent_memory_core.blocks.prefix_cache import PrefixCache
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.block_io import Results
 from agent_memory_core.engine.committing import Committing
+from agent_memory_core.engine.gpu_memory import GpuMemory
 from agent_memory_core.engine.intake import Intake
 from agent_memory_core.engine.model_runner import ModelRunner
 from agent_memory_core.engine.persistence import Disk, NoDisk, Persistence
@@ -57,6 +58,8 @@ class Rooms:
     """Ended turns to sessions."""
     background: BackgroundPrewarm
     """What to do while no turn is in flight."""
+    gpu: GpuMemory
+    """MLX's own limits of memory."""
 
 
 def make_rooms(
@@ -74,7 +77,9 @@ def make_rooms(
     pool = BlockPool(memory_bytes)
     limits = _limits(loaded, config, layout)
     eos = sorted(loaded.tokenizer.eos_token_ids)
-    runner = ModelRunner(loaded.model, layout, eos, config.max_batch_size)
+    runner = ModelRunner(loaded.model, layout, eos)
+    if config.batching != "auto":
+        runner.batches = config.batching == "always" and layout.batches
     disk: Persistence = NoDisk()
     sessions: SessionBook = MemorySessionBook(pool)
     if store is not None:
@@ -98,6 +103,7 @@ def make_rooms(
         retention=retention,
         committing=Committing(disk, sessions, retention, pool, template.tokenizer),
         background=BackgroundPrewarm(template, sessions, enabled=prewarms),
+        gpu=GpuMemory(config, loaded.model),
     )
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.messages import TurnReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryStats:
-    """The keys and values in memory."""
+    """The keys and values in memory, and what MLX has taken of it in this process."""
 
     budget_bytes: int = 0
     """Most bytes of blocks and running turns together."""
@@ -24,17 +23,12 @@ class MemoryStats:
     """Blocks in memory, tails and window records included."""
     evicted: int = 0
     """Blocks dropped to make room since the engine began."""
-
-    @classmethod
-    def of(cls, pool: BlockPool) -> MemoryStats:
-        """What a pool holds now."""
-        return cls(
-            budget_bytes=pool.budget,
-            block_bytes=pool.block_bytes,
-            reserved_bytes=pool.reserved,
-            blocks=len(pool),
-            evicted=pool.evicted,
-        )
+    active_bytes: int = 0
+    """Bytes of all arrays that MLX holds in this process: weights, keys and values, and what is being computed."""
+    cached_bytes: int = 0
+    """Bytes of freed buffers that MLX keeps for reuse."""
+    peak_bytes: int = 0
+    """Most bytes that were active at one time since the process began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +47,10 @@ class StoreStats:
     """Sessions that have a branch."""
     quota: int = 0
     """Most bytes of all files."""
+    volume_free: int = 0
+    """Bytes free on the volume, as the store counts them: on macOS with purgeable space."""
+    min_free: int = 0
+    """Bytes of the volume that the store leaves free."""
     quarantined: int = 0
     """Damaged files that were set aside."""
     failed_reads: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_memory_core.backend import import_mlx_lm
 from agent_memory_core.config import EMBEDDED_MODELS, as_model_name, looks_like_path
 from agent_memory_core.errors import ModelNotFound
 
@@ -62,6 +63,7 @@ def _local_folder(model: str) -> Path | None:
 
 def _hub_folder(model: str) -> Path:
     # Imported where it is needed: this loads MLX and the tokenizers.
+    import_mlx_lm()
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from mlx_lm.utils import _download
 

@@ -12,9 +12,7 @@ only a miss.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,23 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory_core.blocks.block import BlockHash, record_hash
-from agent_memory_core.config import DEFAULT_DISK_MB, Durability
+from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
 from agent_memory_core.storage.folder import opening, prepare_root
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
-from agent_memory_core.storage.record_files import RecordFiles
+from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
 from agent_memory_core.storage.recovery import discard, open_catalog
+from agent_memory_core.storage.volume import Volume, default_quota
 
 log = logging.getLogger("agent_memory")
 
-DEFAULT_QUOTA = DEFAULT_DISK_MB * 2**20
-CATALOG_ROOM = 16 * 2**20
-"""Bytes of the volume that blocks never take: on a full one the catalog could not even evict."""
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ATTEMPTS = 3
 _DELETE_AT_ONCE = 128
 
@@ -57,6 +51,13 @@ class _Plan:
     evicted: list[StoredRecord]
     """records whose rows were removed to make room, and whose files are to be deleted"""
     reservation: int
+    free: int | None
+    """bytes that were free when it was found that the volume lacks some; None where it does not"""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to write."""
+        return _nbytes(self.new)
 
 
 class BlockStore:
@@ -65,7 +66,7 @@ class BlockStore:
     Args:
         path: its folder, which is made if it does not exist.
         quota_bytes: most bytes of all its files; None is the lesser of 20 GiB and a tenth of the volume.
-        min_free_bytes: bytes of the volume that it leaves free; less than `CATALOG_ROOM` counts as that.
+        min_free_bytes: bytes of the volume that it leaves free; None is the lesser of 5 GiB and 2 % of the volume.
         durability: see `EngineConfig`.
 
     Raises:
@@ -77,19 +78,19 @@ class BlockStore:
         path: Path,
         *,
         quota_bytes: int | None = None,
-        min_free_bytes: int = 0,
+        min_free_bytes: int | None = 0,
         durability: Durability = "process",
     ) -> None:
         self.path = path
-        self._min_free = min_free_bytes
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         prepare_root(path)
-        self.quota_bytes = _default_quota(path) if quota_bytes is None else quota_bytes
+        self.quota_bytes = default_quota(path) if quota_bytes is None else quota_bytes
         with opening(path / "SCHEMA"):
             self.files = RecordFiles(path, durable=durability == "power")
             self.files.remove_leftovers()
             self.catalog = open_catalog(self.files, durability)
+        self.volume = Volume(path, min_free_bytes, self.catalog)
 
     def close(self) -> None:
         """Close the catalog."""
@@ -125,7 +126,7 @@ class BlockStore:
         """Store the records of a turn and move its branch; after this returns, a kill loses nothing of it.
 
         Raises:
-            StoreFull: the quota cannot hold it. What was stored before stays, apart from what was evicted.
+            StoreFull: the quota or the volume cannot hold it. What was stored before stays, but for what was evicted.
             StoreError: a record's key is not the hash of its content, or the catalog cannot be written.
             OSError: a file cannot be written.
         """
@@ -144,30 +145,40 @@ class BlockStore:
         """Make room for the records that are not stored yet, and hold those that are."""
         hold = {key for record in records for key in (record.key, record.parent)}
         hold |= {commit.head, *commit.dependencies}
+        kept, new = self._divide(records, commit.root)
+        nbytes = _nbytes(new)
+        # Outside the transaction, since what the volume owes stays noted where it makes the turn fail. What another
+        # process evicts before it is held here is noticed when the turn is committed.
+        lacking, free = self.volume.shortfall(nbytes) if new else (0, 0)
+        reservation, evicted = self.catalog.budget.reserve(
+            nbytes, self.quota_bytes, lacking, hold, commit.branch_id
+        )
+        return _Plan(kept, new, evicted, reservation, free if lacking else None)
+
+    def _divide(
+        self, records: Sequence[Record[HostTensor]], root: BlockHash
+    ) -> tuple[list[StoredRecord], list[tuple[StoredRecord, Record[HostTensor]]]]:
+        """Records that are stored already, and those that must be written."""
         kept: list[StoredRecord] = []
         new: list[tuple[StoredRecord, Record[HostTensor]]] = []
-        with self.catalog.transaction():
-            known = self.catalog.records.get_many([record.key for record in records])
-            for record in records:
-                described, row = describe_new(commit.root, record), known.get(record.key)
-                if row is not None and row.place == described.place and self.files.has(row):
-                    kept.append(replace(row, tokens=record.tokens))
-                else:
-                    new.append((described, record))
-            nbytes = _nbytes(new)
-            lacking = self._volume_lacks(nbytes) if new else 0
-            reservation, evicted = self.catalog.budget.reserve(
-                nbytes, self.quota_bytes, lacking, hold, commit.branch_id
-            )
-        return _Plan(kept, new, evicted, reservation)
+        known = self.catalog.records.get_many([record.key for record in records])
+        for record in records:
+            described, row = describe_new(root, record), known.get(record.key)
+            if row is not None and row.place == described.place and self.files.has(row):
+                kept.append(replace(row, tokens=record.tokens))
+            else:
+                new.append((described, record))
+        return kept, new
 
     def _attempt(self, plan: _Plan, commit: BranchCommit) -> BranchRow | None:
         """Carry out a plan; None where a file that it relied on disappeared meanwhile."""
         try:
-            self._delete_evicted(plan.evicted)
+            self._delete_evicted(plan.evicted, plan.free, plan.nbytes)
             written = [self._write(plan.new[index:], commit) for index in range(len(plan.new))]
             if written:
                 self.files.flush()
+            if plan.free is not None:
+                self.volume.wrote()
             records = plan.kept + written
             with self.catalog.transaction():
                 self.catalog.budget.release(plan.reservation)
@@ -184,18 +195,37 @@ class BlockStore:
         self, pending: Sequence[tuple[StoredRecord, Record[HostTensor]]], commit: BranchCommit
     ) -> StoredRecord:
         """Write the first of ``pending``. Where others filled the volume meanwhile, evict for all of them."""
+        evicted = False
         for _ in range(_ATTEMPTS):
             try:
-                return self.files.write(*pending[0])
+                stored = self.files.write(*pending[0])
             except OSError as error:
-                if error.errno not in _NO_SPACE:
+                if error.errno not in NO_SPACE:
                     raise
-            self._delete_evicted(self.catalog.budget.evict(_nbytes(pending), commit.branch_id))
+            else:
+                if evicted:
+                    self.volume.gives()
+                return stored
+            free, evicted = self.volume.free_bytes(), True
+            self.volume.require_giving(free)
+            self._delete_evicted(self.catalog.budget.evict(_nbytes(pending), commit.branch_id), free)
         raise StoreFull(f"the volume of {self.path} is full: free some space on it.")
 
-    def _delete_evicted(self, records: Sequence[StoredRecord]) -> None:
+    def _delete_evicted(self, records: Sequence[StoredRecord], free: int | None, nbytes: int = 0) -> None:
+        """Delete evicted files. Where the volume lacked space, see whether that gave it ``nbytes`` to be written.
+
+        Args:
+            records: what was evicted.
+            free: bytes that were free before, where the volume lacked some.
+            nbytes: bytes that are to be written now.
+
+        Raises:
+            StoreFull: the volume lacked space and still does.
+        """
         self._delete(records)
         self._count("evicted", len(records))
+        if free is not None:
+            self.volume.look(free, sum(record.nbytes for record in records), nbytes)
 
     def _delete(self, records: Sequence[StoredRecord]) -> None:
         """Delete the files of records whose rows were removed, unless somebody has stored them again."""
@@ -213,27 +243,6 @@ class BlockStore:
             self._delete([described for described, _ in plan.new])
         except (StoreError, OSError) as error:
             log.warning("what a failed commit left could not be removed: %s", error)
-
-    # -- room ---------------------------------------------------------------------------------------------
-
-    def ensure_room(self, nbytes: int) -> None:
-        """Refuse early what could not be stored even if everything that may be evicted were.
-
-        Raises:
-            StoreFull: there could never be room for so many bytes.
-        """
-        lacking = max(
-            self.catalog.budget.total_bytes() + nbytes - self.quota_bytes, self._volume_lacks(nbytes)
-        )
-        if lacking > 0 and lacking > self.catalog.budget.evictable_bytes():
-            raise StoreFull(
-                f"{nbytes} bytes cannot be stored in {self.path}: pinned sessions and other programs leave no room in "
-                f"{self.quota_bytes} bytes. Raise disk_budget_mb, free space on the volume, or unpin a session."
-            )
-
-    def _volume_lacks(self, nbytes: int) -> int:
-        volume = os.statvfs(self.path)
-        return nbytes + max(self._min_free, CATALOG_ROOM) - volume.f_bavail * volume.f_frsize
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -271,6 +280,8 @@ class BlockStore:
         return {
             **self.catalog.budget.totals(),
             "quota": self.quota_bytes,
+            "volume_free": self.volume.free_bytes(),
+            "min_free": self.volume.min_free,
             "quarantined": self.files.quarantined(),
             "failed_reads": self.catalog.failed_reads,
             **counts,
@@ -283,8 +294,3 @@ class BlockStore:
 
 def _nbytes(new: Sequence[tuple[StoredRecord, Record[HostTensor]]]) -> int:
     return sum(described.nbytes for described, _ in new)
-
-
-def _default_quota(path: Path) -> int:
-    volume = os.statvfs(path)
-    return min(DEFAULT_QUOTA, volume.f_blocks * volume.f_frsize // 10)

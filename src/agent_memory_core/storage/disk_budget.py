@@ -16,14 +16,6 @@ _REMEMBER_SECONDS = 30 * 24 * 3600.0
 
 _EVICT_AT_ONCE = 64
 
-_PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
-  SELECT b.head FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
-  UNION SELECT b.tail FROM branches b JOIN sessions s ON s.id = b.session WHERE s.pinned
-  UNION SELECT d.key FROM dependencies d JOIN branches b ON b.branch_id = d.branch JOIN sessions s ON s.id = b.session
-    WHERE s.pinned
-  UNION SELECT r.parent FROM reach t JOIN records r ON r.key = t.key)
-  SELECT coalesce(sum(nbytes), 0) FROM records WHERE key IN reach"""
-
 _TOTALS = """SELECT files, bytes, (SELECT coalesce(sum(bytes), 0) FROM reservations),
   (SELECT count(*) FROM branches), (SELECT count(DISTINCT session) FROM branches) FROM totals"""
 
@@ -49,10 +41,6 @@ class DiskBudget:
     def total_bytes(self) -> int:
         """Bytes of all stored files."""
         return self.totals()["bytes"]
-
-    def evictable_bytes(self) -> int:
-        """Bytes of all files that could be evicted: those that no pinned session reaches."""
-        return self.total_bytes() - int(next(iter(self._database.read(_PINNED_BYTES)), (0,))[0])
 
     def reserve(
         self, nbytes: int, quota: int, shortfall: int, hold: Iterable[BlockHash], keep_branch: int | None
@@ -108,8 +96,9 @@ class DiskBudget:
                 found = self._records.select(f"WHERE refs = 0 ORDER BY last_use, id LIMIT {_EVICT_AT_ONCE}")
                 if not found and not self._drop_oldest_branch(keep_branch):
                     raise StoreFull(
-                        f"the disk budget lacks {needed} bytes, and what it holds belongs to pinned sessions or to the "
-                        f"turn itself: raise disk_budget_mb, free space on the volume, or unpin or forget a session."
+                        f"the disk budget or the volume lacks {needed} bytes, and what is stored belongs to pinned "
+                        f"sessions or to the turn itself: raise disk_budget_mb, free space on the volume, or unpin or "
+                        f"forget a session."
                     )
                 for record in found:
                     if needed > 0:

@@ -9,12 +9,12 @@ import os
 import shlex
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent_memory_core.errors import StoreUnreadable
+from agent_memory_core.storage.macos import exclude_from_backup, is_macos, syncing_cloud
 
 FORMAT = 2
 """Version of everything on disk: the folder, the catalog and the header of each file."""
@@ -22,23 +22,49 @@ FORMAT = 2
 REMOTE = {"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "fuse.sshfs"}
 """File systems of other machines, which are refused."""
 
+_CACHE_TAG = """Signature: 8a477f597d28d172789f06886806bc55
+# This file marks a cache directory, here that of agent-memory, for programs that make backups.
+# See https://bford.info/cachedir/
+"""
+
 # macOS's arguments of fcntl, which Python does not name.
 _F_BARRIERFSYNC = 85
 _F_FULLFSYNC = 51
 
 
 def prepare_root(path: Path) -> None:
-    """Make the folder if it does not exist.
+    """Make the folder, or refuse one that others can read, that cannot be written, or that a cloud may empty.
+
+    A new folder is marked as a cache, which backups and the index of Spotlight leave out.
 
     Raises:
-        StoreUnreadable: others can read it, it cannot be written, or it lies on another machine.
+        StoreUnreadable: the folder cannot be used; the message says why and what to do.
     """
     try:
+        if cloud := syncing_cloud(path):
+            raise StoreUnreadable(
+                f"{path} is kept by {cloud}, which may take files off this machine at any time: set a cache_dir that "
+                f"is not synced, such as ~/.agent_memory/caches."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        make_dir(path)
+        is_new = make_dir(path)
         found = os.stat(path)
     except OSError as error:
         raise StoreUnreadable(f"{path} cannot be made: {error.strerror}. Set another cache_dir.") from error
+    _require_private(path, found)
+    if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreUnreadable(f"{path} is read-only. Set another cache_dir, or None to keep nothing.")
+    kind = file_system(path)
+    if kind in REMOTE:
+        raise StoreUnreadable(
+            f"{path} is on {kind}, where locks and shared memory cannot be relied on. Set a cache_dir on a local disk."
+        )
+    # A folder that was there may hold what somebody wants in his backups.
+    if is_new or not entries(path):
+        _mark_as_cache(path)
+
+
+def _require_private(path: Path, found: os.stat_result) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
         raise StoreUnreadable(f"{path} is not a folder. Set another cache_dir.")
@@ -50,19 +76,37 @@ def prepare_root(path: Path) -> None:
         raise StoreUnreadable(
             f"{path} has mode {mode:04o}, but what lies there is as private as the conversations: chmod 700 {path}"
         )
-    if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StoreUnreadable(f"{path} is read-only. Set another cache_dir, or None to keep nothing.")
-    kind = file_system(path)
-    if kind in REMOTE:
-        raise StoreUnreadable(
-            f"{path} is on {kind}, where locks and shared memory cannot be relied on. Set a cache_dir on a local disk."
-        )
+
+
+def _mark_as_cache(path: Path) -> None:
+    """Ask backups and Spotlight to leave the folder out. Where that fails, they take it with them: no harm is done."""
+    texts = {"CACHEDIR.TAG": _CACHE_TAG}
+    if is_macos():
+        texts[".metadata_never_index"] = ""
+    for name, text in texts.items():
+        with suppress(OSError):
+            fd = os.open(
+                path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+            with open(fd, "w") as file:
+                file.write(text)
+    exclude_from_backup(path)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without names that begin with a dot, see `is_hidden`."""
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is the system's own: ``.DS_Store``, ``._*``, ``.fseventsd``. None of a store's names is so."""
+    return name.startswith(".")
 
 
 def file_system(path: Path) -> str:
     """The type of the file system that ``path`` lies on, by the system's name for it; "" where that is unknown."""
     try:
-        if sys.platform == "darwin":
+        if is_macos():
             answer = ctypes.create_string_buffer(4096)
             if ctypes.CDLL(None).statfs(os.fsencode(path), answer) != 0:
                 return ""
@@ -143,7 +187,7 @@ def link(tmp: Path, path: Path) -> None:
 
 def sync(fd: int, *, barrier: bool) -> None:
     """Bring a file to the drive; with ``barrier`` it is enough that it gets there before what follows."""
-    if sys.platform == "darwin":
+    if is_macos():
         with suppress(OSError):
             fcntl.fcntl(fd, _F_BARRIERFSYNC if barrier else _F_FULLFSYNC)
             return

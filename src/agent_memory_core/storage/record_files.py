@@ -10,6 +10,7 @@ KV can be turned back into text, so files are private to their owner.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent_memory_core.blocks.block import RECORD_KINDS, BlockHash, RecordKind
-from agent_memory_core.errors import StoreError
+from agent_memory_core.errors import StoreError, StoreFull
 from agent_memory_core.storage.block_file import (
     Damaged,
     bytes_of,
@@ -35,10 +36,13 @@ from agent_memory_core.storage.block_file import (
     write_header,
 )
 from agent_memory_core.storage.database import is_alive, process_name
-from agent_memory_core.storage.folder import link, make_dir, remove, sync, sync_folder
+from agent_memory_core.storage.folder import entries, is_hidden, link, make_dir, remove, sync, sync_folder
 from agent_memory_core.storage.record import HostTensor, Record, StoredRecord
 
 log = logging.getLogger("agent_memory")
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of the system that say that the volume, or the user's share of it, is full."""
 
 MAX_QUARANTINED = 8
 """Most damaged files that are kept to be looked at."""
@@ -49,7 +53,6 @@ _RECORD = re.compile(
     rf"([0-9a-f]{{64}})/({'|'.join(_KINDS)})/([0-9a-f]{{2}})/(\3[0-9a-f]{{62}})\.safetensors"
 )
 _IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
-_STALE_SECONDS = 3600.0
 _ATTEMPTS = 3
 
 
@@ -96,11 +99,11 @@ class RecordFiles:
         return stat.S_ISREG(found.st_mode) and found.st_size == record.nbytes
 
     def walk(self, foreign: list[Path] | None = None) -> Iterator[FoundFile]:
-        """Every file of ours; the paths of others are added to ``foreign``."""
+        """Every file of ours; the paths of others are added to ``foreign``, but not those of hidden ones."""
         for folder, subfolders, names in os.walk(self._ns):
-            subfolders.sort()
+            subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
             links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-            for name in sorted(names) + links:
+            for name in sorted(name for name in names if not is_hidden(name)) + links:
                 path = Path(folder, name)
                 relative = path.relative_to(self._ns).as_posix()
                 if match := _RECORD.fullmatch(relative):
@@ -126,7 +129,8 @@ class RecordFiles:
                 self._make_dirs(path.parent)
                 os.replace(self._write_tmp([memoryview(text.encode())]), path)
         except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error.strerror}.") from error
+            kind = StoreFull if error.errno in NO_SPACE else StoreError
+            raise kind(f"{path} cannot be written: {error.strerror}.") from error
 
     def write(self, stored: StoredRecord, record: Record[HostTensor]) -> StoredRecord:
         """Write a record's file and return its description with the checksum of what lies there now.
@@ -209,26 +213,27 @@ class RecordFiles:
         log.warning("%s is damaged and was set aside: %s", path, reason)
         with suppress(FileNotFoundError):
             os.rename(path, self._quarantine / f"{time.time_ns()}.{uuid.uuid4().hex[:8]}.{path.name}")
-        for old in sorted(self._quarantine.iterdir())[:-MAX_QUARANTINED]:
+        for old in entries(self._quarantine)[:-MAX_QUARANTINED]:
             remove(old)
 
     def quarantined(self) -> int:
         """How many files lie in the quarantine."""
-        return len(list(self._quarantine.iterdir()))
+        return len(entries(self._quarantine))
 
     def empty_quarantine(self) -> None:
         """Delete all files in the quarantine."""
-        for path in self._quarantine.iterdir():
+        for path in entries(self._quarantine):
             remove(path)
 
     def temporary(self) -> int:
         """How many files are being written, or were left by a process that was killed."""
-        return len(list(self._tmp.iterdir()))
+        return len(entries(self._tmp))
 
     def remove_leftovers(self) -> None:
-        """Delete temporary files that nobody is writing any more."""
-        stale = time.time() - _STALE_SECONDS
-        for path in self._tmp.iterdir():
-            with suppress(FileNotFoundError):
-                if not is_alive(path.name.rpartition(".")[0]) or path.lstat().st_mtime < stale:
-                    path.unlink()
+        """Delete the temporary files of processes that have ended.
+
+        The age of a file says nothing: a machine that was asleep wakes up in the middle of writing an old one.
+        """
+        for path in entries(self._tmp):
+            if not is_alive(path.name.rpartition(".")[0]):
+                path.unlink(missing_ok=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
-from mlx_lm.utils import _get_classes
 
 from agent_memory_core import InvalidSetting
+from agent_memory_core.backend import import_mlx_lm
 
 TOKENIZER = Path(__file__).parents[1] / "tiny_chat"
 """The folder of the embedded model, whose tokenizer all these models have."""
@@ -54,6 +54,10 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 
 def random_model(config: Mapping[str, Any], *, seed: int = 0, dtype: mx.Dtype = mx.float32) -> Any:
     """A model of ``config`` (as in a ``config.json``) with random weights, evaluated, in memory."""
+    # What comes with mlx-lm is imported here, so that importing this module leaves the limits of a process alone.
+    import_mlx_lm()
+    from mlx_lm.utils import _get_classes
+
     known = {"vocab_size": _tiny_chat()["vocab_size"], **config}
     model_class, args_class = _get_classes(known)
     mx.random.seed(seed)

@@ -164,7 +164,7 @@ class Recorder:
 
 
 def make_runner(model: Any, *, batches: bool | None, eos: int = 1241) -> ModelRunner:
-    runner = ModelRunner(model, KvLayout(model), [eos], max_batch_size=4)
+    runner = ModelRunner(model, KvLayout(model), [eos])
     runner.batches = batches
     return runner
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import GenerationBatch, PromptProcessingBatch
 from mlx_lm.models import cache
 from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 from support import tiny_models
@@ -151,9 +151,16 @@ def test_a_model_without_caches_of_its_own_gets_a_kv_cache_for_each_layer() -> N
 
 
 def test_a_batch_takes_filled_caches_and_gives_a_row_of_them_out() -> None:
-    insert = inspect.signature(BatchGenerator.insert).parameters
-    assert {"max_tokens", "caches", "all_tokens", "samplers", "logits_processors"} <= insert.keys()
-    assert "return_prompt_caches" in inspect.signature(BatchGenerator.remove).parameters
-    assert callable(BatchGenerator.extract_cache)
-    assert callable(BatchGenerator.next)
-    assert callable(BatchGenerator.close)
+    taken = inspect.signature(PromptProcessingBatch).parameters
+    assert {
+        "uids",
+        "caches",
+        "tokens",
+        "samplers",
+        "logits_processors",
+        "stop_sequences",
+        "max_tokens",
+    } <= taken.keys()
+    assert callable(PromptProcessingBatch.generate)
+    for name in ("next", "extend", "filter", "extract_cache"):
+        assert callable(getattr(GenerationBatch, name))

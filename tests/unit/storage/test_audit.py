@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import xxhash
+from hypothesis import given, settings, strategies as st
 from support.stored_turns import (
     BLOCK,
     FILE,
     MANY,
     ROOT,
+    allocate,
     bytes_on_disk,
     content,
     files,
@@ -76,6 +79,11 @@ def test_an_audit_finds_and_mends_every_kind_of_fault(folder: Path) -> None:
     store.close()
 
 
+def numbers(store: BlockStore) -> dict[str, int]:
+    """Its numbers without the free space of the volume, which other programs change."""
+    return {name: number for name, number in store.stats().items() if name != "volume_free"}
+
+
 @pytest.mark.parametrize("quota", [0, 1, FILE, 7 * FILE])
 def test_a_check_says_how_far_a_store_is_over_its_quota_and_evicts_nothing(folder: Path, quota: int) -> None:
     store = open_store(folder)
@@ -84,10 +92,10 @@ def test_a_check_says_how_far_a_store_is_over_its_quota_and_evicts_nothing(folde
         turn(store, tokens, session)
     store.close()
     small = open_store(folder, quota)
-    before = (small.catalog.branches.sessions(), files(small), small.stats())
+    before = (small.catalog.branches.sessions(), files(small), numbers(small))
     for fix in (False, True, True):
         assert small.check(fix).over_quota == bytes_on_disk(small) - quota > 0
-        assert (small.catalog.branches.sessions(), files(small), small.stats()) == before
+        assert (small.catalog.branches.sessions(), files(small), numbers(small)) == before
     small.close()
     store = open_store(folder)
     for session, tokens in known.items():
@@ -133,3 +141,45 @@ def test_a_file_that_other_tools_cannot_read_is_damaged(store: BlockStore) -> No
     assert is_whole(store, tokens)
     assert store.check(fix=True).damaged == (path,)
     assert not path.exists()
+
+
+HIDDEN = (
+    ".DS_Store",
+    "._catalog.db",
+    ".metadata_never_index",
+    ".fseventsd/0000",
+    ".Spotlight-V100/Store-V2/0.indexHead",
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_what_the_finder_and_spotlight_leave_anywhere_is_not_seen_and_not_touched(
+    data: st.DataObject,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        store = open_store(Path(name) / "store")
+        turn(store, ids(2 * BLOCK + 1), "a")
+        turn(store, ids(BLOCK, 100), "b")
+        lost = records(ids(BLOCK, 100))[0].key
+        path_of(store, lost).write_bytes(b"x")
+        assert store.load(ROOT, lost, allocate) is None
+        folders = [store.path, *sorted(path for path in store.path.rglob("*") if path.is_dir())]
+        ours = path_of(store, records(ids(BLOCK))[0].key)
+        names = st.sampled_from([*HIDDEN, f"._{ours.name}"])
+        left = {folder / data.draw(names) for folder in folders for _ in range(2)}
+        for path in left:
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_bytes(b"theirs")
+        assert (store.check().clean, store.check().leftovers, store.stats()["quarantined"]) == (True, 0, 1)
+        assert store.check(fix=True).clean
+        store.close()
+        (store.path / "catalog.db").unlink()
+        store = open_store(store.path)
+        assert store.check().clean
+        assert is_whole(store, ids(2 * BLOCK))
+        turn(store, ids(2 * BLOCK + 1), "a")
+        assert store.forget("default", "a")
+        assert store.stats()["quarantined"] == 0
+        assert all(path.read_bytes() == b"theirs" for path in left)
+        store.close()

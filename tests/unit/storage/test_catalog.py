@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support.catalog_rows import keys, named, rows, window_rows
+from support.catalog_rows import evictable_bytes, keys, named, rows, window_rows
 from support.stored_turns import (
     BLOCK,
     FILE,
@@ -155,7 +155,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 12))
     def evict(self, count: int) -> None:
-        evictable, before = self.catalog.budget.evictable_bytes(), self.catalog.budget.total_bytes()
+        evictable, before = evictable_bytes(self.catalog), self.catalog.budget.total_bytes()
         try:
             gone = self.catalog.budget.evict(count * FILE)
         except StoreFull:

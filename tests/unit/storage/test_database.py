@@ -15,6 +15,7 @@ from support.stored_turns import (
     ids,
 )
 
+from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreUnreadable
 from agent_memory_core.storage.branches import BranchRow
 from agent_memory_core.storage.catalog import Catalog
@@ -128,4 +129,14 @@ def test_what_was_forgotten_cannot_be_read_from_the_database_files(tmp_path: Pat
     catalog.branches.forget("default", "s")
     catalog.scrub()
     assert not any(needle in path.read_bytes() for path in tmp_path.iterdir())
+    catalog.close()
+
+
+@pytest.mark.parametrize(("durability", "fullfsync"), [("process", 0), ("power", 1)])
+def test_a_checkpoint_is_synced_in_full_always_and_a_commit_if_asked(
+    tmp_path: Path, durability: Durability, fullfsync: int
+) -> None:
+    catalog = Catalog(tmp_path / "catalog.db", durability)
+    assert catalog.read("PRAGMA checkpoint_fullfsync", strict=True) == [(1,)]
+    assert catalog.read("PRAGMA fullfsync", strict=True) == [(fullfsync,)]
     catalog.close()

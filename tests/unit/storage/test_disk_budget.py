@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.catalog_rows import commit, commit_with, further, keys, named, rows, window_rows
+from support.catalog_rows import commit, commit_with, evictable_bytes, further, keys, named, rows, window_rows
 from support.stored_turns import (
     BLOCK,
     FILE,
@@ -108,7 +108,7 @@ def test_a_dependency_is_not_evicted_before_its_branch_nor_a_block_before_its_wi
     commit_with(catalog, ids(8), dependencies, "old")
     commit(catalog, ids(8, 100), "young")
     catalog.branches.pin("default", "young", True)
-    assert catalog.budget.evictable_bytes() == 5 * FILE
+    assert evictable_bytes(catalog) == 5 * FILE
     gone = [row.key for _ in range(5) for row in catalog.budget.evict(1)]
     assert set(gone) == {*keys(ids(8)), *named(dependencies)}
     assert catalog.branches.session_state(ROOT, "default", "old") == "evicted"
@@ -127,18 +127,18 @@ def test_dependencies_count_in_the_bytes_of_their_session_and_of_what_is_pinned(
         "b": 3 * FILE,
     }
     catalog.branches.pin("default", "b", True)
-    assert catalog.budget.evictable_bytes() == FILE
+    assert evictable_bytes(catalog) == FILE
 
 
 def test_pins_hold_for_all_models_of_a_session_also_later_ones(catalog: Catalog) -> None:
     commit(catalog, ids(4), "s")
     catalog.branches.pin("default", "s", True)
     commit(catalog, ids(4), "s", root=OTHER)
-    assert catalog.budget.evictable_bytes() == 0
+    assert evictable_bytes(catalog) == 0
     with pytest.raises(StoreFull):
         catalog.budget.evict(1)
     catalog.branches.pin("default", "s", False)
-    assert catalog.budget.evictable_bytes() == 2 * FILE
+    assert evictable_bytes(catalog) == 2 * FILE
     assert len(catalog.budget.evict(2 * FILE)) == 2
     with pytest.raises(SessionNotFound):
         catalog.branches.pin("default", "nobody", True)

@@ -88,3 +88,16 @@ def test_the_file_system_of_the_tests_is_told_and_not_a_remote_one(tmp_path: Pat
     kind = store_folder.file_system(tmp_path)
     assert kind
     assert kind not in store_folder.REMOTE
+
+
+def test_a_new_store_says_that_it_is_a_cache(folder: Path, tmp_path: Path) -> None:
+    tag = "Signature: 8a477f597d28d172789f06886806bc55\n"
+    open_store(folder).close()
+    assert (folder / "CACHEDIR.TAG").read_text().startswith(tag)
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "empty" / ".DS_Store").touch()
+    open_store(tmp_path / "empty").close()
+    assert (tmp_path / "empty" / "CACHEDIR.TAG").is_file()
+    (folder / "CACHEDIR.TAG").unlink()
+    open_store(folder).close()
+    assert not (folder / "CACHEDIR.TAG").exists(), "who removed it wants the store in backups"
