@@ -1,7 +1,7 @@
 """What every family's layers keep, whether it resumes and batches exactly, and what its conversations take on disk.
 
 The models are the tests' tiny random ones, in float32: what is shown is that the arithmetic is the same, not how good
-or fast an answer is. A gap is the largest difference of two logits in units of their spread, see `parity`.
+or fast an answer is. A gap is the root mean square of the difference of two rows of logits, in units of their spread.
 """
 
 from __future__ import annotations

@@ -53,15 +53,23 @@ def median_of(samples: Sequence[float]) -> float:
 
 
 def _machine() -> dict[str, Any]:
+    """The machine: its chip and cores, its memory in bytes, its system, and what MLX says of the device it ran on."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), cpu)
     elif shutil.which("sysctl"):
+        # On a Mac this is the chip.
         cpu = _output("sysctl", "-n", "machdep.cpu.brand_string")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    system = f"{platform.system()} {platform.machine()}"
-    return {"cpu": cpu, "cores": cores, "platform": system, "device": mx.default_device().type.name}
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "macos": platform.mac_ver()[0],
+        "device": mx.default_device().type.name,
+        "device_info": mx.device_info(),
+    }
 
 
 def _commit() -> str:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from agent_memory_core.config import (
+    Batching,
     Durability,
     EngineConfig,
     KvBits,
@@ -108,6 +109,7 @@ class AdapterSettings(BaseModel):
     disk_budget_mb: int | None = _engine_field("disk_budget_mb")
     min_free_mb: int | None = _engine_field("min_free_mb")
     max_batch_size: int | None = _engine_field("max_batch_size")
+    batching: Batching | None = _engine_field("batching")
     block_tokens: int | None = _engine_field("block_tokens")
     prefill_chunk: int | None = _engine_field("prefill_chunk")
     prefill_chunk_busy: int | None = _engine_field("prefill_chunk_busy")

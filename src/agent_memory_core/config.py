@@ -34,6 +34,7 @@ from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSe
 KvBits = Literal[4, 8, "6/4", "8/4"] | None
 Durability = Literal["process", "power"]
 Prewarm = Literal["off", "idle"]
+Batching = Literal["auto", "always", "never"]
 Wired = Literal["off", "on"]
 
 DEFAULT_MEMORY_MB = 8 * 1024
@@ -262,6 +263,11 @@ class EngineConfig(_Settings):
     )
     max_batch_size: Annotated[int, Source("optimal", older_variables=("SEMANTIC_MLX_MAX_BATCH_SIZE",))] = (
         Field(default=8, ge=1, description="Most sequences that are decoded together.")
+    )
+    batching: Annotated[Batching, Source("optimal")] = Field(
+        default="auto",
+        description='"auto" decodes sequences together where comparing logits shows that this does not change a '
+        'model\'s answers; "always" and "never" decide without comparing.',
     )
     block_tokens: Annotated[
         Literal[64, 128, 256], Source("optimal", older_variables=("SEMANTIC_MLX_BLOCK_TOKENS",))

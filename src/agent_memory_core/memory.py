@@ -276,6 +276,16 @@ class AgentMemory:
             lambda engine: engine.parity.verify(engine.config.block_tokens, blocks)
         ).result()
 
+    def forget_verified(self) -> ParityResult | None:
+        """Drop what is recorded about batching and resuming this model; return it, None if there was nothing.
+
+        Loads the model. From the next start on the model is treated as one that was never compared.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        return self._thread.call(lambda engine: engine.parity.forget()).result()
+
     def load(self) -> None:
         """Load the model now rather than at the first turn."""
         self._thread.call(lambda engine: None).result()

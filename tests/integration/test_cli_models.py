@@ -234,12 +234,20 @@ def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(
     assert (verdict.batched, verdict.resumed, verdict.boundaries) == (True, True, 2)
     good = chatted(folder, store)
     assert good.returncode == 0, good.stderr
-    assert "nothing of it is stored" not in good.stderr
+    assert "nothing of this model is stored" not in good.stderr
     with closing(Catalog(store / "catalog.db")) as catalog:
         catalog.write_note(subject, replace(verdict, resumed=False, resumed_gap=0.25).to_json())
     bad = chatted(folder, store)
     assert bad.returncode == 0, bad.stderr
-    assert "by 0.25 of its logits' spread): nothing of it is stored" in bad.stderr.replace("\n", " ")
+    assert "nothing of this model is stored: resumed from stored KV" in bad.stderr
+    assert "they differ by 0.25 of their spread" in bad.stderr
+    assert "--forget drops the record" in bad.stderr
+    dropped = run("verify", str(folder), "--forget", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
+    assert dropped == "dropped what was recorded: the model decodes in batches and is not stored.\n"
+    assert recorded(store) == []
+    assert "nothing of this model is stored" not in chatted(folder, store).stderr
+    again = run("verify", str(folder), "--forget", AGENT_MEMORY_CACHE_DIR=str(store)).stdout
+    assert again == "nothing is recorded about this model.\n"
 
 
 def test_a_family_that_is_wrong_in_a_batch_is_said_to_decode_one_at_a_time(run: Run, tmp_path: Path) -> None:
@@ -250,7 +258,9 @@ def test_a_family_that_is_wrong_in_a_batch_is_said_to_decode_one_at_a_time(run: 
     assert "the model decodes one sequence at a time: its logits in a batch differ" in said
     ((_, verdict),) = recorded(store)
     assert (verdict.batched, verdict.resumed) == (False, True)
-    assert "nothing of it is stored" not in chatted(Path(folder), store).stderr
+    assert f"To undo this: agent-memory models verify {folder} --forget" in said
+    assert "export AGENT_MEMORY_BATCHING=always" in said
+    assert "nothing of this model is stored" not in chatted(Path(folder), store).stderr
 
 
 def test_without_a_folder_a_verdict_is_recorded_nowhere(run: Run, llama: Callable[..., Path]) -> None:

@@ -444,6 +444,23 @@ def test_a_family_that_fails_in_a_batch_decodes_alone_and_the_verdict_is_kept(
     assert not result.batched
 
 
+@pytest.mark.parametrize(("batching", "batches"), [("always", True), ("never", False)])
+def test_the_user_may_decide_about_batches_without_a_comparison(
+    batching: str, batches: bool, opened: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "check_batched", None)
+    engine = opened("afm7" if batches else "llama", None, batching=batching)
+    sinks = [engine.start([user(20, digit)], None) for digit in "12"]
+    engine.run()
+    assert all(sink.report for sink in sinks)
+    assert engine.engine.runner.batches is batches
+    assert engine.engine.parity.result is None
+
+
+def test_what_mlx_lm_cannot_batch_is_not_batched_whatever_is_set(opened: Callable[..., Watched]) -> None:
+    assert opened("llama4", None, batching="always").engine.runner.batches is False
+
+
 def test_a_family_that_does_not_resume_exactly_is_not_stored(
     opened: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

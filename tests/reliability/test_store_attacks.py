@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ class Meter:
     def __init__(self) -> None:
         self.nbytes = 0
 
-    def __call__(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
-        array, view = allocate(dtype, shape)
-        self.nbytes += len(array)
-        return array, view
+    def __call__(self, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[Any, memoryview]]:
+        allocated: list[tuple[Any, memoryview]] = [*allocate(tensors)]
+        self.nbytes += sum(len(array) for array, _ in allocated)
+        return allocated
 
 
 # Harm that leaves a file

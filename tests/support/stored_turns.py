@@ -7,6 +7,7 @@ fills a small volume.
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -137,13 +138,11 @@ def windows(tokens: Sequence[int], *indices: int) -> list[Record[HostTensor]]:
     return [record(chain[index].key, (), kind="window") for index in indices]
 
 
-def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[np.ndarray[Any, Any], memoryview]:
+def allocate(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[np.ndarray[Any, Any], memoryview]]:
     """What an engine would allocate, in plain memory."""
-    nbytes = {"U32": 4, "BF16": 2, "U8": 1}[dtype]
-    for n in shape:
-        nbytes *= n
-    array = np.zeros(nbytes, np.uint8)
-    return array, array.data
+    sizes = [{"U32": 4, "BF16": 2, "U8": 1}[dtype] * math.prod(shape) for dtype, shape in tensors]
+    arrays = [np.zeros(nbytes, np.uint8) for nbytes in sizes]
+    return [(array, array.data) for array in arrays]
 
 
 def is_right(block: Record[Any]) -> bool:

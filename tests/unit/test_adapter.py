@@ -71,6 +71,7 @@ def test_every_setting_reaches_the_engine(adapter: type[AdapterSettings], tmp_pa
         "cache_dir": str(tmp_path / "c"),
         "kv_bits": None,
         "prewarm": "idle",
+        "batching": "never",
         "durability": "power",
         "block_tokens": 64,
     }

@@ -59,7 +59,7 @@ def test_every_benchmark_has_a_result_and_a_table() -> None:
 def test_a_result_says_where_it_was_measured(name: str) -> None:
     result = report.read(name)
     assert set(result) == {"machine", "commit", "versions", "model", "settings", "results"}
-    assert set(result["machine"]) == {"cpu", "cores", "platform", "device"}
+    assert set(result["machine"]) >= {"cpu", "cores", "platform", "device"}
     assert set(result["versions"]) == {"python", "mlx", "mlx-lm", "agent-memory-mlx"}
     assert result["commit"] not in ("", "unknown")
 
@@ -249,3 +249,12 @@ def test_a_target_is_a_bound(value: float, target: str, met: bool) -> None:
 
 def _median(samples: list[dict[str, Any]], name: str) -> float:
     return float(statistics.median(sample[name] for sample in samples))
+
+
+def test_a_new_result_describes_the_machine_and_the_device(tmp_path: Path) -> None:
+    record = _load("record")
+    record.write_result(tmp_path / "new.json", {}, {})
+    machine = json.loads((tmp_path / "new.json").read_text())["machine"]
+    assert {"cpu", "cores", "memory", "platform", "macos", "device", "device_info"} == set(machine)
+    assert machine["memory"] > 2**28
+    assert machine["device_info"] == mx.device_info()

@@ -39,6 +39,7 @@ NOTHING: dict[str, str] = {}
         ("block_tokens", 100),
         ("durability", "maybe"),
         ("prewarm", "always"),
+        ("batching", "sometimes"),
         ("max_batch_size", 0),
         ("max_batch_size", True),
         ("max_batch_size", 2.0),

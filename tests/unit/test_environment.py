@@ -66,6 +66,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
         ("AGENT_MEMORY_MEMORY_BUDGET_MB", "none", "memory_budget_mb", None),
         ("AGENT_MEMORY_DURABILITY", "power", "durability", "power"),
         ("AGENT_MEMORY_PREWARM", "idle", "prewarm", "idle"),
+        ("AGENT_MEMORY_BATCHING", "never", "batching", "never"),
         ("AGENT_MEMORY_SEED", "7", "seed", 7),
         ("SEMANTIC_MLX_MODEL_ID", "org/m", "model", "org/m"),
         ("SEMANTIC_MLX_CACHE_BUDGET_MB", "4096", "memory_budget_mb", 4096),

@@ -90,17 +90,23 @@ def new(
 def verify(
     model: ModelArgument,
     blocks: Annotated[int, typer.Option(min=1, help="The number of block boundaries to resume at.")] = 8,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Compare nothing, and drop the recorded result.")
+    ] = False,
 ) -> None:
     """Check that batching and resuming do not change a model's logits. The result is recorded and used."""
     with core.AgentMemory(model=model) as memory:
         with err.status(f"loading {model}"):
             memory.load()
+        if forget:
+            _say(_forgotten(memory.forget_verified()))
+            return
         with err.status("comparing logits"):
             result = memory.verify(blocks)
         folder = memory.config.cache_dir
     out.print(_parity(result))
-    if not result.batched:
-        _say(f"the model decodes one sequence at a time: {result.reason}.")
+    for sentence in _consequences(result, model):
+        _say(sentence)
     _say(
         f"recorded in {folder}."
         if folder is not None
@@ -174,14 +180,49 @@ def _bytes(count: float) -> str:
 
 
 def _parity(result: ParityResult) -> Table:
-    table = Table("compared", "largest gap", "limit", "result")
+    table = Table("compared", "gap", "floor", "limit", "result")
     limit = f"{result.limit:g}"
-    batched = str(result.batched_gap) if result.batched_gap is not None else ""
-    table.add_row("in a batch and alone", batched, limit, "equal" if result.batched else "one at a time")
+    table.add_row(
+        "in a batch and alone",
+        _gap(result.batched_gap),
+        _gap(result.batched_floor),
+        limit,
+        "equal" if result.batched else "one at a time",
+    )
     table.add_row(
         f"resumed and uninterrupted, at {result.boundaries} boundaries",
-        str(result.resumed_gap) if result.resumed_gap is not None else "",
+        _gap(result.resumed_gap),
+        _gap(result.resumed_floor),
         limit,
         "equal" if result.resumed else "not stored",
     )
     return table
+
+
+def _gap(gap: float | None) -> str:
+    return f"{gap:.2g}" if gap is not None else ""
+
+
+def _consequences(result: ParityResult, model: str) -> Iterable[str]:
+    """What the numbers mean, what follows from them, and how to undo that."""
+    yield (
+        "The floor is the gap that rounding alone makes. "
+        "A gap counts as equal up to the limit, or up to three times a floor that can come from rounding."
+    )
+    if not result.batched:
+        yield f"the model decodes one sequence at a time: {result.reason}."
+        yield "To decode sequences together all the same: export AGENT_MEMORY_BATCHING=always"
+    if not result.resumed:
+        yield f"from the next start on, nothing of this model is stored: {result.resumed_reason}."
+    if not (result.batched and result.resumed):
+        yield f"To undo this: agent-memory models verify {model} --forget"
+
+
+def _forgotten(result: ParityResult | None) -> str:
+    """What was dropped."""
+    if result is None:
+        return "nothing is recorded about this model."
+    batched = "decodes in batches" if result.batched else "decodes one sequence at a time"
+    return (
+        f"dropped what was recorded: the model {batched} and {'is' if result.resumed else 'is not'} stored."
+    )

@@ -46,15 +46,23 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def allocate(dtype: str, shape: tuple[int, ...]) -> tuple[mx.array, memoryview]:
-    """An evaluated array and its writable bytes, to be filled before anything reads it."""
-    array = mx.zeros(shape, _DTYPES[dtype])
-    mx.eval(array)
-    return array, memoryview(array).cast("B")  # type: ignore[arg-type]
+def allocate(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[mx.array, memoryview]]:
+    """Evaluated arrays of these dtypes and shapes and their writable bytes, to be filled before anything reads them.
+
+    The CPU makes them, in one evaluation: it has the same memory as the GPU on a Mac, and does not wait behind what the
+    GPU computes for others. On CUDA they lie at once where both can reach them.
+    """
+    arrays = [mx.zeros(shape, _DTYPES[dtype], stream=mx.cpu) for dtype, shape in tensors]
+    mx.eval(arrays)
+    return [(array, memoryview(array).cast("B")) for array in arrays]  # type: ignore[arg-type]
 
 
 def to_record(block: Block) -> Record[HostTensor]:
-    """The host form of a block whose arrays are evaluated. It shares their memory."""
+    """The host form of a block whose arrays are evaluated. It shares their memory.
+
+    Only for the engine's thread: on CUDA, taking a view moves the array to memory that the CPU can reach and frees the
+    old place, which must not happen while the engine gives the GPU work that reads it.
+    """
     tensors = {
         name: HostTensor(_NAMES[x.dtype], tuple(x.shape), memoryview(x).cast("B"))
         for name, x in block.kv.items()
@@ -64,7 +72,7 @@ def to_record(block: Block) -> Record[HostTensor]:
 
 def memory_is_writable() -> bool:
     """Whether bytes written through an array's memoryview are what MLX then reads on this backend."""
-    array, view = allocate("U32", (4,))
+    ((array, view),) = allocate([("U32", (4,))])
     view[:] = b"\x01\x00\x00\x00" * 4
     return bool(mx.all(array == 1).item())
 
@@ -78,14 +86,15 @@ class _HostBytes:
     data: bytearray
 
     @classmethod
-    def allocate(cls, dtype: str, shape: tuple[int, ...]) -> tuple[_HostBytes, memoryview]:
-        data = bytearray(math.prod(shape) * _DTYPES[dtype].size)
-        return cls(dtype, shape, data), memoryview(data)
+    def allocate(cls, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[_HostBytes, memoryview]]:
+        found = [
+            cls(dtype, shape, bytearray(math.prod(shape) * _DTYPES[dtype].size)) for dtype, shape in tensors
+        ]
+        return [(host, memoryview(host.data)) for host in found]
 
     def array(self) -> mx.array:
-        array = mx.array(np.frombuffer(self.data, np.uint8)).view(_DTYPES[self.dtype]).reshape(self.shape)
-        mx.eval(array)
-        return array
+        """The bytes as an array, not evaluated yet."""
+        return mx.array(np.frombuffer(self.data, np.uint8)).view(_DTYPES[self.dtype]).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +205,14 @@ class BlockWriter:
         self.failed = 0
 
     def submit(self, save: Save) -> None:
-        """Queue a turn; wait while more than `MAX_PENDING` bytes are under way."""
+        """Queue a turn; wait while more than `MAX_PENDING` bytes are under way. Only the engine's thread calls it."""
+        records = [to_record(block) for block in save.blocks]
         with self._room:
             self._room.wait_for(
                 lambda: self._pending == 0 or self._pending + save.nbytes <= self._max_pending
             )
             self._pending += save.nbytes
-        self._worker.put(lambda: self._write(save))
+        self._worker.put(lambda: self._write(save, records))
 
     def flush(self) -> None:
         """Wait until all that is queued now is written. Any thread may call it, also after `close`."""
@@ -214,14 +224,14 @@ class BlockWriter:
         """Write all that is queued, then end."""
         self._worker.close()
 
-    def _write(self, save: Save) -> None:
+    def _write(self, save: Save, records: Sequence[Record[HostTensor]]) -> None:
         before = save.after.result() if save.after is not None else None
         commit = save.commit
         if before is not None:
             commit = dataclasses.replace(commit, branch_id=before.branch_id, generation=before.generation)
         row: BranchRow | None = None
         try:
-            row = self._store.commit([to_record(block) for block in save.blocks], commit)
+            row = self._store.commit(records, commit)
             self._tell_room()
         except (StoreError, OSError) as error:
             # The answer stands and older states stay readable; only this turn will be computed again.
@@ -283,5 +293,6 @@ class BlockReader:
                 break
             if not self._writes_into_arrays:
                 arrays = {name: host.array() for name, host in block.tensors.items()}
+                mx.eval(arrays)
                 block = dataclasses.replace(block, tensors=arrays)
             loaded.append(block)

@@ -78,6 +78,8 @@ def make_rooms(
     limits = _limits(loaded, config, layout)
     eos = sorted(loaded.tokenizer.eos_token_ids)
     runner = ModelRunner(loaded.model, layout, eos)
+    if config.batching != "auto":
+        runner.batches = config.batching == "always" and layout.batches
     disk: Persistence = NoDisk()
     sessions: SessionBook = MemorySessionBook(pool)
     if store is not None:

@@ -182,12 +182,10 @@ def read_record(fd: int, size: int, stored: StoredRecord, allocate: Allocate) ->
         Damaged: the file is not what its description says.
     """
     header = _header_of(fd, size, stored)
-    arrays: dict[str, Any] = {}
-    views: list[memoryview] = []
-    for tensor in header.tensors:
-        arrays[tensor.name], view = allocate(tensor.dtype, tensor.shape)
-        assert view.nbytes == tensor.nbytes
-        views.append(view)
+    allocated = allocate([(tensor.dtype, tensor.shape) for tensor in header.tensors])
+    arrays = {tensor.name: array for tensor, (array, _) in zip(header.tensors, allocated, strict=True)}
+    views = [view for _, view in allocated]
+    assert [view.nbytes for view in views] == [tensor.nbytes for tensor in header.tensors]
     moved = transfer(views, lambda batch, done: os.preadv(fd, batch, header.start + done))
     if moved != header.payload:
         raise Damaged("it was cut while it was read")

@@ -44,3 +44,12 @@ class Catalog(Database):
         """
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, text))
+
+    def drop_note(self, key: str) -> None:
+        """Drop the text under a key, if there is one.
+
+        Raises:
+            StoreError: the database cannot be written.
+        """
+        with self.transaction() as db:
+            db.execute("DELETE FROM notes WHERE key = ?", (key,))

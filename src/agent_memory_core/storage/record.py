@@ -5,14 +5,15 @@ A record is a block, a tail, a window or a token tail, see `blocks.block`. It ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind
 
-Allocate = Callable[[str, tuple[int, ...]], tuple[Any, memoryview]]
-"""From a safetensors dtype and a shape to a new array and its writable bytes, which the store fills."""
+Allocate = Callable[[Sequence[tuple[str, tuple[int, ...]]]], list[tuple[Any, memoryview]]]
+"""From the safetensors dtypes and shapes of one record's tensors to new arrays and their writable bytes, which the
+store fills. All at once, because on a GPU each call is a round trip."""
 
 
 class Sized(Protocol):
