@@ -214,7 +214,7 @@ def test_what_macos_leaves_beside_a_profile_is_not_read(tmp_path: Path, own: dic
     (tmp_path / "._some-model-4bit.toml").write_bytes(b"\x00\x05\x16\x07\xff")
     found = find_profile("org/Some-Model-4bit", own)
     assert found is not None
-    assert found.path.name == "some-model-4bit.toml"
+    assert found.path == tmp_path / "some-model-4bit.toml"
 
 
 @pytest.mark.parametrize("age", [0, 3600])
