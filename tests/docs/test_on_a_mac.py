@@ -10,6 +10,7 @@ import pytest
 import typer
 from support import devices
 
+from agent_memory_core import EngineConfig
 from agent_memory_core.backend import WANTED_FILES
 from agent_memory_core.cli.main import app
 
@@ -43,6 +44,15 @@ def test_every_command_of_ours_is_there() -> None:
         for word in filter(None, words):
             assert word in command.commands
             command = command.commands[word]
+
+
+def test_settings_have_the_names_and_defaults_of_the_engine() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (.*?) \|", PAGE, re.MULTILINE)
+    assert len(table) == 4
+    for name, default in table:
+        assert name in EngineConfig.model_fields
+        if quoted := re.findall(r'`"(\w+)"`', default):
+            assert quoted == [EngineConfig.model_fields[name].default]
 
 
 def test_devices_and_limits_are_those_of_the_code() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
-from support import families
+from support import devices, families
 from support.engine_driver import RecordingSink, SteppedEngine
 
 from agent_memory_core import (
@@ -210,9 +210,13 @@ def test_hot_evicted_and_restarted_turns_are_the_same_bits(
         )
 
 
+@pytest.mark.exact_on_cpu(
+    reason="a live window holds more keys than a restored one, so a GPU adds their products in other tiles",
+    tolerance=1e-4,
+)
 @every_family
 def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
-    name: str, opened: Callable[..., Watched], tmp_path: Path
+    name: str, opened: Callable[..., Watched], tmp_path: Path, tolerance: float
 ) -> None:
     """The turn before leaves its live cache; fed with the same chunks it gives the same logits."""
     talk: Talk = []
@@ -226,7 +230,7 @@ def test_a_resumed_turn_is_the_uninterrupted_one_bit_for_bit(
             for chunk in engine.chunks:
                 logits = model(mx.array([chunk]), cache=live)[:, -1]
                 mx.eval(logits)
-            assert mx.array_equal(logits, engine.logits[-1])
+            assert devices.same(logits, engine.logits[-1], tolerance)
             assert sink.token_ids == plain(name, engine.prompts[-1], 8)
         live = engine.live
         talk = [*talk, said(sink)]

@@ -43,6 +43,13 @@ def is_exact() -> bool:
     return on_cpu and not hasattr(Linear.__call__, "rounds_by_rows")
 
 
+def same(one: mx.array, other: mx.array, tolerance: float) -> bool:
+    """Whether two arrays have the same bits or, with a tolerance, are as near; the fixture ``tolerance`` knows it."""
+    if tolerance == 0:
+        return bool(mx.array_equal(one, other))
+    return bool(mx.allclose(one, other, rtol=tolerance, atol=tolerance))
+
+
 def rounded_by_rows(product: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """A layer's call that rounds several rows otherwise than one row.
 

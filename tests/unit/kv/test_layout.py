@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import given, settings, strategies as st
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
-from support import families, tiny_models
+from support import devices, families, tiny_models
 from support.live_caches import IDS, filled, run
 
 from agent_memory_core.kv.layout import LAYER_KINDS, KvLayout
@@ -49,8 +49,14 @@ def built(name: str) -> tuple[Any, KvLayout]:
     return model, KvLayout(model)
 
 
+@pytest.mark.exact_on_cpu(
+    reason="a live window holds more keys than its copy, so a GPU adds their products in other tiles",
+    tolerance=1e-4,
+)
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_every_layer_of_a_family_is_in_the_group_of_its_kind_and_copies_to_the_same_bits(name: str) -> None:
+def test_every_layer_of_a_family_is_in_the_group_of_its_kind_and_copies_to_the_same_bits(
+    name: str, tolerance: float
+) -> None:
     model, layout = built(name)
     assert {group.kind for group in layout.groups} == KINDS.get(name, {"append"})
     assert layout.unknown == []
@@ -60,7 +66,7 @@ def test_every_layer_of_a_family_is_in_the_group_of_its_kind_and_copies_to_the_s
     live = filled(model, 64, 64, 64, 50)
     copy = copied(layout, live, 242, 64)
     for more in ([9, 8, 7, 6, 5], [4, 3], [2], [1]):
-        assert mx.array_equal(run(model, more, live), run(model, more, copy))
+        assert devices.same(run(model, more, live), run(model, more, copy), tolerance)
 
 
 @settings(max_examples=25, deadline=None)
