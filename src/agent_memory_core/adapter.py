@@ -23,6 +23,7 @@ from agent_memory_core.config import (
     KvBits,
     Prewarm,
     SamplingParams,
+    Wired,
     absolute,
     as_model_name,
     check_model_name,
@@ -114,6 +115,7 @@ class AdapterSettings(BaseModel):
     prefill_chunk: int | None = _engine_field("prefill_chunk")
     prefill_chunk_busy: int | None = _engine_field("prefill_chunk_busy")
     context_length: int | None = _engine_field("context_length")
+    wired: Wired | None = _engine_field("wired")
     prewarm: Prewarm | None = _engine_field("prewarm")
     durability: Durability | None = _engine_field("durability")
     temperature: float | None = _sampling_field("temperature")

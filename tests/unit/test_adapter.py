@@ -72,6 +72,7 @@ def test_every_setting_reaches_the_engine(adapter: type[AdapterSettings], tmp_pa
         "kv_bits": None,
         "prewarm": "idle",
         "batching": "never",
+        "wired": "on",
         "durability": "power",
         "block_tokens": 64,
     }

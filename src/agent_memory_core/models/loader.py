@@ -102,7 +102,7 @@ def fingerprint(folder: Path, adapter_path: str | None = None) -> str:
     """Hash everything that the KV of a token depends on; see the module's docstring."""
     digest = hashlib.sha256(b"agent-memory model 1")
     _add_file(digest, folder / "config.json", whole=True)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("[!.]*.safetensors")):
         _add_file(digest, file)
     for name in _TOKENIZER_FILES:
         if (folder / name).is_file():

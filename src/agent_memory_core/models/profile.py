@@ -163,7 +163,7 @@ def find_profile(model: str, environ: Mapping[str, str] | None = None) -> Profil
 @lru_cache(maxsize=16)
 def _files(directory: Path, changed: int) -> tuple[Path, ...]:
     """The profiles of a folder; ``changed`` makes a changed folder another one."""
-    return tuple(sorted(directory.glob("*.toml")))
+    return tuple(sorted(directory.glob("[!.]*.toml")))
 
 
 @lru_cache(maxsize=128)
@@ -219,7 +219,7 @@ def list_profiles() -> tuple[list[Profile], list[InvalidSetting]]:
     """All profiles, in the order in which they are searched, and an error for each file that cannot be read."""
     profiles, errors = [], []
     for directory in profile_directories():
-        for path in sorted(directory.glob("*.toml")):
+        for path in sorted(directory.glob("[!.]*.toml")):
             try:
                 profiles.append(read_profile(path))
             except InvalidSetting as error:

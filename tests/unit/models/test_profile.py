@@ -208,6 +208,15 @@ def test_an_own_profile_comes_before_a_shipped_one(tmp_path: Path, own: dict[str
     assert settings_for({}, {}).max_batch_size == EngineConfig().max_batch_size
 
 
+def test_what_macos_leaves_beside_a_profile_is_not_read(tmp_path: Path, own: dict[str, str]) -> None:
+    """On a disk of another format each file gets a companion of binary data."""
+    write(tmp_path, FULL)
+    (tmp_path / "._some-model-4bit.toml").write_bytes(b"\x00\x05\x16\x07\xff")
+    found = find_profile("org/Some-Model-4bit", own)
+    assert found is not None
+    assert found.path == tmp_path / "some-model-4bit.toml"
+
+
 @pytest.mark.parametrize("age", [0, 3600])
 def test_a_profile_that_changes_appears_or_goes_is_noticed(
     tmp_path: Path, own: dict[str, str], age: int
