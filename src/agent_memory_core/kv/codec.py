@@ -83,7 +83,8 @@ class TensorEncoding:
             x = rotate(x)
         if self.along == "tokens":
             x = x.swapaxes(-1, -2)
-            x = x.reshape(*x.shape[:-1], -1, self.group)
+            # A copy, because MLX 0.32 on CUDA reads a transposed view as if its numbers lay in their old order.
+            x = mx.contiguous(x.reshape(*x.shape[:-1], -1, self.group))
         return tuple(mx.quantize(x, group_size=self.group, bits=self.bits))
 
     def decode(self, arrays: Sequence[mx.array]) -> mx.array:

@@ -253,3 +253,23 @@ def test_names_differ_exactly_when_the_encoding_does() -> None:
     assert len(set(names)) == len(names)
     assert KvCodec(8, {"0.k": 64}).name() != KvCodec(8, {"0.k": 80}).name()
     assert KvCodec(4, DIMS).name() == KvCodec(ENCODINGS[4], DIMS).name()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_is_quantised_lies_in_the_order_of_its_axes(
+    monkeypatch: pytest.MonkeyPatch, layers: int, heads: int
+) -> None:
+    """On CUDA, MLX quantises a transposed view of one layer with one head in the order of its memory."""
+    real, seen = mx.quantize, []
+
+    def quantize(x: mx.array, **settings: Any) -> Any:
+        mx.eval(x)
+        seen.append(memoryview(x).c_contiguous)  # type: ignore[arg-type]
+        return real(x, **settings)
+
+    monkeypatch.setattr(mx, "quantize", quantize)
+    segment = {name: mx.random.normal((layers, heads, 64, 32)) for name in ("0.k", "0.v")}
+    mx.eval(segment)
+    KvCodec("6/4", {name: 32 for name in segment}).encode(segment)
+    assert seen == [True, True]
