@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from agent_memory_core.cli import options
 from agent_memory_core.cli.main import main
 
 WIDTH = "200"
@@ -21,6 +22,8 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in this process with these variables set, and check its exit code."""
     stdout, stderr = io.StringIO(), io.StringIO()
+    # A console keeps the width that it finds when it is made, which was before this call.
+    options.out.width = options.err.width = int(WIDTH)
     with (
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),

@@ -6,6 +6,7 @@ import os
 import resource
 import stat
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -75,10 +76,10 @@ def test_blocks_are_read_into_evaluated_mlx_arrays(store: BlockStore) -> None:
     made = record(ROOT, ids(BLOCK))
     store.commit([made], wanted(ids(BLOCK)))
 
-    def arrays(dtype: str, shape: tuple[int, ...]) -> tuple[mx.array, memoryview]:
-        array = mx.zeros(shape, {"U32": mx.uint32, "BF16": mx.bfloat16}[dtype])
-        mx.eval(array)
-        return array, memoryview(array).cast("B")
+    def arrays(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[mx.array, memoryview]]:
+        made = [mx.zeros(shape, {"U32": mx.uint32, "BF16": mx.bfloat16}[dtype]) for dtype, shape in tensors]
+        mx.eval(made)
+        return [(array, memoryview(array).cast("B")) for array in made]
 
     loaded = store.load(ROOT, made.key, arrays)
     assert loaded is not None
@@ -373,7 +374,7 @@ def test_too_little_memory_is_a_miss_and_the_file_stays(store: BlockStore) -> No
     made = record(ROOT, ids(BLOCK))
     store.commit([made], wanted(ids(BLOCK)))
 
-    def none_left(dtype: str, shape: tuple[int, ...]) -> tuple[bytearray, memoryview]:
+    def none_left(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[bytearray, memoryview]]:
         raise MemoryError
 
     assert store.load(ROOT, made.key, none_left) is None
