@@ -19,7 +19,7 @@ from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("ttft", "append_cost", "throughput", "quality", "families")
-HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot"}
+HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
 
 
 def _load(name: str) -> ModuleType:
