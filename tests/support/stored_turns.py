@@ -187,7 +187,11 @@ def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbyte
         if len(known) > 20 * BLOCK:
             branch, known = None, known[: 2 * BLOCK]
         tokens = (*known, *(chance.randrange(1000) for _ in range(chance.randint(1, 2 * BLOCK))))
-        done = turn(store, tokens, session, branch, nbytes=nbytes, max_branches=10_000)
+        try:
+            done = turn(store, tokens, session, branch, nbytes=nbytes, max_branches=10_000)
+        except StoreFull:
+            # Another worker may hold the rest of a small budget at this moment.
+            continue
         print(json.dumps([session, done.branch_id, done.generation, tokens]), flush=True)
 
 
