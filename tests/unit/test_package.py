@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -147,8 +148,12 @@ def declared() -> set[str]:
     return names - {project["name"]}
 
 
+# It reads the files of every installed distribution.
+all_distributions = cache(packages_distributions)
+
+
 def distributions_of(package: str) -> set[str]:
-    return {name.lower().replace("_", "-") for name in packages_distributions().get(package, [package])}
+    return {name.lower().replace("_", "-") for name in all_distributions().get(package, [package])}
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
