@@ -52,9 +52,10 @@ def allocate(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[mx.ar
     The CPU makes them, in one evaluation: it has the same memory as the GPU on a Mac, and does not wait behind what the
     GPU computes for others. On CUDA they lie at once where both can reach them.
     """
-    arrays = [mx.zeros(shape, _DTYPES[dtype], stream=mx.cpu) for dtype, shape in tensors]
+    # Any, because MLX's types name the buffer protocol on some versions of Python only.
+    arrays: list[Any] = [mx.zeros(shape, _DTYPES[dtype], stream=mx.cpu) for dtype, shape in tensors]
     mx.eval(arrays)
-    return [(array, memoryview(array).cast("B")) for array in arrays]  # type: ignore[arg-type]
+    return [(array, memoryview(array).cast("B")) for array in arrays]
 
 
 def to_record(block: Block) -> Record[HostTensor]:
