@@ -23,10 +23,12 @@ from agent_memory_core import (
     InvalidRequest,
     SamplingParams,
     SessionKey,
+    TurnReport,
     sampling_for,
     settings_for,
 )
 from agent_memory_core.adapter import Turn, chosen_tool
+from langchain_agent_memory.call import Call, report_to
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
     PROVIDER,
@@ -46,17 +48,7 @@ from langchain_agent_memory.structured import (
 )
 
 _KEY = "agent_memory_session"
-"""The keyword under which the resolved session travels from an entry point to the model's inside."""
-
-
-class _Carried:
-    """A session on its way through LangChain. Older releases show every keyword to traces, so its repr hides the id."""
-
-    def __init__(self, key: SessionKey) -> None:
-        self.key = key
-
-    def __repr__(self) -> str:
-        return "<session>"
+"""The keyword under which a `Call` travels from an entry point to the model's inside."""
 
 
 class ChatMLXPersistent(AdapterSettings, BaseChatModel):
@@ -148,7 +140,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        return super().invoke(input, config, stop=stop, **self._with_session(config, kwargs))
+        call = self._call(config, kwargs)
+        return call.reported(super().invoke(input, config, stop=stop, **self._keywords(kwargs, call)))
 
     async def ainvoke(
         self,
@@ -158,7 +151,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        return await super().ainvoke(input, config, stop=stop, **self._with_session(config, kwargs))
+        call = self._call(config, kwargs)
+        return call.reported(await super().ainvoke(input, config, stop=stop, **self._keywords(kwargs, call)))
 
     # Neither of the next two is a generator itself: its first line has to run at the call.
     def stream(
@@ -169,7 +163,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
-        return super().stream(input, config, stop=stop, **self._with_session(config, kwargs))
+        call = self._call(config, kwargs)
+        return call.in_stream(super().stream(input, config, stop=stop, **self._keywords(kwargs, call)))
 
     def astream(
         self,
@@ -179,7 +174,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
-        return super().astream(input, config, stop=stop, **self._with_session(config, kwargs))
+        call = self._call(config, kwargs)
+        return call.in_async_stream(super().astream(input, config, stop=stop, **self._keywords(kwargs, call)))
 
     # Versions 1 and 2 of the events come by way of the methods above.
     def stream_events(
@@ -191,7 +187,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Any:
         if version == "v3":
-            kwargs = self._with_session(config, kwargs)
+            kwargs = self._keywords(kwargs, self._call(config, kwargs))
         return super().stream_events(input, config, version=version, **kwargs)  # type: ignore[call-overload]
 
     def astream_events(
@@ -203,32 +199,35 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Any:
         if version == "v3":
-            kwargs = self._with_session(config, kwargs)
+            kwargs = self._keywords(kwargs, self._call(config, kwargs))
         return super().astream_events(input, config, version=version, **kwargs)  # type: ignore[call-overload]
 
-    def _with_session(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> Call:
+        """The call that these keywords belong to: one entry point may go on to another one."""
         if _KEY in kwargs:
-            return kwargs
-        rest = dict(kwargs)
-        key = self._take_session(rest, config=config)
-        return {**rest, _KEY: _Carried(key)}
+            call: Call = kwargs[_KEY]
+            return call
+        return Call(self._take_session(dict(kwargs), config=config))
+
+    def _keywords(self, kwargs: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """The keywords with the call in place of what named its session."""
+        named = ("session_id", "namespace", _KEY)
+        return {**{name: value for name, value in kwargs.items() if name not in named}, _KEY: call}
 
     def _take_session(
         self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None
     ) -> SessionKey:
         """Remove from ``kwargs`` what names a session, and return the key."""
         own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
-        carried: _Carried | None = kwargs.pop(_KEY, None)
-        return (
-            carried.key
-            if carried is not None
-            else resolve_session(
-                config,
-                run_manager=run_manager,
-                default_session_id=self.session_id,
-                default_namespace=self.namespace,
-                **own,
-            )
+        call: Call | None = kwargs.pop(_KEY, None)
+        if call is not None:
+            return call.key
+        return resolve_session(
+            config,
+            run_manager=run_manager,
+            default_session_id=self.session_id,
+            default_namespace=self.namespace,
+            **own,
         )
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -252,7 +251,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
     ) -> ChatResult:
         turn = self._turn(messages, stop, run_manager, kwargs)
         with understood():
-            return _result(to_ai_message(turn.memory.chat(turn.request, turn.session)))
+            result = turn.memory.chat(turn.request, turn.session)
+        return _result(to_ai_message(result), result.report, kwargs)
 
     async def _agenerate(
         self,
@@ -263,7 +263,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
     ) -> ChatResult:
         turn = self._turn(messages, stop, run_manager, kwargs)
         with understood():
-            return _result(to_ai_message(await turn.memory.achat(turn.request, turn.session)))
+            result = await turn.memory.achat(turn.request, turn.session)
+        return _result(to_ai_message(result), result.report, kwargs)
 
     # Token callbacks are LangChain's to call: run_manager is here for the session alone.
     def _stream(
@@ -279,6 +280,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         try:
             with understood():
                 for delta in answer:
+                    report_to(kwargs, _KEY, delta.report)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
         finally:
@@ -297,6 +299,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         try:
             with understood():
                 async for delta in answer:
+                    report_to(kwargs, _KEY, delta.report)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
         finally:
@@ -399,5 +402,6 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         return self._memory().count_tokens(ChatRequest(to_core(messages), offered))
 
 
-def _result(message: AIMessage) -> ChatResult:
+def _result(message: AIMessage, report: TurnReport, kwargs: Mapping[str, Any]) -> ChatResult:
+    report_to(kwargs, _KEY, report)
     return ChatResult(generations=[ChatGeneration(message=message)])

@@ -32,7 +32,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
-from agent_memory_core.adapter import id_of, measurements, merge_leading_systems
+from agent_memory_core.adapter import id_of, merge_leading_systems
 
 PROVIDER = "mlx"
 
@@ -288,5 +288,12 @@ def _token(entry: TokenLogprob) -> dict[str, Any]:
 
 
 def _metadata(report: TurnReport) -> dict[str, Any]:
-    """The ``response_metadata`` of a turn. Only one chunk carries it, because merging chunks joins equal texts."""
-    return {"model_provider": PROVIDER, "model_name": report.model, **measurements(report)}
+    """The part of a turn's ``response_metadata`` that belongs to no session; `call.Call` adds the rest.
+
+    Only one chunk carries it, because merging chunks joins equal texts.
+    """
+    return {
+        "model_provider": PROVIDER,
+        "model_name": report.model,
+        "finish_reason": report.finish_reason,
+    }

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import (
     AIMessage,
@@ -22,10 +23,12 @@ from langchain_core.messages import (
 from langchain_core.runnables import ConfigurableField, RunnableConfig
 from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langchain_core.tools import tool
+from langchain_core.tracers.base import BaseTracer
 from langgraph.checkpoint.sqlite import SqliteSaver
-from support.conversations import ASYNC_CASES, CASES, RULES, Answer, Bench, History
+from support.conversations import ASYNC_CASES, CASES, REPORT, RULES, Answer, Bench, History
 
 from agent_memory_core import InvalidRequest
+from agent_memory_core.adapter import measurements
 from langchain_agent_memory import ChatMLXPersistent
 
 LONG = SystemMessage(RULES)
@@ -264,6 +267,62 @@ def test_tools_are_called_and_their_results_answered(llm: ChatMLXPersistent) -> 
 def test_no_tools_are_called_where_none_may_be(llm: ChatMLXPersistent) -> None:
     ask = "What is the weather in Paris?"
     assert llm.bind_tools([get_weather], tool_choice="none", max_tokens=80).invoke(ask).tool_calls == []
+
+
+def test_where_no_tool_is_offered_the_answer_is_text_whatever_the_history_holds(
+    llm: ChatMLXPersistent,
+) -> None:
+    call = AIMessage("", tool_calls=[{"name": "add", "args": {"a": 2, "b": 3}, "id": "1"}])
+    result = ToolMessage("5", tool_call_id="1")
+    ask = HumanMessage("What is 2 plus 3?")
+    again = [AIMessage("The result is 5."), HumanMessage("What is the weather in Rome?")]
+    histories = [[ask, call, result, *again], [ask, call, result], [ask, call, result, *again, call, result]]
+    for history in histories:
+        for answer in (
+            llm.invoke(history, max_tokens=80),
+            llm.invoke(history, max_tokens=80, tool_choice="none"),
+            merge(list(llm.stream(history, max_tokens=80))),
+        ):
+            assert answer.text.strip()
+            assert "<tool_call>" not in answer.text
+            assert (answer.tool_calls, answer.invalid_tool_calls) == ([], [])
+
+
+# The response cache and tracers
+
+
+class Recorder(BaseTracer):
+    """Keeps all that a tracer is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def _persist_run(self, run: Any) -> None:
+        self.seen.append(run.model_dump_json() if hasattr(run, "model_dump_json") else repr(vars(run)))
+
+
+def test_the_response_cache_and_tracers_are_told_nothing_of_a_session(store: Path) -> None:
+    model = ChatMLXPersistent(cache_dir=store, temperature=0, max_tokens=8, cache=InMemoryCache())
+    recorder = Recorder()
+
+    def config(session: str) -> RunnableConfig:
+        return {"configurable": {"thread_id": session}, "callbacks": [recorder]}
+
+    first = model.invoke(QUESTION, config("secret-one"))
+    assert first.response_metadata["session_id"] == "secret-one"
+    assert first.response_metadata["persisted"] is True
+    second = model.invoke(QUESTION, config("secret-two"))
+    assert second.content == first.content
+    assert not set(second.response_metadata) & set(measurements(REPORT)) - {"finish_reason"}
+    whole = merge(list(model.stream(QUESTION, config("secret-three"))))
+    assert whole.response_metadata["session_id"] == "secret-three"
+    assert (
+        whole.response_metadata["finish_reason"] == "stop"
+        or whole.response_metadata["finish_reason"] == "length"
+    )
+    assert recorder.seen
+    assert not any("secret" in seen and "session_id" in seen for seen in recorder.seen)
 
 
 def test_a_choice_of_a_tool_that_is_not_there_is_refused(llm: ChatMLXPersistent) -> None:

@@ -9,6 +9,8 @@ once and copied for each request. Where a request does not leave the answer to t
     parallel calls off     any text, and at most one call at its end
     tool_choice none       any text in which no call begins; the tools stay in the prompt, so that the prompt begins
                            as the other prompts of the session do
+    no tools               the same where the conversation has calls that the model could imitate; else any text, of
+                           which nothing is read as a call
 
 A think block may precede each of them. Calls are written exactly as the model's template renders them, see
 `tool_syntax`. A delimiter that is one token of the vocabulary is matched as that token, and can then not occur inside
@@ -23,6 +25,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -107,13 +110,28 @@ class Grammars:
         Raises:
             InvalidRequest: llguidance is missing, or it cannot constrain this model's answers as requested.
         """
-        choice = request.tool_choice or "auto"
         if request.response_schema is None:
-            if not request.tools or (choice == "auto" and request.parallel_tool_calls):
+            choice = _choice(request)
+            if choice == "auto" and request.parallel_tool_calls:
+                return []
+            if not request.tools and not any(message.tool_calls for message in request.messages):
+                # What could be imitated are the calls of the conversation. Without them nothing is changed or waited for.
                 return []
             if choice == "none" and self._parser.start in self._delimiter_ids:
                 return [Ban(self._delimiter_ids[self._parser.start])]
+            if not request.tools and not self._can_be_held:
+                return []
         return [self.grammar(request, prompt.text).mask(len(prompt.token_ids))]
+
+    @property
+    def _can_be_held(self) -> bool:
+        """Whether this model's answers can be held to a grammar."""
+        fast = getattr(self._tokenizer, "backend_tokenizer", None) is not None
+        return fast and not self._answers_in_channels and find_spec("llguidance") is not None
+
+    @property
+    def _answers_in_channels(self) -> bool:
+        return bool(self._tokenizer.response_transitions or self._tokenizer.structural_markers)
 
     def grammar(self, request: ChatRequest, prompt: str) -> Grammar:
         """The compiled grammar of the answer to ``request``, whose prompt ends as ``prompt`` does.
@@ -121,7 +139,7 @@ class Grammars:
         Raises:
             InvalidRequest: see `processors`.
         """
-        if self._tokenizer.response_transitions or self._tokenizer.structural_markers:
+        if self._answers_in_channels:
             raise InvalidRequest(
                 "this model answers in channels, which cannot be held to a schema or a tool yet."
             )
@@ -150,8 +168,8 @@ class Grammars:
         return [f"start: ({lark.literal(tokenizer.think_start)} thought {_SPACE})? body", thought]
 
     def _body(self, request: ChatRequest, lark: Lark) -> list[str]:
-        choice, schema = request.tool_choice or "auto", request.response_schema
-        calls = self._calls(request, choice, lark) if request.tools and choice != "none" else []
+        choice, schema = _choice(request), request.response_schema
+        calls = self._calls(request, choice, lark) if choice != "none" else []
         if schema is not None:
             answer = f"answer: {json_of(schema or {'type': 'object'})}"
             return [f"body: answer{' | calls' if calls else ''}", answer, *calls]
@@ -189,6 +207,11 @@ class Grammars:
         for i, tool in enumerate(tools):
             rules += self._syntax.rules(f"call_{i}", tool, lark)
         return rules, self._syntax.between_calls
+
+
+def _choice(request: ChatRequest) -> str:
+    """The request's tool choice. Without tools, none can be called."""
+    return (request.tool_choice or "auto") if request.tools else "none"
 
 
 # llguidance

@@ -1,6 +1,7 @@
 """The text of a tool call to a `ToolCall`, by the parser that mlx-lm has for the model.
 
-A model that mlx-lm has no parser for is read by the <tool_call> JSON convention, if the request offers tools.
+A model that mlx-lm has no parser for is read by the <tool_call> JSON convention. Where a request offers no tools, an
+answer has no calls: its text is text.
 """
 
 from __future__ import annotations
@@ -72,10 +73,8 @@ def model_parser(tokenizer: TokenizerWrapper) -> ToolCallParser:
 
 
 def parser_for(tokenizer: TokenizerWrapper, request: ChatRequest) -> ToolCallParser | None:
-    """What parses the calls in the answer to ``request``; None where a delimiter in it is text like any other."""
-    if request.tool_choice == "none" or (request.response_schema is not None and not request.tools):
-        return None
-    if not request.tools and not tokenizer.has_tool_calling:
+    """What parses the calls in the answer to ``request``; None where no tool may be called, so that all is text."""
+    if not request.tools or request.tool_choice == "none":
         return None
     return model_parser(tokenizer).offering(*request.tools)
 

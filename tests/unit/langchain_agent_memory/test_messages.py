@@ -24,7 +24,7 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGenerationChunk
 from support import conversations
-from support.conversations import ANSWERS, CUT_OFF, END, MEASURED, whole
+from support.conversations import ANSWERS, CUT_OFF, END, whole
 
 from agent_memory_core import (
     Delta,
@@ -177,7 +177,7 @@ def test_an_answer_as_one_message() -> None:
     assert message.response_metadata == {
         "model_provider": "mlx",
         "model_name": "tiny-chat",
-        **MEASURED,
+        "finish_reason": "stop",
     }
 
 

@@ -13,7 +13,7 @@ from support.constrained_answers import ASK, Answer, grammars_of
 from support.json_schemas import SCHEMAS, fits, tool
 from support.tool_templates import with_tools
 
-from agent_memory_core import ChatRequest, InvalidRequest
+from agent_memory_core import ChatRequest, InvalidRequest, Message, ToolCall
 from agent_memory_core.structured.grammar import MAX_GRAMMARS, Grammars
 from agent_memory_core.structured.mask import Ban
 from agent_memory_core.text.chat_template import ChatTemplate
@@ -148,6 +148,18 @@ def test_where_no_tool_may_be_called_no_call_can_begin() -> None:
     assert ban == Ban(call), "one token of the vocabulary needs no grammar"
     spelled = Answer(made.llama3(), request, 0, most=40, likes="a<tool_call>")
     assert spelled.text.startswith("a<tool_call")
+    assert "<tool_call>" not in spelled.text
+
+
+def test_where_no_tool_is_offered_no_call_can_begin() -> None:
+    prompt = Prompt((1,), "", 0, None)
+    call = made.tiny_chat().convert_tokens_to_ids("<tool_call>")
+    history = (*ASK, Message("assistant", "", tool_calls=(ToolCall("add", {"x": 1}, "1"),)), *ASK)
+    for tokenizer in (made.tiny_chat(), made.llama3()):
+        assert grammars_of(tokenizer).processors(ChatRequest(ASK), prompt) == [], "text costs nothing"
+    assert grammars_of(made.tiny_chat()).processors(ChatRequest(history), prompt) == [Ban(call)]
+    assert len(grammars_of(made.llama3()).processors(ChatRequest(history), prompt)) == 1
+    spelled = Answer(made.llama3(), ChatRequest(history), 0, most=40, likes="a<tool_call>")
     assert "<tool_call>" not in spelled.text
 
 

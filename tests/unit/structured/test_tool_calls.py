@@ -107,7 +107,7 @@ def with_parser(module: Any) -> TokenizerWrapper:
 
 
 def test_a_model_with_a_parser_is_read_by_it() -> None:
-    parser = parser_for(with_parser(mistral), ChatRequest(()))
+    parser = parser_for(with_parser(mistral), ChatRequest((), (TOOL,)))
     assert parser is not None
     assert (parser.start, parser.parse_span) == (mistral.tool_call_start, mistral.parse_tool_call)
 
@@ -123,4 +123,6 @@ def test_a_model_without_a_parser_calls_by_the_convention_if_tools_were_offered(
 def test_no_call_is_read_where_none_can_be_meant() -> None:
     assert parser_for(made.tiny_chat(), ChatRequest((), (TOOL,), tool_choice="none")) is None
     assert parser_for(made.tiny_chat(), ChatRequest((), response_schema={})) is None
+    assert parser_for(made.tiny_chat(), ChatRequest(())) is None
+    assert parser_for(with_parser(mistral), ChatRequest(())) is None
     assert parser_for(made.tiny_chat(), ChatRequest((), (TOOL,), response_schema={})) is not None

@@ -14,8 +14,8 @@ from mlx_lm.generate import make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from support import made_tokenizers as made
 
-from agent_memory_core.messages import ChatRequest, Delta
-from agent_memory_core.structured.tool_calls import parser_for
+from agent_memory_core.messages import Delta
+from agent_memory_core.structured.tool_calls import model_parser
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.text.token_text import ExactTokenizer, TextDecoder
 
@@ -49,8 +49,9 @@ def read(reader: Detokenizer, ids: Sequence[int]) -> Delta:
 
 
 def reader_of(tokenizer: TokenizerWrapper, **options: Any) -> Detokenizer:
-    """As the engine makes one for a request without tools."""
-    return Detokenizer(tokenizer, calls=parser_for(tokenizer, ChatRequest(())), **options)
+    """As the engine makes one for a request with tools, where the model has a parser of its own."""
+    calls = model_parser(tokenizer) if tokenizer.has_tool_calling else None
+    return Detokenizer(tokenizer, calls=calls, **options)
 
 
 def read_text(tokenizer: TokenizerWrapper, text: str, **options: Any) -> Delta:
