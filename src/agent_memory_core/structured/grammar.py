@@ -115,7 +115,7 @@ class Grammars:
             if choice == "auto" and request.parallel_tool_calls:
                 return []
             if not request.tools and not any(message.tool_calls for message in request.messages):
-                # What could be imitated are the calls of the conversation. Without them nothing is changed or waited for.
+                # A model imitates the calls of its conversation; without any, nothing is changed or waited for.
                 return []
             if choice == "none" and self._parser.start in self._delimiter_ids:
                 return [Ban(self._delimiter_ids[self._parser.start])]
