@@ -39,7 +39,10 @@ class Call:
         report, self._report = self._report, None
         if report is None:
             return message
-        metadata = {**message.response_metadata, **measurements(report)}
+        measured = measurements(report)
+        # The answer has it already, and LangChain joins equal texts of several chunks.
+        del measured["finish_reason"]
+        metadata = message.response_metadata | measured
         return message.model_copy(update={"response_metadata": metadata})
 
     def in_stream(self, chunks: Iterator[AIMessageChunk]) -> Iterator[AIMessageChunk]:

@@ -41,6 +41,7 @@ from langchain_agent_memory.structured import (
     METHODS,
     Method,
     call_parser,
+    form_tool,
     response_format,
     text_parser,
     to_response_schema,
@@ -375,10 +376,9 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         shown = schema if schema is not None else {"title": "answer", "type": "object"}
         traced = {"kwargs": {"method": method, "strict": strict}, "schema": shown}
         if method == "function_calling" and schema is not None:
-            name = convert_to_openai_tool(schema)["function"]["name"]
-            bound = self.bind_tools(
-                [schema], tool_choice=name, strict=strict, ls_structured_output_format=traced, **kwargs
-            )
+            tool = form_tool(schema)
+            name = tool["function"]["name"]
+            bound = self.bind_tools([tool], tool_choice=name, ls_structured_output_format=traced, **kwargs)
             return with_parser(bound, call_parser(schema, name), include_raw=include_raw)
         form = response_format(schema or {}, method)
         bound = self.bind(response_format=form, ls_structured_output_format=traced, **kwargs)

@@ -32,6 +32,7 @@ try:
     )
     from langchain.agents.middleware.types import AgentState
     from langchain.agents.structured_output import AutoStrategy, OutputToolBinding, ToolStrategy
+    from langgraph.graph.message import REMOVE_ALL_MESSAGES
     from langgraph.types import Command
 except ImportError as error:
     raise ImportError(
@@ -191,18 +192,22 @@ def _offered(request: Request) -> list[Any]:
 
 
 def _replacing(request: Request, kept: Sequence[AnyMessage], response: Response) -> Extended:
-    """The response, with a change of the state that replaces older messages by the summary, the first of ``kept``.
+    """The response, with a change of the state to the summary, which is the first of ``kept``, and what follows it.
 
-    The summary takes the id of the first message that it replaces, and with it the place: an added one would come last.
+    The whole list is sent anew, as LangChain's own summariser does: messages have no lasting ids in every graph (those
+    of ``create_deep_agent`` get other ones whenever the state is loaded), so single ones cannot be removed by theirs.
+    The answer is in it because this change of the state is made after that of the answer.
     """
-    ids = {message.id for message in kept}
-    in_state = {message.id for message in request.state["messages"]}
-    replaced = [m.id for m in request.messages if m.id in in_state and m.id not in ids and m.id is not None]
-    if not replaced:
+    summary, *recent = kept
+    state = request.state["messages"]
+    ids = [message.id for message in state]
+    if not recent or recent[0].id not in ids:
+        # What the model was shown is not what the state holds, so that there is nothing to replace in it.
         return ExtendedModelResponse(response)
-    summary = kept[0].model_copy(update={"id": replaced[0]})
-    removed = [RemoveMessage(id=name) for name in replaced[1:]]
-    return ExtendedModelResponse(response, Command(update={"messages": [summary, *removed]}))
+    whole = [summary, *state[ids.index(recent[0].id) :], *response.result]
+    return ExtendedModelResponse(
+        response, Command(update={"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), *whole]})
+    )
 
 
 __all__ = ["INSTRUCTION", "PrefixSummarization"]

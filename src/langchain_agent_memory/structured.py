@@ -1,19 +1,23 @@
-"""Structured output: schemas in every form LangChain has, as what the model is asked for and how it is read."""
+"""Structured output: schemas in every form LangChain has, as what the model is asked for and how it is read.
+
+An answer that ended before its JSON was complete is an error that says so, whole, streamed and with ``include_raw``:
+LangChain's own parsers would complete it to something else, or return None.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from operator import itemgetter
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Literal
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.outputs import Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.runnables import Runnable, RunnableGenerator
+from langchain_core.runnables.utils import AddableDict
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
@@ -51,19 +55,130 @@ def response_format(schema: dict[str, Any] | type, method: Method) -> dict[str, 
     """The ``response_format`` that asks for ``schema``."""
     if method == "json_mode":
         return {"type": "json_object"}
-    form = _json_schema(schema)
+    form = to_json_schema(schema)
     return {"type": "json_schema", "json_schema": {"name": form.get("title", "answer"), "schema": form}}
 
 
-def _json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
+def form_tool(schema: dict[str, Any] | type) -> dict[str, Any]:
+    """The tool by whose call an answer of this form is given.
+
+    Raises:
+        InvalidRequest: the form is not an object, as the arguments of a call are.
+    """
+    form = to_json_schema(schema)
+    name = schema.__name__ if isinstance(schema, type) else _function(schema).get("name")
+    if not _is_object(form, form):
+        raise InvalidRequest(
+            f"the schema {_name_of(form, name)!r} is not an object, and the arguments of a call are one: use "
+            "method='json_schema', or make it a property of an object."
+        )
+    function = {"name": _name_of(form, name), "description": form.get("description", ""), "parameters": form}
+    return {"type": "function", "function": function}
+
+
+def to_json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
+    """The JSON schema of a class, of a function schema in OpenAI's or Anthropic's form, or the schema itself."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_json_schema()
-    if isinstance(schema, dict) and not {"title", "name", "function"} & schema.keys():
+    if not isinstance(schema, dict):
+        return convert_to_json_schema(schema)
+    function = _function(schema)
+    if not function:
         return schema
-    return convert_to_json_schema(schema)
+    found = next((function[key] for key in _PARAMETERS if isinstance(function.get(key), Mapping)), None)
+    form = dict(found) if found is not None else {"type": "object", "properties": {}}
+    described = {"title": function.get("name"), "description": function.get("description")}
+    return {key: value for key, value in described.items() if value} | form
 
 
-class _Whole:
+_PARAMETERS = ("parameters", "input_schema", "schema")
+
+
+def _function(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The function that ``schema`` describes; empty where it is a JSON schema itself."""
+    inner = schema.get("function", schema.get("json_schema"))
+    if isinstance(inner, Mapping):
+        return inner
+    described = isinstance(schema.get("name"), str) and not {"type", "properties", "$ref"} & schema.keys()
+    return schema if described else {}
+
+
+def _name_of(form: Mapping[str, Any], name: object) -> str:
+    """The name of a tool: the class's or the function's, else the schema's title."""
+    return str(name or form.get("title") or "answer")
+
+
+def _is_object(form: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
+    """Whether every value that fits ``form`` is an object, as far as its first lines tell."""
+    if not isinstance(form, Mapping) or depth > 8:
+        return False
+    if isinstance(reference := form.get("$ref"), str):
+        found: Any = root
+        for key in reference.removeprefix("#").strip("/").split("/"):
+            found = found.get(key) if isinstance(found, Mapping) and key else found
+        return _is_object(found, root, depth + 1)
+    for word in ("anyOf", "oneOf"):
+        if choices := form.get(word):
+            return all(_is_object(choice, root, depth + 1) for choice in choices)
+    if every := form.get("allOf"):
+        return any(_is_object(part, root, depth + 1) for part in every)
+    return form.get("type") == "object" or ("type" not in form and "properties" in form)
+
+
+# Parsers ----------------------------------------------------------------------------------------------------
+
+
+class _ToItsEnd:
+    """A parser that reads a stream's last value as a whole answer, so that one that was cut raises at the end."""
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
+        pieces = _Pieces()
+        last: Any = None
+        for last in super()._transform(pieces.through(input)):  # type: ignore[misc]
+            yield last
+        yield from self._rest(pieces, last)
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
+        pieces = _Pieces()
+        last: Any = None
+        async for last in super()._atransform(pieces.through_async(input)):  # type: ignore[misc]
+            yield last
+        for value in self._rest(pieces, last):
+            yield value
+
+    def _rest(self, pieces: _Pieces, last: Any) -> Iterator[Any]:
+        if pieces.message is not None:
+            value = self.parse_result([ChatGeneration(message=pieces.message)])  # type: ignore[attr-defined]
+            if value != last:
+                yield value
+
+
+class _Pieces:
+    """The pieces of an answer, put together as they go by."""
+
+    def __init__(self) -> None:
+        self.message: BaseMessage | None = None
+
+    def add(self, piece: str | BaseMessage) -> None:
+        if isinstance(piece, str):
+            piece = AIMessageChunk(content=piece)
+        both = isinstance(self.message, AIMessageChunk) and isinstance(piece, AIMessageChunk)
+        self.message = self.message + piece if both else piece  # type: ignore[operator, assignment]
+
+    def through(self, pieces: Iterator[str | BaseMessage]) -> Iterator[str | BaseMessage]:
+        for piece in pieces:
+            self.add(piece)
+            yield piece
+
+    async def through_async(
+        self, pieces: AsyncIterator[str | BaseMessage]
+    ) -> AsyncIterator[str | BaseMessage]:
+        async for piece in pieces:
+            self.add(piece)
+            yield piece
+
+
+class _Whole(_ToItsEnd):
     """Refuses an answer that ended inside its JSON. LangChain's parsers would complete it to something else."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
@@ -71,9 +186,51 @@ class _Whole:
         try:
             json.loads("null" if partial else text)
         except ValueError as error:
-            message = f"the answer's JSON is not complete, allow more max_tokens: {text}"
+            message = f"{_end_of(result[0], 'its JSON')}: {text}"
             raise OutputParserException(message, llm_output=text) from error
         return super().parse_result(result, partial=partial)  # type: ignore[misc]
+
+
+class _Called(_ToItsEnd):
+    """Refuses an answer without the call that it was to be. LangChain's parsers would return None."""
+
+    form: str
+    """The name of the tool that is to be called."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        message = result[0].message if isinstance(result[0], ChatGeneration) else None
+        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        if not partial and not any(call["name"] == self.form for call in calls):
+            raise OutputParserException(self._refusal(result[0], message), llm_output=result[0].text)
+        return super().parse_result(result, partial=partial)  # type: ignore[misc]
+
+    def _refusal(self, generation: Generation, message: object) -> str:
+        invalid = message.invalid_tool_calls if isinstance(message, AIMessage) else []
+        reason = _finish_reason(generation)
+        if reason in ("length", "stop") and (invalid or reason == "length"):
+            return (
+                f"{_end_of(generation, f'the call of {self.form!r}')}, or bound the schema's texts and lists."
+            )
+        said = "; ".join(str(call["error"]) for call in invalid) or repr(generation.text)
+        return f"the answer has no call of {self.form!r} that can be read: {said}"
+
+
+def _finish_reason(generation: Generation) -> object:
+    return (
+        generation.message.response_metadata.get("finish_reason")
+        if isinstance(generation, ChatGeneration)
+        else None
+    )
+
+
+def _end_of(generation: Generation, place: str) -> str:
+    """In what way an answer ended inside ``place``, and what helps."""
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    usage = message.usage_metadata if isinstance(message, AIMessage) else None
+    if _finish_reason(generation) == "stop":
+        return f"the answer ended at a stop string inside {place}: choose a stop string that JSON cannot hold"
+    limit = f"max_tokens={usage['output_tokens']}" if usage else "max_tokens"
+    return f"the answer ended at {limit} inside {place}: raise max_tokens"
 
 
 class _Json(_Whole, JsonOutputParser):
@@ -84,8 +241,16 @@ class _Pydantic(_Whole, PydanticOutputParser[Any]):
     pass
 
 
+class _PydanticCall(_Called, PydanticToolsParser):
+    form: str
+
+
+class _JsonCall(_Called, JsonOutputKeyToolsParser):
+    form: str
+
+
 def text_parser(schema: dict[str, Any] | type | None) -> Runnable[Any, Any]:
-    """Reads an answer that is JSON: as an object of a pydantic class, else as a dictionary."""
+    """Reads an answer that is JSON: as an object of a pydantic class, else as what the JSON says."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return _Pydantic(pydantic_object=schema)
     return _Json()
@@ -94,16 +259,43 @@ def text_parser(schema: dict[str, Any] | type | None) -> Runnable[Any, Any]:
 def call_parser(schema: dict[str, Any] | type, name: str) -> Runnable[Any, Any]:
     """Reads an answer that is a call of the tool ``name``."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        return _PydanticCall(tools=[schema], first_tool_only=True, form=name)
+    return _JsonCall(key_name=name, first_tool_only=True, form=name)
 
 
 def with_parser(
-    model: Runnable[LanguageModelInput, AIMessage], parser: Runnable[Any, Any], *, include_raw: bool
+    model: Runnable[LanguageModelInput, AIMessage], parser: Any, *, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """``model`` followed by ``parser``; if asked for, the result also has the message itself and the parser's error."""
+    """``model`` followed by ``parser``; if asked for, the result also has the message itself and the parser's error.
+
+    A stream of the second form has the message in pieces, and at its end the value or the error.
+    """
     if not include_raw:
-        return model | parser
-    read = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-    unread = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=model) | read.with_fallbacks([unread], exception_key="parsing_error")
+        read: Runnable[LanguageModelInput, Any] = model | parser
+        return read
+
+    def both(pieces: Iterator[BaseMessage]) -> Iterator[AddableDict]:
+        whole = _Pieces()
+        for piece in pieces:
+            whole.add(piece)
+            yield AddableDict(raw=piece)
+        yield _parsed(parser, whole)
+
+    async def both_async(pieces: AsyncIterator[BaseMessage]) -> AsyncIterator[AddableDict]:
+        whole = _Pieces()
+        async for piece in pieces:
+            whole.add(piece)
+            yield AddableDict(raw=piece)
+        yield _parsed(parser, whole)
+
+    return model | RunnableGenerator(both, both_async)
+
+
+def _parsed(parser: Any, whole: _Pieces) -> AddableDict:
+    """The value of an answer, or why it has none."""
+    assert whole.message is not None
+    try:
+        value = parser.parse_result([ChatGeneration(message=whole.message)])
+    except OutputParserException as error:
+        return AddableDict(parsed=None, parsing_error=error)
+    return AddableDict(parsed=value, parsing_error=None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pydantic.v1
 import pytest
@@ -15,7 +17,7 @@ from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from support import engine_driver, tiny_models
 from support.constrained_answers import ASK
 from support.json_schemas import SCHEMAS, fits, tool
@@ -250,14 +252,134 @@ def test_json_mode_is_any_object(llm: ChatMLXPersistent) -> None:
         llm.with_structured_output(Person, method="yaml")
 
 
-def test_an_answer_that_was_cut_is_an_error_and_not_half_an_object(llm: ChatMLXPersistent) -> None:
-    long = {"type": "string", "minLength": 90}
-    schema = {"title": "t", "type": "object", "properties": {"a": long}, "required": ["a"]}
-    with pytest.raises(OutputParserException, match="max_tokens"):
-        llm.with_structured_output(schema, max_tokens=20).invoke("Who?")
-    raw = llm.with_structured_output(schema, max_tokens=20, include_raw=True).invoke("Who?")
-    assert raw["parsed"] is None
-    assert isinstance(raw["parsing_error"], OutputParserException)
+LONG = {"type": "string", "minLength": 90}
+CUT = {"title": "t", "type": "object", "properties": {"a": LONG}, "required": ["a"]}
+
+
+class Cut(BaseModel):
+    """Too long for a short answer."""
+
+    a: str = Field(min_length=90)
+
+
+def added(pieces: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The pieces of a stream, put together."""
+    return functools.reduce(operator.add, pieces)
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("schema", [CUT, Cut])
+async def test_an_answer_that_was_cut_is_an_error_and_not_half_an_object(
+    llm: ChatMLXPersistent, schema: Any, method: Any
+) -> None:
+    asked = llm.with_structured_output(schema, method=method, max_tokens=20)
+    with pytest.raises(OutputParserException, match="max_tokens=20"):
+        asked.invoke("Who?")
+    with pytest.raises(OutputParserException, match="max_tokens=20"):
+        list(asked.stream("Who?"))
+    with pytest.raises(OutputParserException, match="max_tokens=20"):
+        [piece async for piece in asked.astream("Who?")]
+    both = llm.with_structured_output(schema, method=method, max_tokens=20, include_raw=True)
+    asynchronously = added([piece async for piece in both.astream("Who?")])
+    for raw in (both.invoke("Who?"), added(both.stream("Who?")), asynchronously):
+        assert raw["parsed"] is None
+        assert isinstance(raw["parsing_error"], OutputParserException)
+        assert isinstance(raw["raw"], AIMessage)
+
+
+def test_a_stop_string_inside_the_form_is_told_as_one(llm: ChatMLXPersistent) -> None:
+    with pytest.raises(OutputParserException, match="stop string"):
+        llm.with_structured_output(CUT, stop=['"a"']).invoke("Who?")
+
+
+class Tree(BaseModel):
+    """A tree."""
+
+    leaf: Literal["a", "b"]
+    below: list[Tree] = Field(default=[], max_length=1)
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    age: int = Field(ge=0, le=20)
+
+
+class Pet(BaseModel):
+    """A pet."""
+
+    pet: Cat | Dog = Field(discriminator="kind")
+
+
+Marks = RootModel[Annotated[list[Literal["a", "b"]], Field(min_length=1, max_length=3)]]
+NOT_OBJECTS: list[dict[str, Any]] = [
+    {"title": "array", "type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+    {"title": "enum", "enum": ["a", "b", 3]},
+    {"title": "const", "const": 3},
+    {"title": "union", "anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "null"}]},
+    {"title": "text", "type": "string", "maxLength": 5},
+    {"title": "named", "$defs": {"n": {"enum": [1, 2]}}, "$ref": "#/$defs/n"},
+]
+OBJECTS: list[dict[str, Any]] = [
+    {
+        "title": "map",
+        "patternProperties": {"^[ab]$": {"enum": [1]}},
+        "additionalProperties": False,
+        "type": "object",
+    },
+    {"title": "cases", "oneOf": [Cat.model_json_schema(), Dog.model_json_schema()]},
+    Tree.model_json_schema(),
+    Pet.model_json_schema(),
+]
+
+
+@pytest.mark.parametrize("schema", [*NOT_OBJECTS, *OBJECTS], ids=lambda schema: schema.get("title", "tree"))
+def test_a_titled_schema_of_any_root_is_held(llm: ChatMLXPersistent, schema: dict[str, Any]) -> None:
+    asked = llm.with_structured_output(schema)
+    value = asked.invoke("Fill in the form.")
+    assert fits(value, schema)
+    assert list(asked.stream("Fill in the form."))[-1:] == [value] if value is not None else []
+    if schema in OBJECTS:
+        assert fits(llm.with_structured_output(schema, method="function_calling").invoke("Go."), schema)
+    else:
+        with pytest.raises(InvalidRequest, match=r"is not an object.*json_schema"):
+            llm.with_structured_output(schema, method="function_calling")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("schema", [Tree, Pet, Marks])
+def test_recursive_and_discriminated_classes_are_held(
+    llm: ChatMLXPersistent, schema: type[BaseModel], method: Any
+) -> None:
+    if schema is Marks and method == "function_calling":
+        with pytest.raises(InvalidRequest, match="is not an object"):
+            llm.with_structured_output(schema, method=method)
+        return
+    for seed in range(3):
+        asked = llm.with_structured_output(schema, method=method, seed=seed)
+        assert isinstance(asked.invoke("Fill in the form."), schema)
+
+
+FUNCTION = {"name": "person", "description": "Somebody.", "parameters": PERSON}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        FUNCTION,
+        {"type": "function", "function": FUNCTION},
+        {"name": "person", "input_schema": PERSON},
+        {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}},
+    ],
+)
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_function_schema_stands_for_its_parameters(
+    llm: ChatMLXPersistent, schema: dict[str, Any], method: Any
+) -> None:
+    assert fits(llm.with_structured_output(schema, method=method).invoke("Who?"), PERSON)
 
 
 @pytest.mark.parametrize(
