@@ -14,6 +14,7 @@ from agent_memory_core.errors import (
     AgentMemoryError,
     BackendMissing,
     Cancelled,
+    DeadlineExceeded,
     EngineStopped,
     InvalidRequest,
     InvalidSetting,
@@ -42,7 +43,7 @@ from agent_memory_core.messages import (
 )
 
 if TYPE_CHECKING:
-    from agent_memory_core.adapter import AdapterSettings
+    from agent_memory_core.adapter import AdapterSettings, UnknownSetting
     from agent_memory_core.engine.events import (
         BlocksEvicted,
         FirstToken,
@@ -85,6 +86,7 @@ _MODULES = {
     "TurnProgress": "engine.events",
     "TurnQueued": "engine.events",
     "TurnSaved": "engine.events",
+    "UnknownSetting": "adapter",
     "Profile": "models.profile",
     "list_profiles": "models.profile",
     "sampling_for": "models.profile",
@@ -134,6 +136,7 @@ __all__ = [
     "ChatResult",
     "ChatStream",
     "CheckReport",
+    "DeadlineExceeded",
     "Delta",
     "EngineConfig",
     "EngineStopped",
@@ -174,6 +177,7 @@ __all__ = [
     "TurnQueued",
     "TurnReport",
     "TurnSaved",
+    "UnknownSetting",
     "Usage",
     "describe_model",
     "list_profiles",

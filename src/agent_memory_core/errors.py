@@ -12,6 +12,7 @@
     │   ├── StoreFull         there is no room on disk for what was asked; a turn is answered all the same
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
     ├── OutOfGpuMemory        the GPU had no memory left for the turn; others go on
+    ├── DeadlineExceeded      the answer took longer than its timeout (also a TimeoutError)
     ├── Cancelled             the turn was withdrawn while somebody read it
     └── EngineStopped         the engine was closed, met a fault that it names, or the process was forked
 
@@ -72,6 +73,10 @@ class SessionNotFound(StoreError, KeyError):
 
 class OutOfGpuMemory(AgentMemoryError):
     """The GPU had no memory left for the turn, which was given up; its session is as it was."""
+
+
+class DeadlineExceeded(AgentMemoryError, TimeoutError):
+    """The answer took longer than its timeout. The turn was withdrawn; what it computed is kept for a retry."""
 
 
 class Cancelled(AgentMemoryError):

@@ -123,10 +123,12 @@ class AgentMemory:
             PromptTooLong: the prompt can never fit.
             ModelError: the model cannot be loaded.
             StoreError: the cache directory cannot be used, or cannot take the turn.
+            DeadlineExceeded: the request's timeout is over.
             EngineStopped: the engine was closed.
         """
-        sink = QueueSink()
-        handle = self._thread.submit(self._request(request, sampling), _key(session), sink)
+        asked = self._request(request, sampling)
+        sink = QueueSink(asked.timeout)
+        handle = self._thread.submit(asked, _key(session), sink)
         answer = ChatStream(sink, handle)
         return answer if stream else _whole(list(answer))
 
@@ -143,8 +145,9 @@ class AgentMemory:
         self, request: Conversation, session: Owner = None, *, stream: bool = False, **sampling: Any
     ) -> ChatResult | AsyncChatStream:
         """`chat` for coroutines: nothing blocks the event loop and no thread waits."""
-        sink = AsyncQueueSink()
-        handle = self._thread.submit(self._request(request, sampling), _key(session), sink)
+        asked = self._request(request, sampling)
+        sink = AsyncQueueSink(asked.timeout)
+        handle = self._thread.submit(asked, _key(session), sink)
         answer = AsyncChatStream(sink, handle)
         return answer if stream else _whole([delta async for delta in answer])
 
@@ -412,13 +415,18 @@ def _key(session: Owner) -> SessionKey:
     return key
 
 
-def _message(item: Message | Mapping[str, Any]) -> Message:
+def _message(item: Any) -> Message:
     if isinstance(item, Message):
         return item
+    # The errors never quote the message: they end in logs, and it may hold a whole conversation.
     try:
         return Message(**item)
-    except TypeError as error:
-        raise InvalidRequest(f"{dict(item)!r} is not a message: give role and content ({error}).") from None
+    except TypeError:
+        if hasattr(item, "keys"):
+            kind = f"a mapping with the keys {', '.join(map(str, item))}"
+        else:
+            kind = f"an object of the type {type(item).__name__}"
+        raise InvalidRequest(f"{kind} is not a message: give a mapping with role and content.") from None
 
 
 def _checked(request: ChatRequest) -> ChatRequest:
@@ -426,7 +434,8 @@ def _checked(request: ChatRequest) -> ChatRequest:
         raise InvalidRequest("the list of messages is empty: give at least one.")
     for message in request.messages:
         if not isinstance(message.role, str) or not isinstance(message.content, str):
-            raise InvalidRequest(f"{message!r} is not valid: role and content must be strings.")
+            kinds = f"{type(message.role).__name__} and {type(message.content).__name__}"
+            raise InvalidRequest(f"role and content of a message are {kinds}: both must be strings.")
     _check_form(request)
     return request
 

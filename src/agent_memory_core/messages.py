@@ -89,6 +89,8 @@ class ChatRequest:
     response_schema: Mapping[str, Any] | None = None
     """A JSON schema that the answer's text must fit; an empty one means any JSON object. If tools are offered too, the
     model may call them instead."""
+    timeout: float | None = None
+    """Seconds that the answer may take, waiting included; then it is given up with `DeadlineExceeded`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from agent_memory_core import (
     sampling_for,
     settings_for,
 )
-from agent_memory_core.adapter import Turn, chosen_tool
+from agent_memory_core.adapter import Turn, chosen_text, chosen_tool
 from langchain_agent_memory.call import Call, report_to
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
@@ -75,7 +75,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         "logprobs",
         "top_logprobs",
     )
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = AdapterSettings.WITHOUT_EFFECT | {"stream_usage"}
+    # LangChain's own tests hand over names of other providers.
+    REFUSES_UNKNOWN: ClassVar[bool] = False
 
     logprobs: bool | None = Field(
         default=None,
@@ -105,6 +106,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
             "kv_bits": engine.kv_bits,
             **{name: getattr(sampling, name) for name in self.SAMPLING_FIELDS},
             "stop": list(self.stop or ()),
+            "chat_template_kwargs": self._template_kwargs(),
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -212,7 +214,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
 
     def _keywords(self, kwargs: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """The keywords with the call in place of what named its session."""
-        named = ("session_id", "namespace", _KEY)
+        named = ("session_id", "namespace", "prompt_cache_key", _KEY)
         return {**{name: value for name, value in kwargs.items() if name not in named}, _KEY: call}
 
     def _take_session(
@@ -220,13 +222,14 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
     ) -> SessionKey:
         """Remove from ``kwargs`` what names a session, and return the key."""
         own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
+        cache_key = chosen_text(kwargs.pop("prompt_cache_key", None), "prompt_cache_key")
         call: Call | None = kwargs.pop(_KEY, None)
         if call is not None:
             return call.key
         return resolve_session(
             config,
             run_manager=run_manager,
-            default_session_id=self.session_id,
+            default_session_id=cache_key or self.session_id,
             default_namespace=self.namespace,
             **own,
         )

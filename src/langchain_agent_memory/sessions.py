@@ -8,8 +8,9 @@ context, call metadata, surrounding configuration, surrounding metadata, inherit
     3  ``session_id``
     4  ``agent_memory_session_id`` of a callback handler
     5  ``thread_id``, ``conversation_id``
-    6  ``session_id=`` of the model
-    7  nothing: an anonymous turn, shared by content in memory and never on disk
+    6  ``prompt_cache_key=`` of the call, as OpenAI's models take it
+    7  ``session_id=`` of the model
+    8  nothing: an anonymous turn, shared by content in memory and never on disk
 
 The namespace is ``namespace=`` of the call, else ``agent_memory_namespace`` from the same sources, else the
 model's. The lane is ``agent_memory_lane``, else agent name, graph path and middleware purpose.

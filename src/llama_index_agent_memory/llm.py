@@ -43,7 +43,7 @@ from agent_memory_core import (
     sampling_for,
     settings_for,
 )
-from agent_memory_core.adapter import Turn, chosen_tool
+from agent_memory_core.adapter import Turn, chosen_text, chosen_tool
 from llama_index_agent_memory.messages import (
     ResponseWriter,
     to_chat_response,
@@ -201,11 +201,12 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
 
     def _turn(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], seen: Surroundings) -> Turn:
         options = self._options(kwargs)
+        cache_key = chosen_text(options.pop("prompt_cache_key", None), "prompt_cache_key")
         session = resolve_session(
             seen,
             session_id=options.pop("session_id", None),
             namespace=options.pop("namespace", None),
-            default_session_id=self.session_id,
+            default_session_id=cache_key or self.session_id,
             default_namespace=self.namespace,
         )
         tools = to_tools(options.pop("tools", None) or ())

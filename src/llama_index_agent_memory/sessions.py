@@ -8,8 +8,9 @@ Order, first found wins:
     3  ``agent_memory_session_id`` in the store of the workflow's `Context`
     4  ``session_id`` of the `Memory` that the workflow runs on
     5  ``agent_memory_session_id`` of a callback handler
-    6  ``session_id=`` of the model
-    7  nothing: an anonymous turn, shared by content in memory and never on disk
+    6  ``prompt_cache_key=`` of the call, as OpenAI's models take it
+    7  ``session_id=`` of the model
+    8  nothing: an anonymous turn, shared by content in memory and never on disk
 
 The namespace is ``namespace=`` of the call, else ``agent_memory_namespace`` from tags or store, else the model's.
 The lane is the tag ``agent_memory_lane``, else the name of the agent whose step is running. Only coroutines can read

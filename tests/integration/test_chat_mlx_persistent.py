@@ -27,7 +27,7 @@ from langchain_core.tracers.base import BaseTracer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from support.conversations import ASYNC_CASES, CASES, REPORT, RULES, Answer, Bench, History
 
-from agent_memory_core import InvalidRequest
+from agent_memory_core import InvalidRequest, UnknownSetting
 from agent_memory_core.adapter import measurements
 from langchain_agent_memory import ChatMLXPersistent
 
@@ -138,6 +138,11 @@ def test_both_names_of_a_field_are_taken() -> None:
     one = ChatMLXPersistent(model="m", max_tokens=5, stop=["x"])
     two = ChatMLXPersistent(**{"model_name": "m", "max_completion_tokens": 5, "stop_sequences": ["x"]})
     assert one == two
+
+
+def test_a_name_of_another_provider_is_warned_of() -> None:
+    with pytest.warns(UnknownSetting, match="'base_url' is no setting of ChatMLXPersistent"):
+        ChatMLXPersistent(**{"base_url": "http://localhost"})
 
 
 def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

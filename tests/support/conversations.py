@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from agent_memory_core import (
     ChatResult,
+    DeadlineExceeded,
     Delta,
     InvalidRequest,
     InvalidSetting,
@@ -171,6 +172,93 @@ def constructing_loads_and_touches_nothing(bench: Bench) -> None:
         bench.adapter.ask(model, [("user", "hi")])
 
 
+def a_slip_of_a_fields_name_is_refused_with_the_name(bench: Bench) -> None:
+    slips = {
+        "modle": "model",
+        "temprature": "temperature",
+        "max_token": "max_tokens",
+        "cache_directory": "cache_dir",
+        "num_predicts": "num_predict",
+        "kv_bit": "kv_bits",
+    }
+    for slip, name in slips.items():
+        with pytest.raises(ValidationError, match=f"{slip}.*did you mean {name}"):
+            bench.adapter.model(**{slip: 1})
+
+
+def names_of_other_packages_are_understood(bench: Bench) -> None:
+    others: dict[str, Any] = {
+        "model_path": Path("/no/such/model"),
+        "num_predict": 5,
+        "num_ctx": 512,
+        "repeat_penalty": 1.5,
+        "request_timeout": 20,
+        "stop_sequences": "x",
+        "prompt_cache_key": "ada",
+        "max_retries": 3,
+        "streaming": True,
+        "n": 1,
+    }
+    model = bench.adapter.model(**others)
+    told = (model.model, model.max_tokens, model.context_length, model.repetition_penalty, model.timeout)
+    assert told == ("/no/such/model", 5, 512, 1.5, 20)
+    assert (model.stop, model.session_id) == (["x"], "ada")
+    with pytest.raises(ValidationError, match="num_predict=5 and max_tokens=6 disagree"):
+        bench.adapter.model(num_predict=5, max_tokens=6)
+    with pytest.raises(ValidationError, match="n=2 is not valid"):
+        bench.adapter.model(n=2)
+    short = bench.adapter.ask(
+        bench.llm, QUESTION, max_new_tokens=2, presence_penalty=0, user="u", max_retries=2
+    )
+    assert short.completion_tokens == 2
+    with pytest.raises(InvalidRequest, match="frequency_penalty=1 is not valid"):
+        bench.adapter.ask(bench.llm, QUESTION, frequency_penalty=1)
+    with pytest.raises(InvalidRequest, match="'context_length' is a setting of the model"):
+        bench.adapter.ask(bench.llm, QUESTION, num_ctx=128)
+
+
+def what_is_assigned_is_checked(bench: Bench) -> None:
+    model = bench.adapter.model(max_tokens=9)
+    with pytest.raises(ValidationError, match="temperature=-1"):
+        model.temperature = -1
+    with pytest.raises(ValidationError):
+        model.max_tokens = "many"
+    assert (model.temperature, model.max_tokens) == (None, 9)
+    model.temperature, model.max_tokens = "0.5", 3
+    assert model._given(model.SAMPLING_FIELDS) == {"temperature": 0.5, "max_tokens": 3}
+
+
+def what_was_not_given_is_not_shown_as_a_fact(bench: Bench) -> None:
+    shown = repr(bench.adapter.model(max_tokens=9))
+    assert "max_tokens=9" in shown
+    assert not [name for name in ("cache_dir", "kv_bits", "temperature", "model=") if name in shown]
+
+
+def thinking_is_told_to_the_chat_template(bench: Bench) -> None:
+    fields: dict[str, Any] = {"reasoning_effort": "low", "chat_template_kwargs": {"a": 1, "b": 2}}
+    model = bench.adapter.model(**fields)
+    assert model._template_kwargs() == {"enable_thinking": True, "reasoning_effort": "low", "a": 1, "b": 2}
+    for said in (False, "none", {"effort": "none"}, {"type": "disabled"}):
+        assert bench.adapter.model(thinking=said)._template_kwargs() == {"enable_thinking": False}
+    seen: list[Any] = []
+    real = bench.llm.memory._request
+
+    def noted(request: Any, sampling: Any) -> Any:
+        seen.append(dict(request.template_kwargs))
+        return real(request, sampling)
+
+    bench.patch.setattr(bench.llm.memory, "_request", noted)
+    for option in ({"thinking": True}, {"reasoning": {"effort": "high"}}, {"chat_template_kwargs": {"x": 1}}):
+        bench.adapter.ask(bench.llm, QUESTION, max_tokens=1, **option)
+    assert seen == [
+        {"enable_thinking": True},
+        {"enable_thinking": True, "reasoning_effort": "high"},
+        {"x": 1},
+    ]
+    with pytest.raises(InvalidRequest, match="reasoning_effort='lots'"):
+        bench.adapter.ask(bench.llm, QUESTION, reasoning_effort="lots")
+
+
 IMPOSSIBLE: Sequence[tuple[dict[str, Any], type[Exception]]] = (
     ({"max_tokens": 0}, InvalidRequest),
     ({"top_p": 1.5}, InvalidRequest),
@@ -178,6 +266,9 @@ IMPOSSIBLE: Sequence[tuple[dict[str, Any], type[Exception]]] = (
     ({"max_batch_size": 0}, InvalidSetting),
     ({"block_tokens": 100}, InvalidSetting),
     ({"model": ""}, InvalidSetting),
+    ({"timeout": 0}, InvalidRequest),
+    ({"timeout": float("nan")}, InvalidRequest),
+    ({"reasoning_effort": "lots"}, InvalidRequest),
 )
 
 
@@ -344,6 +435,39 @@ async def leaving_an_async_stream_frees_its_place(bench: Bench) -> None:
     await asyncio.to_thread(wait_until, lambda: _idle(bench.llm))
 
 
+def an_answer_is_given_up_in_time(bench: Bench) -> None:
+    for options in ({"timeout": 0.05}, {"request_timeout": 0.05}):
+        with pytest.raises(DeadlineExceeded, match=r"timeout=0\.05 seconds"):
+            bench.adapter.ask(bench.llm, QUESTION, **LONG, **options)
+        with pytest.raises(TimeoutError):
+            list(bench.adapter.stream(bench.llm, QUESTION, **LONG, **options))
+    wait_until(lambda: _idle(bench.llm))
+    hasty = bench.llm.model_copy(update={"timeout": 0.05})
+    with pytest.raises(DeadlineExceeded):
+        bench.adapter.ask(hasty, QUESTION, **LONG)
+    assert bench.adapter.ask(hasty, QUESTION, timeout=60, max_tokens=2).completion_tokens == 2
+    with pytest.raises(InvalidRequest, match="timeout='soon'"):
+        bench.adapter.ask(bench.llm, QUESTION, timeout="soon")
+
+
+async def an_async_answer_is_given_up_in_time(bench: Bench) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await bench.adapter.aask(bench.llm, QUESTION, **LONG, timeout=0.05)
+    with pytest.raises(DeadlineExceeded):
+        async for _ in bench.adapter.astream(bench.llm, QUESTION, **LONG, timeout=0.05):
+            pass
+    await asyncio.to_thread(wait_until, lambda: _idle(bench.llm))
+
+
+def a_prompt_cache_key_is_the_session_where_nothing_else_names_one(bench: Bench) -> None:
+    keyed = bench.adapter.ask(bench.llm, QUESTION, max_tokens=1, prompt_cache_key="by key")
+    assert keyed.metadata["session_id"] == "by key"
+    named = bench.adapter.ask(
+        bench.llm, QUESTION, max_tokens=1, prompt_cache_key="by key", session_id="by name"
+    )
+    assert named.metadata["session_id"] == "by name"
+
+
 async def _cancelled(bench: Bench, asked: Awaitable[Any]) -> None:
     task = asyncio.ensure_future(asked)
     await asyncio.to_thread(wait_until, lambda: not _idle(bench.llm))
@@ -377,6 +501,11 @@ def counted_tokens_are_those_of_the_prompt(bench: Bench) -> None:
 CASES: Sequence[Callable[[Bench], None]] = (
     constructing_loads_and_touches_nothing,
     an_impossible_value_is_refused_by_name,
+    a_slip_of_a_fields_name_is_refused_with_the_name,
+    names_of_other_packages_are_understood,
+    what_is_assigned_is_checked,
+    what_was_not_given_is_not_shown_as_a_fact,
+    thinking_is_told_to_the_chat_template,
     every_spelling_of_a_folder_is_one_engine,
     the_next_turn_pays_for_new_tokens_only,
     a_session_survives_a_restart,
@@ -387,12 +516,15 @@ CASES: Sequence[Callable[[Bench], None]] = (
     a_prompt_that_cannot_fit_is_refused,
     ten_calls_read_no_file_and_no_variable_again,
     leaving_a_stream_frees_its_place,
+    an_answer_is_given_up_in_time,
+    a_prompt_cache_key_is_the_session_where_nothing_else_names_one,
     counted_tokens_are_those_of_the_prompt,
 )
 ASYNC_CASES: Sequence[Callable[[Bench], Awaitable[None]]] = (
     many_at_once_answer_as_one_by_one,
     every_route_gives_the_same_answer,
     leaving_an_async_stream_frees_its_place,
+    an_async_answer_is_given_up_in_time,
     a_cancelled_task_frees_its_place,
     a_cancelled_stream_frees_its_place,
 )

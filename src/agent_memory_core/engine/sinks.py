@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import time
 from contextlib import suppress
 from typing import Protocol
 
-from agent_memory_core.errors import EngineStopped
+from agent_memory_core.errors import DeadlineExceeded, EngineStopped
 from agent_memory_core.messages import Delta
 
 FORKED = (
@@ -48,10 +49,30 @@ class _Discard:
 DISCARD: OutputSink = _Discard()
 
 
+class Deadline:
+    """When a caller gives up, by its own clock: the engine may be busy with something long at that moment."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._end = time.monotonic() + timeout if timeout is not None else None
+
+    def left(self) -> float | None:
+        """Seconds until then, at least 0; None where nobody gives up."""
+        return max(0.0, self._end - time.monotonic()) if self._end is not None else None
+
+    def error(self) -> DeadlineExceeded:
+        """What to raise then."""
+        return DeadlineExceeded(
+            f"there was no whole answer within timeout={self._timeout:g} seconds: allow more, or ask again, which goes "
+            "on from what was computed."
+        )
+
+
 class QueueSink:
     """Deltas for a caller that blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None = None) -> None:
+        self._deadline = Deadline(timeout)
         self._queue: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
         self._failed = False
         self._process = os.getpid()
@@ -72,11 +93,15 @@ class QueueSink:
 
         Raises:
             Exception: what `fail` was given.
+            DeadlineExceeded: nothing came in time.
             EngineStopped: this process was forked after the turn had begun, so nothing will come.
         """
         if os.getpid() != self._process:
             raise EngineStopped(FORKED)
-        item = self._queue.get()
+        try:
+            item = self._queue.get(timeout=self._deadline.left())
+        except queue.Empty:
+            raise self._deadline.error() from None
         if isinstance(item, Exception):
             raise item
         return item
@@ -85,7 +110,8 @@ class QueueSink:
 class AsyncQueueSink:
     """Deltas for a coroutine: no thread waits, the engine wakes the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None = None) -> None:
+        self._deadline = Deadline(timeout)
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._failed = False
@@ -106,7 +132,11 @@ class AsyncQueueSink:
         """Wait for the next piece. Raises as `QueueSink.get` does."""
         if os.getpid() != self._process:
             raise EngineStopped(FORKED)
-        item = await self._queue.get()
+        try:
+            async with asyncio.timeout(self._deadline.left()):
+                item = await self._queue.get()
+        except TimeoutError:
+            raise self._deadline.error() from None
         if isinstance(item, Exception):
             raise item
         return item

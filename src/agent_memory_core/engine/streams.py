@@ -8,7 +8,7 @@ from typing import Self
 
 from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
 from agent_memory_core.engine.thread import TurnHandle
-from agent_memory_core.errors import AgentMemoryError
+from agent_memory_core.errors import AgentMemoryError, DeadlineExceeded
 from agent_memory_core.messages import Delta, TurnReport
 
 
@@ -29,6 +29,10 @@ class ChatStream(Iterator[Delta]):
             raise StopIteration
         try:
             delta = self._sink.get()
+        except DeadlineExceeded:
+            self.close()
+            self._done = True
+            raise
         except AgentMemoryError:
             self._done = True
             raise
@@ -71,6 +75,10 @@ class AsyncChatStream(AsyncIterator[Delta]):
             raise StopAsyncIteration
         try:
             delta = await self._sink.get()
+        except DeadlineExceeded:
+            self._withdraw()
+            self._done = True
+            raise
         except AgentMemoryError:
             self._done = True
             raise

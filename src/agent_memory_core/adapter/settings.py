@@ -1,14 +1,14 @@
-"""What the adapters of all frameworks share: a model's fields, and the steps from a framework's call to a turn."""
+"""A model's fields, which of them the user has set, and the steps from a framework's call to a turn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
-from uuid import UUID, uuid4
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
     Field,
     ValidatorFunctionWrapHandler,
@@ -16,6 +16,17 @@ from pydantic import (
     model_validator,
 )
 
+from agent_memory_core.adapter.options import (
+    OTHER_NAMES,
+    REASONING_EFFORTS,
+    WITHOUT_EFFECT,
+    check_neutral,
+    check_timeout,
+    nearest,
+    one_name_each,
+    template_kwargs,
+)
+from agent_memory_core.adapter.tools import chosen_tool
 from agent_memory_core.config import (
     Batching,
     Durability,
@@ -32,7 +43,7 @@ from agent_memory_core.config import (
 )
 from agent_memory_core.errors import InvalidRequest, InvalidSetting
 from agent_memory_core.memory import AgentMemory
-from agent_memory_core.messages import ChatRequest, InvalidToolCall, Message, SessionKey, ToolCall, TurnReport
+from agent_memory_core.messages import ChatRequest, Message, SessionKey
 from agent_memory_core.models.profile import sampling_for
 
 _NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
@@ -55,6 +66,10 @@ def _engine_field(name: str, **more: Any) -> Any:
 def _sampling_field(name: str, **more: Any) -> Any:
     """A field for one sampling value, described as there."""
     return Field(**{"default": None, "description": SamplingParams.model_fields[name].description} | more)
+
+
+class UnknownSetting(UserWarning):
+    """A name was given to a constructor that means nothing to it."""
 
 
 class Turn(NamedTuple):
@@ -82,18 +97,14 @@ class AdapterSettings(BaseModel):
         name for name, field in SamplingParams.model_fields.items() if source_of(field).in_environment
     )
     """Fields that a call may choose anew. ``stop`` is one too, but its values are lists here."""
-    OTHER_NAMES: ClassVar[Mapping[str, str]] = {
-        "max_completion_tokens": "max_tokens",
-        "model_name": "model",
-        "stop_sequences": "stop",
-    }
-    """Other names of a call's options."""
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"stream", "strict", "timeout"})
-    """Options that frameworks pass to every model and that have no effect here."""
+    OTHER_NAMES: ClassVar[Mapping[str, str]] = OTHER_NAMES
+    """Other names of fields and of a call's options."""
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(WITHOUT_EFFECT)
+    """Names that are ignored on purpose, see `options`."""
+    REFUSES_UNKNOWN: ClassVar[bool] = True
+    """Whether a constructor's unknown name is an error; else it is one only where it is a slip of a field's name."""
 
-    model: str = _engine_field(
-        "model", default=_NotGiven("tiny-chat"), validation_alias=AliasChoices("model", "model_name")
-    )
+    model: str = _engine_field("model", default=_NotGiven("tiny-chat"))
     adapter_path: str | None = _engine_field("adapter_path")
     cache_dir: str | Path | None = _engine_field("cache_dir", default=_NotGiven("~/.agent_memory/caches"))
     session_id: str | None = Field(
@@ -124,15 +135,58 @@ class AdapterSettings(BaseModel):
     min_p: float | None = _sampling_field("min_p")
     repetition_penalty: float | None = _sampling_field("repetition_penalty")
     seed: int | None = _sampling_field("seed")
-    max_tokens: int | None = _sampling_field(
-        "max_tokens", validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
+    max_tokens: int | None = _sampling_field("max_tokens")
+    stop: list[str] | None = _sampling_field("stop")
+    timeout: float | None = Field(
+        default=None,
+        description="Seconds that an answer may take, waiting included; then it is given up with an error.",
     )
-    stop: list[str] | None = _sampling_field("stop", validation_alias=AliasChoices("stop", "stop_sequences"))
+    thinking: bool | str | dict[str, Any] | None = Field(
+        default=None,
+        description="Whether the model thinks before it answers, where its chat template knows enable_thinking; or, "
+        "in one word or as other packages write it, how much.",
+    )
+    reasoning_effort: str | None = Field(
+        default=None,
+        description="How much the model thinks, where its chat template knows reasoning_effort: "
+        f"{', '.join(REASONING_EFFORTS)}.",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Further arguments of the chat template; those of a call go before them."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _forget_what_was_not_given(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if not isinstance(value, _NotGiven)}
+    def _by_our_names(cls, values: Any) -> Any:
+        """What was given, by the names of the fields."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {name: value for name, value in values.items() if not isinstance(value, _NotGiven)}
+        known = _names_of(cls)
+        found = check_neutral(one_name_each(given, cls.OTHER_NAMES, known))
+        if (key := found.pop("prompt_cache_key", None)) is not None:
+            found.setdefault("session_id", key)
+        for name in [name for name in found if name not in known]:
+            cls._unknown(name, known)
+            del found[name]
+        if isinstance(found.get("stop"), str):
+            found["stop"] = [found["stop"]]
+        return found
+
+    @classmethod
+    def _unknown(cls, name: str, known: frozenset[str]) -> None:
+        """Refuse a name that is no field, or warn of it; nothing where it is ignored on purpose."""
+        if name in cls.WITHOUT_EFFECT:
+            return
+        near = nearest(name, {*known, *cls.OTHER_NAMES})
+        hint = f"did you mean {near}?" if near else choice_of(name, known)
+        if near or cls.REFUSES_UNKNOWN:
+            raise InvalidSetting(f"unknown setting {name!r}: {hint}")
+        warnings.warn(
+            f"{name!r} is no setting of {cls.__name__} and has no effect: {hint}",
+            UnknownSetting,
+            stacklevel=2,
+        )
 
     @field_validator("model", mode="wrap")
     @classmethod
@@ -150,7 +204,28 @@ class AdapterSettings(BaseModel):
         """Refuse impossible values now; what the environment and a profile say is read at the first call."""
         EngineConfig(**self._settings())
         SamplingParams(**self._given(self.SAMPLING_FIELDS), stop=tuple(self.stop or ()))
+        check_timeout(self.timeout)
+        self._template_kwargs()
         return self
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        """What every call tells the chat template."""
+        return template_kwargs(self.thinking, self.reasoning_effort, self.chat_template_kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; the value is checked as at construction, together with the others that were given."""
+        own = {*AdapterSettings.model_fields, *self.ENGINE_FIELDS, *self.SAMPLING_FIELDS}
+        if name in own:
+            given = {other: getattr(self, other) for other in self.model_fields_set & own}
+            value = getattr(type(self)(**given | {name: value}), name)
+        super().__setattr__(name, value)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            if name not in AdapterSettings.model_fields or (
+                name in self.model_fields_set and self._was_given(name)
+            ):
+                yield name, value
 
     def _was_given(self, name: str) -> bool:
         """Whether the field ``name`` has a value to write down, and not what stands for none."""
@@ -186,8 +261,13 @@ class AdapterSettings(BaseModel):
         return AgentMemory.shared(**self._settings(model))
 
     def _options(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's keywords by our own names."""
-        return {self.OTHER_NAMES.get(name, name): value for name, value in keywords.items()}
+        """A call's keywords by our own names, without those that change nothing.
+
+        Raises:
+            InvalidRequest: a value that changes nothing is the only one there can be, and it is another.
+            InvalidSetting: one thing was given two values under two names.
+        """
+        return check_neutral(one_name_each(keywords, self.OTHER_NAMES, frozenset()))
 
     def _turn_of(
         self,
@@ -206,14 +286,17 @@ class AdapterSettings(BaseModel):
         """
         memory = self._memory(options.pop("model", None))
         parallel = options.pop("parallel_tool_calls", None)
+        said = (options.pop(name, None) for name in ("thinking", "reasoning_effort", "chat_template_kwargs"))
+        timeout = options.pop("timeout", self.timeout)
         request = ChatRequest(
             messages=messages,
             tools=tuple(tools),
-            template_kwargs=options.pop("chat_template_kwargs", None) or {},
+            template_kwargs=self._template_kwargs() | template_kwargs(*said),
             tool_choice=chosen_tool(options.pop("tool_choice", None), tools),
             parallel_tool_calls=parallel is None or bool(parallel),
             response_schema=response_schema,
             sampling=self._sampling(memory.config.model, options, stop),
+            timeout=check_timeout(timeout),
         )
         return Turn(memory, request, session)
 
@@ -223,7 +306,11 @@ class AdapterSettings(BaseModel):
         """How one answer is sampled: the call's options before the model's fields."""
         known = {*self.SAMPLING_FIELDS, "stop"}
         for name in sorted(set(options) - known - self.WITHOUT_EFFECT):
-            raise InvalidRequest(f"unknown option {name!r}: {choice_of(name, known)}")
+            if name in self.ENGINE_FIELDS:
+                raise InvalidRequest(
+                    f"{name!r} is a setting of the model and not of a call: give it to its constructor."
+                )
+            raise InvalidRequest(f"unknown option {name!r}: {choice_of(name, known | _OTHER_OPTIONS)}")
         own = {name: options[name] for name in self.SAMPLING_FIELDS if options.get(name) is not None}
         if own.get("logprobs") is False:
             own.setdefault("top_logprobs", 0)
@@ -232,97 +319,27 @@ class AdapterSettings(BaseModel):
         return sampling_for(model, {**self._given(self.SAMPLING_FIELDS), **own})
 
 
-# Messages and tools -----------------------------------------------------------------------------------------
-
-
-def merge_leading_systems(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return ``messages`` with the leading system messages as one: most chat templates read the first one only.
-
-    Raises:
-        InvalidRequest: there are no messages.
-    """
-    if not messages:
-        raise InvalidRequest("messages=[] is not valid: at least one message.")
-    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    if count < 2:
-        return tuple(messages)
-    text = "\n\n".join(message.content for message in messages[:count] if message.content)
-    return (Message("system", text, name=messages[0].name), *messages[count:])
-
-
-def chosen_tool(
-    value: object, tools: Sequence[Mapping[str, Any]], *, required: bool = False
-) -> Literal["none", "required"] | str | None:
-    """Return a ``tool_choice``, in any form that is in use, as the core's: None (auto), "none", "required" or a name.
-
-    Args:
-        value: a word, True, the name of a tool, ``{"type": "any"}``, ``{"name": ...}`` or OpenAI's nested form.
-        tools: OpenAI function schemas.
-        required: a tool has to be called, whichever it is.
-
-    Raises:
-        InvalidRequest: the form is unknown, or no such tool is there.
-    """
-    word = _word_of(value)
-    if word == "auto" and required:
-        word = "required"
-    names = [str(tool["function"]["name"]) for tool in tools]
-    if word in ("auto", "none"):
-        return "none" if word == "none" else None
-    if word in ("any", "required") and names:
-        return "required"
-    if word in names:
-        return word
-    known = ", ".join(names) or "the name of a tool, but no tool is offered"
-    raise InvalidRequest(f'tool_choice={value!r} is not valid: "auto", "none", "any", "required" or {known}.')
-
-
-def _word_of(value: object) -> str | None:
-    if value is None or isinstance(value, bool):
-        return "required" if value else "auto"
-    if isinstance(value, Mapping):
-        function = value.get("function")
-        named = function if isinstance(function, Mapping) else value
-        value = named.get("name", named.get("type"))
-    return value if isinstance(value, str) else None
-
-
-def id_of(call: ToolCall | InvalidToolCall) -> str:
-    """The id of a call; a new one where the model gave none."""
-    return (call.id if isinstance(call, ToolCall) else "") or f"call_{uuid4().hex}"
-
-
-def measurements(report: TurnReport) -> dict[str, Any]:
-    """What an answer's metadata tells of its turn, in every framework. Times are in milliseconds."""
-    return {
-        "finish_reason": report.finish_reason,
-        "hit_tier": report.hit_tier,
-        "miss_reason": report.miss_reason,
-        "restore_ms": round(report.restore_seconds * 1000, 3),
-        "ttft_ms": round(report.time_to_first_token * 1000, 3),
-        "session_id": report.session_id,
-        "branch_id": report.branch_id,
-        "persisted": report.persisted,
+_OTHER_OPTIONS = frozenset(
+    {
+        "chat_template_kwargs",
+        "model",
+        "namespace",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "session_id",
+        "thinking",
+        "timeout",
+        "tool_choice",
+        "tools",
     }
+)
+"""Options of a call besides those of sampling."""
 
 
-# Sessions ---------------------------------------------------------------------------------------------------
-
-
-def session_text(value: object) -> str | None:
-    """A session id or namespace as text; None for what is not text, a whole number or a UUID."""
-    if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) and value != "":
-        return str(value)
-    return None
-
-
-def chosen_text(value: object, name: str) -> str | None:
-    """The same for a value that the caller has chosen, which is not passed over where it cannot be used.
-
-    Raises:
-        InvalidRequest: it is neither text, a whole number nor a UUID.
-    """
-    text = session_text(value)
-    if text is None and value is not None and value != "":
-        raise InvalidRequest(f"{name}={value!r} is not valid: text, a whole number or a UUID.")
-    return text
+@cache
+def _names_of(cls: type[BaseModel]) -> frozenset[str]:
+    """The names by which a class takes its fields."""
+    fields = cls.model_fields.items()
+    aliases = {field.alias for _, field in fields if field.alias is not None}
+    return frozenset({name for name, _ in fields} | aliases)

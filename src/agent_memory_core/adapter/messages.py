@@ -1,0 +1,38 @@
+"""Messages and reports, as every framework's adapter has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agent_memory_core.errors import InvalidRequest
+from agent_memory_core.messages import Message, TurnReport
+
+
+def merge_leading_systems(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return ``messages`` with the leading system messages as one: most chat templates read the first one only.
+
+    Raises:
+        InvalidRequest: there are no messages.
+    """
+    if not messages:
+        raise InvalidRequest("messages=[] is not valid: at least one message.")
+    count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    if count < 2:
+        return tuple(messages)
+    text = "\n\n".join(message.content for message in messages[:count] if message.content)
+    return (Message("system", text, name=messages[0].name), *messages[count:])
+
+
+def measurements(report: TurnReport) -> dict[str, Any]:
+    """What an answer's metadata tells of its turn, in every framework. Times are in milliseconds."""
+    return {
+        "finish_reason": report.finish_reason,
+        "hit_tier": report.hit_tier,
+        "miss_reason": report.miss_reason,
+        "restore_ms": round(report.restore_seconds * 1000, 3),
+        "ttft_ms": round(report.time_to_first_token * 1000, 3),
+        "session_id": report.session_id,
+        "branch_id": report.branch_id,
+        "persisted": report.persisted,
+    }
