@@ -157,6 +157,12 @@ class AgentMemory:
         handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
         return _whole(list(ChatStream(sink, handle))).report
 
+    async def aprewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
+        """`prewarm` for coroutines: nothing blocks the event loop and no thread waits."""
+        sink = AsyncQueueSink()
+        handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
+        return _whole([delta async for delta in AsyncChatStream(sink, handle)]).report
+
     # -- sessions -----------------------------------------------------------------------------------------
 
     def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
@@ -434,8 +440,10 @@ def _checked(request: ChatRequest) -> ChatRequest:
         raise InvalidRequest("the list of messages is empty: give at least one.")
     for message in request.messages:
         if not isinstance(message.role, str) or not isinstance(message.content, str):
-            kinds = f"{type(message.role).__name__} and {type(message.content).__name__}"
-            raise InvalidRequest(f"role and content of a message are {kinds}: both must be strings.")
+            raise InvalidRequest(
+                f"role and content of a message are of the types {type(message.role).__name__} and "
+                f"{type(message.content).__name__}: both must be strings."
+            )
     _check_form(request)
     return request
 

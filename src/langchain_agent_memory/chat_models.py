@@ -15,19 +15,18 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from agent_memory_core import (
     AdapterSettings,
     ChatRequest,
     InvalidRequest,
-    SamplingParams,
     SessionKey,
     TurnReport,
     sampling_for,
     settings_for,
 )
-from agent_memory_core.adapter import Turn, chosen_text, chosen_tool
+from agent_memory_core.adapter import Turn, chosen_text, chosen_tool, to_response_schema
 from langchain_agent_memory.call import Call, report_to
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
@@ -44,7 +43,6 @@ from langchain_agent_memory.structured import (
     form_tool,
     response_format,
     text_parser,
-    to_response_schema,
     with_parser,
 )
 
@@ -70,22 +68,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         llm.invoke("My name is Ada.", config={"configurable": {"thread_id": "ada"}})
     """
 
-    SAMPLING_FIELDS: ClassVar[tuple[str, ...]] = (
-        *AdapterSettings.SAMPLING_FIELDS,
-        "logprobs",
-        "top_logprobs",
-    )
     # LangChain's own tests hand over names of other providers.
     REFUSES_UNKNOWN: ClassVar[bool] = False
-
-    logprobs: bool | None = Field(
-        default=None,
-        description="Report the log-probability of every token, in response_metadata['logprobs']['content'] as "
-        "OpenAI does.",
-    )
-    top_logprobs: int | None = Field(
-        default=None, description=SamplingParams.model_fields["top_logprobs"].description
-    )
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 

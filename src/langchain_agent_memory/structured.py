@@ -30,27 +30,6 @@ Method = Literal["json_schema", "function_calling", "json_mode"]
 METHODS: tuple[Method, ...] = ("json_schema", "function_calling", "json_mode")
 
 
-def to_response_schema(value: object) -> Mapping[str, Any] | None:
-    """The JSON schema in a ``response_format`` as OpenAI and LangChain's ProviderStrategy write it; None is free text.
-
-    Raises:
-        InvalidRequest: it is none of these.
-    """
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if value is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return {}
-    named = value.get("json_schema") if isinstance(value, Mapping) and kind == "json_schema" else None
-    schema = named.get("schema") if isinstance(named, Mapping) else None
-    if not isinstance(schema, Mapping):
-        raise InvalidRequest(
-            f'response_format={value!r} is not valid: {{"type": "text"}}, {{"type": "json_object"}} or '
-            '{"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}.'
-        )
-    return schema
-
-
 def response_format(schema: dict[str, Any] | type, method: Method) -> dict[str, Any]:
     """The ``response_format`` that asks for ``schema``."""
     if method == "json_mode":

@@ -39,7 +39,6 @@ from agent_memory_core.config import (
     as_model_name,
     check_model_name,
     choice_of,
-    source_of,
 )
 from agent_memory_core.errors import InvalidRequest, InvalidSetting
 from agent_memory_core.memory import AgentMemory
@@ -94,7 +93,7 @@ class AdapterSettings(BaseModel):
     ENGINE_FIELDS: ClassVar[Mapping[str, str]] = {name: name for name in EngineConfig.model_fields}
     """Fields that the engine is built from, and the setting that each one is."""
     SAMPLING_FIELDS: ClassVar[tuple[str, ...]] = tuple(
-        name for name, field in SamplingParams.model_fields.items() if source_of(field).in_environment
+        name for name in SamplingParams.model_fields if name != "stop"
     )
     """Fields that a call may choose anew. ``stop`` is one too, but its values are lists here."""
     OTHER_NAMES: ClassVar[Mapping[str, str]] = OTHER_NAMES
@@ -137,6 +136,8 @@ class AdapterSettings(BaseModel):
     seed: int | None = _sampling_field("seed")
     max_tokens: int | None = _sampling_field("max_tokens")
     stop: list[str] | None = _sampling_field("stop")
+    logprobs: bool | None = _sampling_field("logprobs")
+    top_logprobs: int | None = _sampling_field("top_logprobs")
     timeout: float | None = Field(
         default=None,
         description="Seconds that an answer may take, waiting included; then it is given up with an error.",
