@@ -18,6 +18,10 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     ToolCallBlock,
 )
+from llama_index.core.instrumentation.events.llm import (
+    LLMStructuredPredictEndEvent,
+    LLMStructuredPredictStartEvent,
+)
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
@@ -25,6 +29,7 @@ from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import PydanticProgramMode
+from llama_index_instrumentation import get_dispatcher
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -40,10 +45,11 @@ from agent_memory_core import (
     ChatRequest,
     EngineConfig,
     InvalidRequest,
+    TurnReport,
     sampling_for,
     settings_for,
 )
-from agent_memory_core.adapter import Turn, chosen_text, chosen_tool
+from agent_memory_core.adapter import Turn, chosen_text, chosen_tool, to_response_schema
 from llama_index_agent_memory.messages import (
     ResponseWriter,
     to_chat_response,
@@ -52,6 +58,9 @@ from llama_index_agent_memory.messages import (
     to_tools,
 )
 from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
+from llama_index_agent_memory.structured import aobjects, end_of, objects, to_object
+
+dispatcher = get_dispatcher(__name__)
 
 _context_windows: WeakKeyDictionary[AgentMemory, int] = WeakKeyDictionary()
 """The context length of each engine, which is asked once: LlamaIndex reads a model's metadata at every step."""
@@ -211,6 +220,8 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         )
         tools = to_tools(options.pop("tools", None) or ())
         schema = _schema(options.pop("response_schema", None))
+        if (form := to_response_schema(options.pop("response_format", None))) is not None:
+            schema = form
         return self._turn_of(to_core(messages), tools, session, options, response_schema=schema)
 
     # Tools --------------------------------------------------------------------------------------------------
@@ -265,14 +276,49 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         """
         (message,) = to_core([response.message])
         if not message.tool_calls and error_on_no_tool_call:
-            raise ValueError(f"expected at least one tool call; the answer was {message.content!r}.")
+            cut = end_of(response, "a tool call")
+            raise ValueError(cut or f"expected at least one tool call; the answer was {message.content!r}.")
         return [
             ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
             for call in message.tool_calls
         ]
 
     # Structured answers -------------------------------------------------------------------------------------
-    # LlamaIndex's own program forces the tool, but not while streaming.
+    # By the schema of the class, or by a tool where ``pydantic_program_mode`` says so.
+
+    @dispatcher.span
+    def structured_predict(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        """Answer a prompt with an object of ``output_cls``. Arguments are those of every LlamaIndex model.
+
+        Raises:
+            ValueError: the answer ended before the object was complete.
+        """
+        if self.pydantic_program_mode is not PydanticProgramMode.DEFAULT:
+            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        _told_start(output_cls, prompt, prompt_args)
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return _told_end(to_object(output_cls, self.chat(**asked)))
+
+    @dispatcher.span
+    async def astructured_predict(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        """`structured_predict` for coroutines: no thread waits."""
+        if self.pydantic_program_mode is not PydanticProgramMode.DEFAULT:
+            return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        _told_start(output_cls, prompt, prompt_args)
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return _told_end(to_object(output_cls, await self.achat(**asked)))
 
     def _structured_stream_call(
         self,
@@ -281,10 +327,10 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        if self.pydantic_program_mode not in _BY_TOOL:
+        if self.pydantic_program_mode not in _OWN_MODES:
             return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
-        pieces = self.stream_chat_with_tools(**self._structured(output_cls, prompt, llm_kwargs, prompt_args))
-        return (found for piece in pieces for found in self._objects(output_cls, piece))
+        asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
+        return objects(output_cls, self.stream_chat(**asked))
 
     async def _structured_astream_call(
         self,
@@ -293,11 +339,10 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        if self.pydantic_program_mode not in _BY_TOOL:
+        if self.pydantic_program_mode not in _OWN_MODES:
             return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         asked = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
-        pieces = await self.astream_chat_with_tools(**asked)
-        return (found async for piece in pieces for found in self._objects(output_cls, piece))
+        return aobjects(output_cls, await self.astream_chat(**asked))
 
     def _structured(
         self,
@@ -306,17 +351,69 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         llm_kwargs: Mapping[str, Any] | None,
         prompt_args: Mapping[str, Any],
     ) -> dict[str, Any]:
-        return {
-            **(llm_kwargs or {}),
-            "tools": [get_function_tool(output_cls)],
-            "chat_history": self._extend_messages(prompt.format_messages(llm=self, **prompt_args)),
-            "tool_required": True,
-        }
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        asked = {**(llm_kwargs or {}), "messages": messages}
+        if self.pydantic_program_mode is PydanticProgramMode.DEFAULT:
+            return {**asked, "response_schema": output_cls}
+        # LlamaIndex's own program forces the tool of a form, but not while streaming.
+        (tool,) = to_tools([get_function_tool(output_cls)])
+        return {**asked, "tools": [tool], "tool_choice": tool["function"]["name"]}
 
-    def _objects(self, output_cls: type[BaseModel], piece: ChatResponse) -> list[BaseModel]:
-        """The object of an answer, if it is complete: at the end, or before."""
-        calls = self.get_tool_calls_from_response(piece, error_on_no_tool_call=piece.raw is not None)
-        return [output_cls.model_validate(call.tool_kwargs) for call in calls[:1]]
+    # Ahead of time ------------------------------------------------------------------------------------------
+
+    def prefill(
+        self,
+        messages: Sequence[ChatMessage] | str,
+        tools: Sequence[BaseTool] = (),
+        *,
+        session_id: str | None = None,
+        namespace: str | None = None,
+        **options: Any,
+    ) -> TurnReport:
+        """Compute the keys and values of ``messages`` and ``tools`` now, so that a prompt that begins so is warm.
+
+        Documents that many sessions ask about are best prefilled in a session of their own, and that one pinned: all
+        sessions of the namespace then share them.
+
+        Args:
+            messages: the beginning of later prompts; text is one message of the user.
+            tools: the tools of those prompts.
+            session_id: whose memory it is; without one (here, around the call or of the model) it is in memory only.
+            namespace: the namespace of the session.
+            options: ``model``, ``chat_template_kwargs`` and ``thinking``, as of a call.
+
+        Raises:
+            InvalidRequest: a message, a tool or an option cannot be used.
+        """
+        turn = self._prefilling(messages, tools, session_id, namespace, options, self._look_around())
+        return turn.memory.prewarm(turn.request, turn.session)
+
+    async def aprefill(
+        self,
+        messages: Sequence[ChatMessage] | str,
+        tools: Sequence[BaseTool] = (),
+        *,
+        session_id: str | None = None,
+        namespace: str | None = None,
+        **options: Any,
+    ) -> TurnReport:
+        """`prefill` for coroutines: no thread waits."""
+        seen = await self._alook_around()
+        turn = self._prefilling(messages, tools, session_id, namespace, options, seen)
+        return await turn.memory.aprewarm(turn.request, turn.session)
+
+    def _prefilling(
+        self,
+        messages: Sequence[ChatMessage] | str,
+        tools: Sequence[BaseTool],
+        session_id: str | None,
+        namespace: str | None,
+        options: Mapping[str, Any],
+        seen: Surroundings,
+    ) -> Turn:
+        said = _from_user(messages) if isinstance(messages, str) else messages
+        named = {"session_id": session_id, "namespace": namespace}
+        return self._turn(said, {**options, **named, "tools": tools}, seen)
 
     # Tokens -------------------------------------------------------------------------------------------------
 
@@ -331,8 +428,8 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         return self._memory().count_tokens(ChatRequest(to_core(messages), to_tools(tools)))
 
 
-_BY_TOOL = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION})
-"""Ways to a structured answer that force a tool."""
+_OWN_MODES = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION})
+"""Ways to a structured answer that the model's own methods know: by its schema, and by a forced tool."""
 
 
 def _from_user(prompt: str) -> list[ChatMessage]:
@@ -360,6 +457,17 @@ async def _astream(turn: Turn) -> ChatResponseAsyncGen:
         async for delta in answer:
             for response in writer.responses(delta):
                 yield response
+
+
+def _told_start(output_cls: type[Any], prompt: PromptTemplate, prompt_args: dict[str, Any]) -> None:
+    dispatcher.event(
+        LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
+    )
+
+
+def _told_end(found: BaseModel) -> BaseModel:
+    dispatcher.event(LLMStructuredPredictEndEvent(output=found))
+    return found
 
 
 def _schema(value: object) -> Mapping[str, Any] | None:

@@ -15,6 +15,7 @@ from llama_index.core.base.llms.types import (
     CitationBlock,
     CompletionResponse,
     ContentBlock,
+    LogProb,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -28,6 +29,7 @@ from agent_memory_core import (
     InvalidRequest,
     InvalidToolCall,
     Message,
+    TokenLogprob,
     ToolCall,
     TurnReport,
 )
@@ -177,7 +179,7 @@ def to_chat_response(result: ChatResult) -> ChatResponse:
             result.text, result.reasoning, result.tool_calls, result.invalid_tool_calls, report=result.report
         )
     )
-    return ChatResponse(message=writer.message(), raw=writer.raw)
+    return ChatResponse(message=writer.message(), raw=writer.raw, logprobs=_logprobs(result.logprobs))
 
 
 def to_completion(response: ChatResponse) -> CompletionResponse:
@@ -186,6 +188,7 @@ def to_completion(response: ChatResponse) -> CompletionResponse:
         text=response.message.content or "",
         delta=response.delta,
         raw=response.raw,
+        logprobs=response.logprobs,
         additional_kwargs=response.additional_kwargs,
     )
 
@@ -224,17 +227,37 @@ class ResponseWriter:
             blocks.append(TextBlock(text=self._text))
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=[*blocks, *self._calls])
 
+    def _streamed(self) -> ChatMessage:
+        """The answer so far, with its calls also in the place where LlamaIndex's programs look for them in streams."""
+        message = self.message()
+        if self._calls:
+            message.additional_kwargs["tool_calls"] = [_older_form(call) for call in self._calls]
+        return message
+
     def responses(self, delta: Delta) -> Iterator[ChatResponse]:
         """Yield the response that ``delta`` makes, if it shows; the last of an answer has the report."""
         calls = len(self._calls)
         text = self.add(delta)
         if text or delta.reasoning or len(self._calls) > calls or delta.report is not None:
             yield ChatResponse(
-                message=self.message(),
+                message=self._streamed(),
                 delta=text,
                 raw=self.raw,
+                logprobs=_logprobs(delta.logprobs),
                 additional_kwargs={"thinking_delta": delta.reasoning} if delta.reasoning else {},
             )
+
+
+def _logprobs(entries: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
+    """For each token of the answer itself and the likeliest others in its place; None where none were asked for."""
+    return [
+        [_logprob(entry), *(_logprob(likely) for likely in entry.top if likely.raw != entry.raw)]
+        for entry in entries
+    ] or None
+
+
+def _logprob(entry: TokenLogprob) -> LogProb:
+    return LogProb(token=entry.token, logprob=entry.logprob, bytes=list(entry.raw))
 
 
 def _call_block(call: ToolCall) -> ToolCallBlock:
@@ -243,6 +266,16 @@ def _call_block(call: ToolCall) -> ToolCallBlock:
         tool_name=call.name,
         tool_kwargs=dict(call.arguments),
     )
+
+
+def _older_form(call: ToolCallBlock) -> dict[str, Any]:
+    """A call as OpenAI writes it."""
+    arguments = json.dumps(call.tool_kwargs, ensure_ascii=False)
+    return {
+        "id": call.tool_call_id,
+        "type": "function",
+        "function": {"name": call.tool_name, "arguments": arguments},
+    }
 
 
 def _raw(report: TurnReport, invalid: Sequence[InvalidToolCall]) -> dict[str, Any]:

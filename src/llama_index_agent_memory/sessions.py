@@ -6,11 +6,15 @@ Order, first found wins:
     2  instrumentation tags (`memory_session`, ``instrument_tags``): ``agent_memory_session_id``, ``session_id``,
        ``thread_id``
     3  ``agent_memory_session_id`` in the store of the workflow's `Context`
-    4  ``session_id`` of the `Memory` that the workflow runs on
+    4  ``session_id`` of the `Memory` that the workflow runs on, if a person chose it
     5  ``agent_memory_session_id`` of a callback handler
     6  ``prompt_cache_key=`` of the call, as OpenAI's models take it
     7  ``session_id=`` of the model
-    8  nothing: an anonymous turn, shared by content in memory and never on disk
+    8  ``session_id`` that a `Memory` in a database made up
+    9  nothing: an anonymous turn, shared by content in memory and never on disk
+
+A `Memory` that is given no id makes up a UUID. If it lives in the process alone, nobody can find it again later, so its
+id is no session and nothing is written to disk under it. The id of one in a database is kept with the history there.
 
 The namespace is ``namespace=`` of the call, else ``agent_memory_namespace`` from tags or store, else the model's.
 The lane is the tag ``agent_memory_lane``, else the name of the agent whose step is running. Only coroutines can read
@@ -19,10 +23,12 @@ the store of a workflow, so steps 3 and 4 work for ``achat`` and the other async
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 from workflows import Context
@@ -30,6 +36,8 @@ from workflows.errors import WorkflowRuntimeError
 
 from agent_memory_core import SessionKey
 from agent_memory_core.adapter import chosen_text, session_text
+
+logger = logging.getLogger("agent_memory.llama_index")
 
 _SESSION = "agent_memory_session_id"
 _NAMESPACE = "agent_memory_namespace"
@@ -46,7 +54,9 @@ class Surroundings(NamedTuple):
     state: Mapping[str, Any] = {}
     """Those entries of the workflow's store that name a session, a namespace or an agent."""
     memory: object = None
-    """The session of the memory that the workflow runs on."""
+    """The session of the memory that the workflow runs on, if a person chose it."""
+    made_up: object = None
+    """The session that this memory made up, if it is kept in a database."""
     handler: object = None
     """The session that a callback handler names."""
     agent: object = None
@@ -71,7 +81,37 @@ async def alook_around(handlers: Iterable[object] = ()) -> Surroundings:
         return seen
     state = {key: await context.store.get(key, default=None) for key in (_SESSION, _NAMESPACE, _AGENT)}
     memory = await context.store.get("memory", default=None)
-    return seen._replace(state=state, memory=getattr(memory, "session_id", None))
+    chosen, made_up = _of_memory(memory)
+    return seen._replace(state=state, memory=chosen, made_up=made_up)
+
+
+def _of_memory(memory: object) -> tuple[object, object]:
+    """The session id of a memory: as one that a person chose, or as one that it made up and that lasts."""
+    session_id = getattr(memory, "session_id", None)
+    if not _is_made_up(session_id):
+        return session_id, None
+    lasts = _lasts(getattr(memory, "sql_store", None))
+    if not lasts:
+        logger.info(
+            "a Memory without a session_id is kept in memory only: give it one, or the model, to keep its turns on disk"
+        )
+    return None, session_id if lasts else None
+
+
+def _lasts(store: object) -> bool:
+    """Whether the store of a memory outlives the process: any database but SQLite's in memory."""
+    engine = getattr(store, "_async_engine", None)
+    address = engine.url if engine is not None else getattr(store, "async_database_uri", "")
+    return store is not None and ":memory:" not in str(address)
+
+
+def _is_made_up(session_id: object) -> bool:
+    """Whether an id is a random UUID, as LlamaIndex makes one."""
+    try:
+        found = UUID(session_id) if isinstance(session_id, str) else None
+    except ValueError:
+        return False
+    return found is not None and found.version == 4 and str(found) == session_id
 
 
 def resolve_session(
@@ -97,7 +137,8 @@ def resolve_session(
     return SessionKey(
         session_id=chosen_text(session_id, "session_id")
         or _first(*(seen.tags.get(key) for key in _TAGS), seen.state.get(_SESSION), seen.memory, seen.handler)
-        or default_session_id,
+        or default_session_id
+        or _first(seen.made_up),
         namespace=chosen_text(namespace, "namespace")
         or _first(seen.tags.get(_NAMESPACE), seen.state.get(_NAMESPACE))
         or default_namespace,

@@ -215,8 +215,18 @@ def test_each_response_of_a_stream_has_the_answer_so_far() -> None:
 
 def test_the_last_response_is_the_whole_answer() -> None:
     last, response = streamed(DELTAS)[-1], to_chat_response(whole(DELTAS))
-    assert last.message == response.message
+    assert last.message.blocks == response.message.blocks
     assert last.raw == response.raw
+
+
+def test_a_streams_calls_also_stand_where_programs_look_for_them() -> None:
+    last = streamed(DELTAS)[-1].message
+    calls = [call["function"] for call in last.additional_kwargs["tool_calls"]]
+    assert [(call["name"], json.loads(call["arguments"])) for call in calls] == [
+        ("add", {"b": 2, "a": "ä"}),
+        ("clock", {}),
+    ]
+    assert [call.id for call in to_core([last])[0].tool_calls] == ["c1", "c2"], "and are read once"
 
 
 def test_an_answer_of_nothing_is_an_empty_text_and_one_of_calls_has_none() -> None:

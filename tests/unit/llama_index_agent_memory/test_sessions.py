@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
@@ -18,6 +18,7 @@ from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.prompts import PromptTemplate
+from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context
 from llama_index_instrumentation.dispatcher import instrument_tags
@@ -27,7 +28,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from agent_memory_core import ChatResult, Delta, InvalidRequest, SessionKey, ToolCall, TurnReport, Usage
 from agent_memory_core.adapter import Turn
 from llama_index_agent_memory import MLXPersistentLLM, memory_session
-from llama_index_agent_memory.sessions import Surroundings, look_around, resolve_session
+from llama_index_agent_memory.sessions import Surroundings, _of_memory, look_around, resolve_session
 
 pytestmark = [
     # LlamaIndex walks over the deprecated names of its own agents, which are pydantic models.
@@ -192,9 +193,34 @@ def test_the_model_has_a_session_of_its_own_for_calls_without_one(route: str) ->
     assert Recorder.keys == [S]
 
 
+class Remembering:
+    """A memory, as far as a session is looked for in it."""
+
+    def __init__(self, session_id: str, address: str) -> None:
+        self.session_id = session_id
+        self.sql_store = SQLAlchemyChatStore(table_name="t", async_database_uri=address)
+
+
+def key_of(memory: object, **named: Any) -> str | None:
+    chosen, made_up = _of_memory(memory)
+    return resolve_session(Surroundings(memory=chosen, made_up=made_up), **named).session_id
+
+
+def test_an_id_that_a_memory_made_up_is_the_last_of_all_and_a_session_only_if_it_lasts() -> None:
+    made_up, kept = str(uuid4()), "sqlite+aiosqlite:///chat.db"
+    fleeting = Remembering(made_up, "sqlite+aiosqlite:///:memory:")
+    assert key_of(fleeting) is None
+    assert key_of(fleeting, default_session_id="mine") == "mine"
+    assert key_of(Remembering(made_up, kept)) == made_up
+    assert key_of(Remembering(made_up, kept), default_session_id="mine") == "mine"
+    assert key_of(Remembering("ada", "sqlite+aiosqlite:///:memory:"), default_session_id="mine") == "ada"
+    assert key_of(None, default_session_id="mine") == "mine"
+    assert key_of(Memory.from_defaults(token_limit=100)) is None
+
+
 def test_structured_answers_belong_to_a_session_too() -> None:
     llm = recorder()
-    Recorder.answers += [ToolCall("Answer", {"text": "a"})] * 2
+    Recorder.answers += ['{"text": "a"}'] * 2
     with memory_session("S"):
         llm.structured_predict(Answer, ASK)
         list(llm.stream_structured_predict(Answer, ASK))
