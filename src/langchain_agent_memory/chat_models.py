@@ -306,6 +306,70 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         schema = to_response_schema(options.pop("response_format", None))
         return self._turn_of(to_core(messages), tools, session, options, response_schema=schema, stop=stop)
 
+    # Ahead of time ------------------------------------------------------------------------------------------
+
+    def prefill(
+        self,
+        messages: LanguageModelInput,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] = (),
+        *,
+        config: RunnableConfig | None = None,
+        session_id: str | None = None,
+        namespace: str | None = None,
+        **options: Any,
+    ) -> TurnReport:
+        """Compute the keys and values of ``messages`` and ``tools`` now, so that a prompt that begins so is warm.
+
+        Tools that were bound with ``bind_tools`` are not handed on: name them here.
+
+        Args:
+            messages: the beginning of later prompts, as for ``invoke``; text is one message of the user.
+            tools: the tools of those prompts, as for ``bind_tools``.
+            config: a configuration that names the session, as for ``invoke``.
+            session_id: whose memory it is; where no session is named, it is kept in memory only.
+            namespace: the namespace of the session.
+            options: ``model``, ``chat_template_kwargs``, ``thinking`` and ``timeout``, as of a call.
+
+        Returns:
+            What the prompt came to: ``report.usage.cache_read`` tokens of it were known, ``cache_creation`` are new.
+
+        Raises:
+            InvalidRequest: a message, a tool or an option cannot be used.
+        """
+        turn = self._prefilling(messages, tools, config, session_id, namespace, options)
+        with understood():
+            return turn.memory.prewarm(turn.request, turn.session)
+
+    async def aprefill(
+        self,
+        messages: LanguageModelInput,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] = (),
+        *,
+        config: RunnableConfig | None = None,
+        session_id: str | None = None,
+        namespace: str | None = None,
+        **options: Any,
+    ) -> TurnReport:
+        """`prefill` for coroutines: no thread waits."""
+        turn = self._prefilling(messages, tools, config, session_id, namespace, options)
+        with understood():
+            return await turn.memory.aprewarm(turn.request, turn.session)
+
+    def _prefilling(
+        self,
+        messages: LanguageModelInput,
+        tools: Sequence[Any],
+        config: RunnableConfig | None,
+        session_id: str | None,
+        namespace: str | None,
+        options: Mapping[str, Any],
+    ) -> Turn:
+        named = {**options, "session_id": session_id, "namespace": namespace}
+        keywords = self._keywords(named, self._call(config, named))
+        return self._turn(
+            self._convert_input(messages).to_messages(), None, None, keywords | {"tools": tools}
+        )
+
     # Tools --------------------------------------------------------------------------------------------------
 
     def bind_tools(

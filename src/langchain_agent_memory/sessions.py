@@ -7,10 +7,12 @@ context, call metadata, surrounding configuration, surrounding metadata, inherit
     2  ``agent_memory_session_id``
     3  ``session_id``
     4  ``agent_memory_session_id`` of a callback handler
-    5  ``thread_id``, ``conversation_id``
-    6  ``prompt_cache_key=`` of the call, as OpenAI's models take it
-    7  ``session_id=`` of the model
-    8  nothing: an anonymous turn, shared by content in memory and never on disk
+    5  ``thread_id``
+    6  ``conversation_id``, together with the ``user_id`` beside it, if there is one: users count their
+       conversations each for themselves
+    7  ``prompt_cache_key=`` of the call, as OpenAI's models take it
+    8  ``session_id=`` of the model
+    9  nothing: an anonymous turn, shared by content in memory and never on disk
 
 The namespace is ``namespace=`` of the call, else ``agent_memory_namespace`` from the same sources, else the
 model's. The lane is ``agent_memory_lane``, else agent name, graph path and middleware purpose.
@@ -18,6 +20,7 @@ model's. The lane is ``agent_memory_lane``, else agent name, graph path and midd
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,10 +32,11 @@ from agent_memory_core import SessionKey
 from agent_memory_core.adapter import chosen_text, session_text
 
 _SESSION_KEYS = ("agent_memory_session_id", "session_id")
-_THREAD_KEYS = ("thread_id", "conversation_id")
+_THREAD_KEYS = ("thread_id",)
+_CONVERSATION_KEYS = ("conversation_id", "user_id")
 _NAMESPACE_KEY = "agent_memory_namespace"
 _LANE_KEY = "agent_memory_lane"
-_CONTEXT_KEYS = (*_SESSION_KEYS, *_THREAD_KEYS, _NAMESPACE_KEY, _LANE_KEY)
+_CONTEXT_KEYS = (*_SESSION_KEYS, *_THREAD_KEYS, *_CONVERSATION_KEYS, _NAMESPACE_KEY, _LANE_KEY)
 
 Layer = Mapping[str, Any]
 
@@ -69,7 +73,7 @@ def resolve_session(
     thread = _first(layers, _THREAD_KEYS) if not chosen else None
     purpose = _first(layers, ("lc_source",))
     return SessionKey(
-        session_id=chosen or thread or default_session_id,
+        session_id=chosen or thread or _conversation(layers) or default_session_id,
         namespace=chosen_text(namespace, "namespace")
         or _first(layers, (_NAMESPACE_KEY,))
         or default_namespace,
@@ -117,6 +121,15 @@ def _first(layers: Sequence[Layer], keys: Sequence[str]) -> str | None:
             if text is not None:
                 return text
     return None
+
+
+def _conversation(layers: Sequence[Layer]) -> str | None:
+    """The nearest conversation's id; ``["<user>", "<conversation>"]`` where a user is named, which no two share."""
+    conversation = _first(layers, ("conversation_id",))
+    user = _first(layers, ("user_id",))
+    if conversation is None or user is None:
+        return conversation
+    return json.dumps([user, conversation], ensure_ascii=False)
 
 
 def _from_handlers(config: RunnableConfig, run_manager: object | None) -> str | None:

@@ -327,6 +327,53 @@ def test_the_response_cache_and_tracers_are_told_nothing_of_a_session(store: Pat
     assert not [word for word in private for seen in recorder.seen if word in seen]
 
 
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+async def test_what_was_prefilled_is_warm(llm: ChatMLXPersistent) -> None:
+    beginning = [("system", RULES)]
+    report = llm.prefill(beginning, [add], config=thread("ahead"), namespace="ahead")
+    assert (report.usage.cache_read, report.session_id) == (0, "ahead")
+    # A prompt's last token is always computed: the next token follows from it.
+    again = await llm.aprefill(beginning, [add], session_id="ahead", namespace="ahead")
+    assert again.usage.cache_read == report.usage.prompt_tokens - 1
+    asked = [*beginning, ("user", "What is 2 plus 3?")]
+    answer = llm.bind_tools([add]).invoke(asked, thread("ahead"), namespace="ahead")
+    assert cache_read(answer) == report.usage.prompt_tokens
+
+
+def test_what_was_prefilled_is_warm_after_a_restart(tmp_path: Path) -> None:
+    beginning = [("system", RULES)]
+    llm = ChatMLXPersistent(cache_dir=tmp_path, temperature=0, max_tokens=2)
+    report = llm.prefill(beginning, [add], session_id="ahead")
+    llm.memory.close()
+    asked = [*beginning, ("user", "What is 2 plus 3?")]
+    answer = llm.bind_tools([add]).invoke(asked, session_id="ahead")
+    assert cache_read(answer) == report.usage.prompt_tokens
+    assert answer.response_metadata["hit_tier"] == "warm"
+    llm.memory.close()
+
+
+def test_what_is_prefilled_without_a_session_is_in_memory_only(llm: ChatMLXPersistent) -> None:
+    known = {session.session_id for session in llm.memory.sessions()}
+    report = llm.prefill("Where is the garden?" * 60, namespace="prefilled")
+    assert report.session_id is None
+    answer = llm.invoke("Where is the garden?" * 60 + " Here.", namespace="prefilled", max_tokens=1)
+    # The text goes on where the message ended before, and its last word may become another token.
+    assert cache_read(answer) >= report.usage.prompt_tokens - 4
+    assert {session.session_id for session in llm.memory.sessions()} == known
+
+
+def test_a_beginning_that_cannot_be_used_is_refused(llm: ChatMLXPersistent) -> None:
+    with pytest.raises(InvalidRequest, match="num_beams"):
+        llm.prefill("hi", num_beams=2)
+    with pytest.raises(InvalidRequest, match="at least one message"):
+        llm.prefill([])
+
+
 def test_a_choice_of_a_tool_that_is_not_there_is_refused(llm: ChatMLXPersistent) -> None:
     with pytest.raises(InvalidRequest, match="get_weather"):
         llm.bind_tools([get_weather], tool_choice="get_wether")

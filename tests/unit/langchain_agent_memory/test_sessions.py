@@ -350,6 +350,33 @@ def test_ids_that_are_not_text() -> None:
         resolve_session(session_id=["a"])
 
 
+def test_equal_conversations_of_two_users_are_two_sessions() -> None:
+    def session(**configurable: Any) -> str | None:
+        return resolve_session({"configurable": configurable}).session_id
+
+    pairs = [("ada", "1"), ("tom", "1"), ("ada", "2"), ('a", "b', "c"), ("a", 'b", "c')]
+    named = [session(user_id=user, conversation_id=conversation) for user, conversation in pairs]
+    assert len(set(named)) == len(pairs)
+    assert session(user_id=7, conversation_id=1) == session(user_id="7", conversation_id="1")
+    assert session(conversation_id="1") == "1"
+    assert session(user_id="ada") is None
+    # A thread is LangGraph's own key, under which its checkpoints are.
+    assert session(user_id="ada", thread_id="1", conversation_id="2") == "1"
+
+
+def test_a_conversations_user_may_be_named_elsewhere() -> None:
+    model = Recorder()
+    model.invoke("hi", {"configurable": {"conversation_id": "1"}, "metadata": {"user_id": "ada"}})
+    model.invoke("hi", {"configurable": {"conversation_id": "1", "user_id": "ada"}})
+    assert Recorder.keys[0] == Recorder.keys[1]
+
+
+def test_only_a_thread_is_one() -> None:
+    # What is called a thread is forgotten where no checkpoint of that name exists.
+    assert resolve_session({"configurable": {"thread_id": "1"}}).is_thread
+    assert not resolve_session({"configurable": {"conversation_id": "1"}}).is_thread
+
+
 class Watch(BaseCallbackHandler):
     """Keeps everything a tracer is told of a call."""
 
