@@ -1,0 +1,112 @@
+"""The page about LangChain: every example runs as it stands, and prints what the page shows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+from pydantic import BaseModel
+
+from langchain_agent_memory import ChatMLXPersistent
+
+PAGE = (Path(__file__).parents[2] / "docs" / "langchain.md").read_text()
+SMALL = {"context_length": 256}
+"""Settings of an engine in which a long prompt does not fit."""
+EXAMPLE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
+
+
+def examples() -> Iterator[tuple[str, str, str | None]]:
+    """The examples, each with the title it stands under and with its output, if the page shows it."""
+    for section in re.split(r"^##+ ", PAGE, flags=re.MULTILINE):
+        for code, output in EXAMPLE.findall(section):
+            yield section.splitlines()[0], code, output or None
+
+
+def printed(code: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "docs/langchain.md", "exec"), {"__name__": "example"})
+    return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store of its own for each example, as for a reader who tries that one alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGENT_MEMORY_CACHE_DIR", str(tmp_path / "caches"))
+    monkeypatch.setenv("AGENT_MEMORY_MIN_FREE_MB", "0")
+    yield
+    ChatMLXPersistent().memory.close()
+    ChatMLXPersistent(**SMALL).memory.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "output"), [(code, output) for _, code, output in examples()], ids=[t for t, *_ in examples()]
+)
+def test_an_example_runs_and_prints_what_the_page_shows(code: str, output: str | None) -> None:
+    found = printed(code)
+    assert output is None or found == output
+
+
+def test_the_second_run_after_a_restart_is_warm() -> None:
+    section = PAGE.partition("## After a restart")[2]
+    code, shown = re.findall(r"```(?:python|text)\n(.*?)```", section, re.DOTALL)[:2]
+    printed(code)
+    ChatMLXPersistent().memory.close()
+    assert printed(code) == shown
+
+
+class Order(BaseModel):
+    """An order."""
+
+    items: list[str]
+
+
+def llm(**settings: Any) -> ChatMLXPersistent:
+    return ChatMLXPersistent(temperature=0, **settings)
+
+
+def ask_a_closed_engine() -> None:
+    memory = llm().memory
+    memory.close()
+    memory.stats()
+
+
+LIST = {"title": "marks", "type": "array", "items": {"enum": ["a", "b"]}}
+IMAGE = HumanMessage([{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}])
+PROVOKED: list[Callable[[], object]] = [
+    lambda: llm(modle="tiny-chat"),
+    lambda: llm(base_url="https://example.org"),
+    lambda: llm().invoke("Hi", num_beams=2),
+    lambda: llm().invoke([IMAGE]),
+    lambda: llm().invoke("Hi", session_id="\n"),
+    lambda: llm().with_structured_output(LIST, method="function_calling"),
+    lambda: llm().bind_tools([], tool_choice="any"),
+    lambda: llm(model="no-such-model").invoke("Hi"),
+    lambda: llm(**SMALL).invoke("Hello! " * 300),
+    lambda: llm(max_tokens=8).with_structured_output(Order).invoke("Order tea."),
+    lambda: llm(timeout=0.001).invoke("Hello! " * 300),
+    ask_a_closed_engine,
+]
+"""How to come by each error of the page's table, in its order."""
+
+
+def errors() -> list[tuple[str, str]]:
+    table = PAGE.partition("## Troubleshooting")[2]
+    return re.findall(r"^\| `(\w+)` \| `(.+?)` \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(PROVOKED)))
+def test_an_error_says_what_the_page_says(number: int) -> None:
+    told = errors()
+    assert len(told) == len(PROVOKED)
+    name, says = told[number]
+    with pytest.raises(Exception, match=re.escape(says)) as raised:  # warnings are errors here, too
+        PROVOKED[number]()
+    assert raised.type.__name__ == name
