@@ -24,11 +24,15 @@ MissReason = Literal[
 ]
 """Why prompt tokens were computed although the session has, or might have had, their KV.
 
-Empty: none were. "new": the session is new. "evicted": their KV made room for others. "diverged": the prompt differs
-from what the session holds. "template": the chat template wrote an earlier answer in other words. "damaged": a stored
-block could not be used. "model_changed": the session was stored with another model. "boundary": the model's layers can
-only be resumed at an earlier position. "unsupported": they cannot be stored at all.
+Empty: none were, as in a retry, in a regenerated answer, after another last message or in the first turn of a lane.
+"new": the session is new. "evicted": their KV made room for others. "diverged": a message, the system prompt or the
+tools that were there before are others now, or gone. "template": an earlier answer came back in other words. "damaged":
+a stored block could not be used. "model_changed": the session was stored with another model. "boundary": the model's
+layers can only be resumed at an earlier position. "unsupported": they cannot be stored at all.
 """
+
+MissPart = Literal["system", "tools", "messages"]
+"""The part of a prompt in which it differs from what a session holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,25 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Miss:
+    """The first place at which a prompt differs from what its session holds."""
+
+    reason: MissReason
+    """"diverged" or "template"."""
+    part: MissPart
+    message: int | None
+    """The position of the message in the request; None where the difference stands before all of them."""
+    token: int
+    """The position in the prompt of the first token that is another."""
+    character: int
+    """The position of the first character that is another, in the prompt as the chat template writes it."""
+    before: str = field(repr=False)
+    """What the session holds from there on, at most 80 characters. It is shown to the caller and never logged."""
+    now: str = field(repr=False)
+    """What the prompt holds from there on, at most 80 characters."""
+
+
+@dataclass(frozen=True, slots=True)
 class TurnReport:
     """What one finished turn did, measured. Times are in seconds."""
 
@@ -176,6 +199,10 @@ class TurnReport:
     """The model as it was asked for when its engine was made."""
     persisted: bool
     """Whether the turn is on disk."""
+    lane: str = ""
+    """The agent or node that asked."""
+    miss: Miss | None = None
+    """Where the prompt differs, if ``miss_reason`` is "diverged" or "template"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Structured answers: objects of a pydantic class, whole or while they are written.
 
 By default the answer is held to the class's JSON schema and not asked for as a tool's call: a tool would stand at the
-head of the prompt, before all that a session knows, and some classes (recursive ones) do not survive the form of a tool.
+head of the prompt, before all that a session knows, and some classes, as recursive ones, do not survive being a tool.
 """
 
 from __future__ import annotations

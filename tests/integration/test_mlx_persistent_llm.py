@@ -289,7 +289,7 @@ async def test_a_memory_that_drops_old_messages_is_reported(
     llm: MLXPersistentLLM, database: AsyncEngine
 ) -> None:
     memory = Memory.from_defaults(
-        session_id="short", token_limit=60, token_flush_size=20, async_engine=database
+        session_id="short", token_limit=110, token_flush_size=20, async_engine=database
     )
     talk = FunctionAgent(llm=llm, system_prompt=RULES)
     reasons = []
@@ -300,7 +300,9 @@ async def test_a_memory_that_drops_old_messages_is_reported(
     assert "diverged" in reasons
 
 
-async def test_a_context_without_its_memory_is_reported(llm: MLXPersistentLLM, database: AsyncEngine) -> None:
+async def test_a_context_without_its_memory_is_a_shorter_conversation(
+    llm: MLXPersistentLLM, database: AsyncEngine
+) -> None:
     talk = FunctionAgent(llm=llm, system_prompt=RULES)
     memory = Memory.from_defaults(session_id="lost", token_limit=8000, async_engine=database)
     context: Context[Any] = Context(talk)
@@ -308,7 +310,9 @@ async def test_a_context_without_its_memory_is_reported(llm: MLXPersistentLLM, d
     await calls_of(talk, "My name is Ada.", ctx=context, memory=memory)
     saved = context.to_dict()
     (without,) = await calls_of(talk, "What is my name?", ctx=Context.from_dict(talk, saved))
-    assert raw(without)["miss_reason"] == "diverged"
+    # Nothing is missed: to the engine this is another first question after the same prompt.
+    assert raw(without)["miss_reason"] == ""
+    assert without.response.content != "Your name is Ada."
     (with_it,) = await calls_of(talk, "What is my name?", ctx=Context.from_dict(talk, saved), memory=memory)
     assert raw(with_it)["miss_reason"] == ""
     assert with_it.response.content == "Your name is Ada."

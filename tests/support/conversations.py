@@ -60,6 +60,8 @@ MEASURED = {
     "session_id": "s",
     "branch_id": 3,
     "persisted": True,
+    "lane": "",
+    "miss": None,
 }
 """`REPORT` as every framework's metadata has it."""
 

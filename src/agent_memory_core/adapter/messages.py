@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,4 +36,6 @@ def measurements(report: TurnReport) -> dict[str, Any]:
         "session_id": report.session_id,
         "branch_id": report.branch_id,
         "persisted": report.persisted,
+        "lane": report.lane,
+        "miss": dataclasses.asdict(report.miss) if report.miss else None,
     }

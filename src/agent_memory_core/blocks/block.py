@@ -74,7 +74,7 @@ def chain(
     return hashes
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int] | str, b: Sequence[int] | str) -> int:
     """How many leading items of ``a`` and ``b`` are equal."""
     limit = min(len(a), len(b))
     if tuple(a[:limit]) == tuple(b[:limit]):

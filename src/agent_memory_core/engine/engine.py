@@ -20,6 +20,7 @@ from agent_memory_core.engine import events
 from agent_memory_core.engine.block_io import Loaded, Results, Saved
 from agent_memory_core.engine.committing import Ended
 from agent_memory_core.engine.in_flight import InFlight
+from agent_memory_core.engine.misses import ColdLanes
 from agent_memory_core.engine.model_runner import Step
 from agent_memory_core.engine.rooms import make_rooms
 from agent_memory_core.engine.scheduler import Chunk
@@ -65,6 +66,7 @@ class Engine:
         self._observers = observers
         self._eos = frozenset(loaded.tokenizer.eos_token_ids)
         self._evicted = 0
+        self._cold_lanes = ColdLanes()
 
     # -- a turn's beginning -------------------------------------------------------------------------------
 
@@ -195,6 +197,8 @@ class Engine:
         tail = self.retention.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, background=sequence.background)
+        if not sequence.background:
+            self._cold_lanes.add(turn.key, report)
         self._observers.tell(events.TurnFinished(turn.info, report))
         branch = self.committing.settle(turn, tail)
         if branch is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as ReadOnly
 
 from agent_memory_core.blocks.block import BlockHash, common_prefix, root_hash
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.config import EngineConfig
+from agent_memory_core.engine.misses import Expectation, MissFinder
 from agent_memory_core.engine.persistence import Persistence
 from agent_memory_core.engine.prewarm import Prewarm
 from agent_memory_core.engine.retention import KvRetention
@@ -47,6 +49,7 @@ class Intake:
         self._template = template
         self._grammars = Grammars(loaded.tokenizer, template)
         self._checkpoints = CheckpointFinder(template)
+        self._misses = MissFinder(template)
         self._blocks = blocks
         self._resume = blocks.resume
         self._sessions = sessions
@@ -109,8 +112,7 @@ class Intake:
             request, [b.text for b in branches], generation_prompt=not prewarm
         )
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, prompt.token_ids), default=None)
-        shared = common_prefix(nearest.token_ids, prompt.token_ids) if nearest else 0
-        hint = self._miss_hint(root, key, nearest, shared)
+        expected = self._expect(root, key, request, prompt, branches, nearest)
         owned = session if not key.ephemeral else None
         sequence = Sequence(
             seq_id=seq_id,
@@ -118,7 +120,7 @@ class Intake:
             token_ids=list(prompt.token_ids),
             max_tokens=0 if prewarm else request.sampling.max_tokens,
             block_tokens=self._block_tokens,
-            hashes=nearest.hashes[: shared // self._block_tokens] if nearest else [],
+            hashes=nearest.hashes[: expected.shared // self._block_tokens] if nearest else [],
             reads_tier=session is not None,
             background=background is not None,
             checkpoints=self._find_checkpoints(request, prompt),
@@ -132,8 +134,7 @@ class Intake:
             request=request,
             session=owned,
             branch=owned.continued_by(prompt.token_ids, key.lane) if owned else None,
-            expected_cached=self._expected(shared, hint),
-            miss_reason_hint=hint,
+            expected=expected,
             arrived=arrived or time.perf_counter(),
             processors=[] if prewarm else self._grammars.processors(request, prompt),
         )
@@ -157,18 +158,29 @@ class Intake:
             in_reasoning=starts_in_reasoning(tokenizer, prompt.text),
         )
 
-    def _miss_hint(
-        self, root: BlockHash, key: SessionKey, nearest: Branch[TokenText] | None, shared: int
-    ) -> MissReason:
-        """Why less of this prompt may be known than could be."""
-        if self._resume.unsupported:
-            return "unsupported"
-        if nearest is not None:
-            if shared == len(nearest.token_ids):
-                return "boundary" if self._retention.ends_in_token_tail(root, nearest) else ""
-            return "template" if shared >= nearest.prompt_tokens else "diverged"
-        return self._sessions.miss_hint(root, (key.namespace, key.session_id)) if key.session_id else "new"
+    def _expect(
+        self,
+        root: BlockHash,
+        key: SessionKey,
+        request: ChatRequest,
+        prompt: Prompt,
+        branches: ReadOnly[Branch[TokenText]],
+        nearest: Branch[TokenText] | None,
+    ) -> Expectation:
+        """What can be reused of a prompt, of which ``nearest`` is the nearest branch."""
+        anywhere = self._resume.at_any_token
+        if nearest is None:
+            hint = (
+                self._sessions.miss_hint(root, (key.namespace, key.session_id)) if key.session_id else "new"
+            )
+            return Expectation(hint=self._or_unsupported(hint), resumes_anywhere=anywhere)
+        shared = common_prefix(nearest.token_ids, prompt.token_ids)
+        leaves = shared < len(nearest.token_ids)
+        miss = self._misses.find(request, prompt, branches, nearest, key.lane)
+        hint = miss.reason if miss else ""
+        if not leaves and self._retention.ends_in_token_tail(root, nearest):
+            hint = "boundary"
+        return Expectation(shared, leaves, self._or_unsupported(hint), miss, anywhere)
 
-    def _expected(self, shared: int, hint: MissReason) -> int:
-        """How many of the tokens that a branch holds can be expected to be reused."""
-        return 0 if hint and not self._resume.at_any_token else shared
+    def _or_unsupported(self, hint: MissReason) -> MissReason:
+        return "unsupported" if self._resume.unsupported else hint

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.engine.events import TurnInfo
+from agent_memory_core.engine.misses import Expectation
 from agent_memory_core.engine.model_runner import DecodeSlot
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
@@ -53,10 +54,8 @@ class Turn:
     """The session that it becomes a part of; None if it owns nothing."""
     branch: Branch[TokenText] | None
     """The branch that it continues; None if it begins one."""
-    expected_cached: int
-    """Prompt tokens that a branch of the session holds and that can be expected to be reused."""
-    miss_reason_hint: MissReason
-    """Why that may be less than it could be."""
+    expected: Expectation
+    """What can be reused of its prompt."""
     arrived: float
     """When the caller asked, by `time.perf_counter`, as all times here."""
     processors: list[LogitsProcessor] = field(default_factory=list)
@@ -163,6 +162,8 @@ class Turn:
             branch_id=self.branch.branch_id if self.branch else None,
             model=model,
             persisted=False,
+            lane=self.key.lane,
+            miss=self.expected.miss if self.miss_reason in ("diverged", "template") else None,
         )
 
     @property
@@ -170,8 +171,5 @@ class Turn:
         """Why prompt tokens that could have been known were computed."""
         if self.unreadable:
             return "damaged"
-        expected = min(self.expected_cached, self.sequence.num_prompt - 1)
-        if self.miss_reason_hint:
-            # If the prompt parts from its branch inside a block, a small part of that block is always computed.
-            expected -= expected % self.sequence.block_tokens
-        return "evicted" if self.sequence.num_cached < expected else self.miss_reason_hint
+        sequence = self.sequence
+        return self.expected.reason(sequence.num_prompt, sequence.num_cached, sequence.block_tokens)

@@ -41,16 +41,16 @@ def test_a_turn_continues_the_branch_that_it_shares_most_with(
     engine = open_engine(tmp_path / "store" if on_disk else None)
     key = SessionKey("s")
     new = turn_of(engine, request(QUESTION), key)
-    assert (new.branch, new.expected_cached, new.miss_reason_hint) == (None, 0, "new")
+    assert (new.branch, new.expected.shared, new.expected.hint) == (None, 0, "new")
     first = answered(engine, request(QUESTION), key)
     more = turn_of(engine, request(QUESTION, Message("assistant", first.text), Message("user", "2")), key)
     (branch,) = engine.sessions.open(engine.intake.root("default"), ("default", "s")).branches
     assert more.branch is branch
-    assert more.expected_cached == len(branch.token_ids)
-    assert more.miss_reason_hint == ""
+    assert more.expected.shared == len(branch.token_ids)
+    assert more.expected.hint == ""
     assert more.sequence.hashes[: len(branch.hashes)] == branch.hashes
     other = turn_of(engine, request(Message("user", "What else?")), key)
-    assert (other.branch, other.miss_reason_hint) == (None, "diverged")
+    assert (other.branch, other.expected.hint) == (None, ""), "another last message misses nothing"
 
 
 def test_a_turn_that_owns_nothing_reads_what_there_is(open_engine: Open, tmp_path: Path) -> None:
