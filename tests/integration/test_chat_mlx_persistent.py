@@ -386,7 +386,7 @@ def test_a_beginning_that_cannot_be_used_is_refused(llm: ChatMLXPersistent) -> N
 def test_a_tool_that_a_provider_runs_is_refused_by_name(
     llm: ChatMLXPersistent, builtin: dict[str, Any]
 ) -> None:
-    name = str(builtin.get("type", *builtin))
+    name = str(builtin.get("type") or next(iter(builtin)))
     for choice in (None, "any"):
         with pytest.raises(InvalidRequest, match=f"{name}.* is not valid: a provider runs it"):
             llm.bind_tools([builtin], tool_choice=choice)

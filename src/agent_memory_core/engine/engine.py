@@ -197,6 +197,10 @@ class Engine:
         tail = self.retention.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
         self.counters.add(report, background=sequence.background)
+        if turn.call_mask is not None:
+            turn.call_mask.end()
+            self.counters.calls_held += turn.call_mask.held
+            self.counters.calls_saved += turn.call_mask.saved
         if not sequence.background:
             self._cold_lanes.add(turn.key, report)
         self._observers.tell(events.TurnFinished(turn.info, report))

@@ -125,6 +125,8 @@ class Intake:
             checkpoints=self._find_checkpoints(request, prompt),
             stops_at_checkpoints=self._resume.stops_at_checkpoints,
         )
+        held = [] if prewarm else self._grammars.processors(request, prompt)
+        call_mask = None if prewarm else self._grammars.call_mask(request, prompt)
         return Turn(
             sequence=sequence,
             sink=sink,
@@ -135,7 +137,8 @@ class Intake:
             branch=owned.continued_by(prompt.token_ids, key.lane) if owned else None,
             expected=expected,
             arrived=arrived or time.perf_counter(),
-            processors=[] if prewarm else self._grammars.processors(request, prompt),
+            processors=[*held, *filter(None, [call_mask])],
+            call_mask=call_mask,
         )
 
     def background_turn(self, seq_id: int, work: Prewarm) -> Turn:

@@ -27,7 +27,7 @@ from agent_memory_core.messages import (
     TurnReport,
     Usage,
 )
-from agent_memory_core.structured.mask import LogitsProcessor
+from agent_memory_core.structured.mask import CallMask, LogitsProcessor
 from agent_memory_core.text.detokenizer import Detokenizer
 from agent_memory_core.text.token_text import TokenText
 
@@ -61,6 +61,8 @@ class Turn:
     """When the caller asked, by `time.perf_counter`, as all times here."""
     processors: list[LogitsProcessor] = field(default_factory=list)
     """What changes its logits before a token is sampled."""
+    call_mask: CallMask | None = None
+    """The one of ``processors`` that holds the calls of an answer that may be text as well."""
     pending_tokens: list[int] = field(default_factory=list)
     """Sampled tokens that go out with the next delta."""
     pending_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -122,7 +124,10 @@ class Turn:
 
         ``logprobs`` are the token's and those of the likeliest in its place, if they were asked for.
         """
+        may_call = not self.detokenizer.is_reasoning
         delta = self.detokenizer.push(token)
+        if self.call_mask is not None:
+            self.call_mask.accept(token, is_call=may_call)
         self.tool_calls += len(delta.tool_calls)
         self.reasoning_tokens += bool(delta.reasoning)
         self.pending_tokens.append(token)

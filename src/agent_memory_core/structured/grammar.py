@@ -7,6 +7,8 @@ once and copied for each request. Where a request does not leave the answer to t
     tool_choice a name     one call of that tool
     tool_choice required   one call; several where parallel calls are allowed
     parallel calls off     any text, and at most one call at its end
+    tool_choice auto       any text; a call in it is held from the moment that its start delimiter is sampled, if that
+                           is one token, and text before it costs nothing
     tool_choice none       any text in which no call begins; the tools stay in the prompt, so that the prompt begins
                            as the other prompts of the session do
     no tools               the same where the conversation has calls that the model could imitate; else any text, of
@@ -23,7 +25,7 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -33,7 +35,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest
 from agent_memory_core.structured.lark import Lark, escaped, json_of
-from agent_memory_core.structured.mask import Ban, LogitsProcessor, Mask
+from agent_memory_core.structured.mask import Ban, CallMask, LogitsProcessor, Mask
 from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser, parser_for
 from agent_memory_core.structured.tool_schema import tool_name
 from agent_memory_core.structured.tool_syntax import (
@@ -124,6 +126,28 @@ class Grammars:
                 return []
         return [self.grammar(request, prompt.text).mask(len(prompt.token_ids))]
 
+    def call_mask(self, request: ChatRequest, prompt: Prompt) -> CallMask | None:
+        """What holds the calls in an answer that may be text or calls, as the model likes; None where nothing can.
+
+        That is so where llguidance is missing, where the start delimiter of a call is not one token, and where a tool
+        cannot be written in the model's syntax.
+        """
+        start = self._delimiter_ids.get(self._parser.start)
+        free = _choice(request) == "auto" and request.response_schema is None and request.parallel_tool_calls
+        if start is None or not free or not self._can_be_held:
+            return None
+        try:
+            grammar = self._grammar_of_call(request)
+        except InvalidRequest:
+            return None
+        return CallMask(start, grammar.mask, len(prompt.token_ids))
+
+    def _grammar_of_call(self, request: ChatRequest) -> Grammar:
+        """The compiled grammar of one call, from after its start delimiter to its end."""
+        self._vocabulary = self._vocabulary or _read_vocabulary(self._tokenizer, self._delimiter_ids.values())
+        rules, _ = self._constrained_call(request, "auto", self._vocabulary.lark)
+        return self._compiled_of(["start: call", *rules], request)
+
     def call_parser(self, request: ChatRequest) -> ToolCallParser | None:
         """What parses the calls in the answer to ``request``; None where no tool may be called, so that all is text."""
         parser = parser_for(self._tokenizer, request)
@@ -159,10 +183,12 @@ class Grammars:
                 "this model answers in channels, which cannot be held to a schema or a tool yet."
             )
         self._vocabulary = self._vocabulary or _read_vocabulary(self._tokenizer, self._delimiter_ids.values())
-        rules = [
-            *self._start(prompt, self._vocabulary.lark),
-            *self._body(request, self._vocabulary.lark),
-        ]
+        lark = self._vocabulary.lark
+        return self._compiled_of([*self._start(prompt, lark), *self._body(request, lark)], request)
+
+    def _compiled_of(self, rules: Sequence[str], request: ChatRequest) -> Grammar:
+        """The grammar of these rules, compiled once."""
+        assert self._vocabulary is not None
         text = "\n".join(["%llguidance {}", *rules])
         grammar = self._compiled.pop(text, None) or _compile(self._vocabulary, text, request)
         self._compiled[text] = grammar

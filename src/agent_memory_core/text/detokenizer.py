@@ -118,6 +118,11 @@ class Detokenizer:
         """How many of the pushed tokens stand wholly before the stop string: all of them where there is none."""
         return self._characters.pushed if self._tokens_before_stop is None else self._tokens_before_stop
 
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the next token stands inside a think block."""
+        return bool(self._spans[0] == "reasoning")
+
     def push(self, token_id: int) -> Delta:
         """Take the next token (never an EOS) and return what became certain, without token ids."""
         return Delta() if self.stopped else self._advance(self._characters.push(token_id)).build()
@@ -221,7 +226,7 @@ class Detokenizer:
         self._end_answer(delta)
 
     def _end_call(self, delta: _DeltaBuilder) -> None:
-        """Parse the call that ended. If it cannot be parsed, a value may hold the end delimiter: then the call goes on."""
+        """Parse the call that ended. If it cannot be, a value may hold the end delimiter: then the call goes on."""
         assert self._calls is not None, "without a parser no delimiter begins a call"
         text = self._call
         try:
