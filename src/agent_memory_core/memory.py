@@ -14,8 +14,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -40,15 +42,15 @@ from agent_memory_core.messages import (
     BranchInfo,
     ChatRequest,
     ChatResult,
-    Delta,
-    InvalidToolCall,
     Message,
     SessionInfo,
     SessionKey,
-    ToolCall,
     TurnReport,
+    checked_request,
+    to_message,
     validate_namespace,
     validate_session_id,
+    whole_answer,
 )
 from agent_memory_core.models.folder import configured_context
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
@@ -130,7 +132,7 @@ class AgentMemory:
         sink = QueueSink(asked.timeout)
         handle = self._thread.submit(asked, _key(session), sink)
         answer = ChatStream(sink, handle)
-        return answer if stream else _whole(list(answer))
+        return answer if stream else whole_answer(list(answer))
 
     @overload
     async def achat(
@@ -149,19 +151,19 @@ class AgentMemory:
         sink = AsyncQueueSink(asked.timeout)
         handle = self._thread.submit(asked, _key(session), sink)
         answer = AsyncChatStream(sink, handle)
-        return answer if stream else _whole([delta async for delta in answer])
+        return answer if stream else whole_answer([delta async for delta in answer])
 
     def prewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """Evaluate a prompt's messages and tools without answering, so that a turn that begins with them is warm."""
         sink = QueueSink()
         handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
-        return _whole(list(ChatStream(sink, handle))).report
+        return whole_answer(list(ChatStream(sink, handle))).report
 
     async def aprewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """`prewarm` for coroutines: nothing blocks the event loop and no thread waits."""
         sink = AsyncQueueSink()
         handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
-        return _whole([delta async for delta in AsyncChatStream(sink, handle)]).report
+        return whole_answer([delta async for delta in AsyncChatStream(sink, handle)]).report
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -217,6 +219,36 @@ class AgentMemory:
         """
         self._thread.check_open()
         return self._sessions.forget((namespace, session_id))
+
+    def prune(
+        self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
+    ) -> list[SessionInfo]:
+        """Delete the sessions that nobody has used for a time, and return them; with ``dry_run`` only return them.
+
+        Pinned sessions stay, and those of which a turn is in flight.
+
+        Args:
+            older_than: seconds, or a `datetime.timedelta`, since the last use.
+            namespace: whose sessions; None is every namespace.
+
+        Raises:
+            InvalidRequest: ``older_than`` is negative.
+        """
+        seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+        if not seconds >= 0:
+            raise InvalidRequest(f"older_than={older_than!r} is not valid: seconds or a timedelta from 0 on.")
+        latest, in_use = time.time() - seconds, self._in_use()
+        old = [
+            info
+            for info in self.sessions(namespace)
+            if info.last_use < latest and not info.pinned and (info.namespace, info.session_id) not in in_use
+        ]
+        return old if dry_run else [info for info in old if self.forget(info.session_id, info.namespace)]
+
+    def _in_use(self) -> set[tuple[str, str]]:
+        if not self._thread.started:
+            return set()
+        return self._thread.call(lambda engine: engine.sessions.in_use()).result()
 
     def check(self, *, fix: bool = False) -> CheckReport:
         """Compare every file of the store with the catalog and its checksum; with ``fix``, repair what can be.
@@ -371,11 +403,11 @@ class AgentMemory:
                 given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
                 params = request.sampling.replace(**given)
                 request = dataclasses.replace(request, sampling=params)
-            return _checked(self._with_profile(request))
+            return checked_request(self._with_profile(request))
         given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
         params = sampling_for(self.config.model, given)
-        items = [Message("user", request)] if isinstance(request, str) else [_message(m) for m in request]
-        return _checked(self._with_profile(ChatRequest(tuple(items), sampling=params)))
+        items = [Message("user", request)] if isinstance(request, str) else [to_message(m) for m in request]
+        return checked_request(self._with_profile(ChatRequest(tuple(items), sampling=params)))
 
     def _with_profile(self, request: ChatRequest) -> ChatRequest:
         """The request with what the model's profile tells the chat template, unless it says so itself."""
@@ -419,79 +451,3 @@ def _key(session: Owner) -> SessionKey:
         validate_session_id(key.session_id)
     validate_namespace(key.namespace)
     return key
-
-
-def _message(item: Any) -> Message:
-    if isinstance(item, Message):
-        return item
-    # The errors never quote the message: they end in logs, and it may hold a whole conversation.
-    try:
-        return Message(**item)
-    except TypeError:
-        if hasattr(item, "keys"):
-            kind = f"a mapping with the keys {', '.join(map(str, item))}"
-        else:
-            kind = f"an object of the type {type(item).__name__}"
-        raise InvalidRequest(f"{kind} is not a message: give a mapping with role and content.") from None
-
-
-def _checked(request: ChatRequest) -> ChatRequest:
-    if not request.messages:
-        raise InvalidRequest("the list of messages is empty: give at least one.")
-    for message in request.messages:
-        if not isinstance(message.role, str) or not isinstance(message.content, str):
-            raise InvalidRequest(
-                f"role and content of a message are of the types {type(message.role).__name__} and "
-                f"{type(message.content).__name__}: both must be strings."
-            )
-    _check_form(request)
-    return request
-
-
-def _check_form(request: ChatRequest) -> None:
-    choice, schema = request.tool_choice, request.response_schema
-    if schema is not None and not isinstance(schema, Mapping):
-        raise InvalidRequest(f"response_schema={schema!r} is not valid: a JSON schema as a mapping.")
-    if request.continue_final_message:
-        _check_continued(request)
-    if choice in (None, "auto", "none"):
-        return
-    names = [tool.get("function", tool).get("name") for tool in request.tools]
-    if not names:
-        raise InvalidRequest(f"tool_choice={choice!r} is not valid without tools.")
-    if choice != "required" and choice not in names:
-        raise InvalidRequest(f"tool_choice={choice!r} is not valid: auto, none, required or one of {names}.")
-    if schema is not None:
-        raise InvalidRequest(
-            f"tool_choice={choice!r} and response_schema exclude each other: give one of them."
-        )
-
-
-def _check_continued(request: ChatRequest) -> None:
-    last = request.messages[-1]
-    if last.role != "assistant" or not last.content.strip() or last.tool_calls:
-        raise InvalidRequest(
-            f"continue_final_message=True is not valid: the last message has the role {last.role!r}, and has to be the "
-            "beginning of the assistant's text."
-        )
-    if request.response_schema is not None or request.tool_choice not in (None, "auto", "none"):
-        raise InvalidRequest(
-            "continue_final_message=True is not valid with a response_schema or a forced tool: give one of them."
-        )
-
-
-def _whole(deltas: Sequence[Delta]) -> ChatResult:
-    """Put the deltas of an ended turn together."""
-    report = deltas[-1].report
-    assert report is not None
-    calls: list[ToolCall] = [call for delta in deltas for call in delta.tool_calls]
-    invalid: list[InvalidToolCall] = [call for delta in deltas for call in delta.invalid_tool_calls]
-    return ChatResult(
-        text="".join(delta.text for delta in deltas),
-        reasoning="".join(delta.reasoning for delta in deltas),
-        tool_calls=tuple(calls),
-        invalid_tool_calls=tuple(invalid),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        report=report,
-        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
-    )

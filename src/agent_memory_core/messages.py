@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -289,3 +289,92 @@ class BranchInfo:
     """Seconds since the epoch."""
     last_use: float
     """Seconds since the epoch."""
+
+
+# Requests and answers ---------------------------------------------------------------------------------------
+
+
+def to_message(item: Any) -> Message:
+    """A message, from one or from a mapping with its fields.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    if isinstance(item, Message):
+        return item
+    # The errors never quote the message: they end in logs, and it may hold a whole conversation.
+    try:
+        return Message(**item)
+    except TypeError:
+        if hasattr(item, "keys"):
+            kind = f"a mapping with the keys {', '.join(map(str, item))}"
+        else:
+            kind = f"an object of the type {type(item).__name__}"
+        raise InvalidRequest(f"{kind} is not a message: give a mapping with role and content.") from None
+
+
+def checked_request(request: ChatRequest) -> ChatRequest:
+    """Return a request that can be run, as far as that can be told without its model.
+
+    Raises:
+        InvalidRequest: a part of it cannot be used, or does not go with another.
+    """
+    if not request.messages:
+        raise InvalidRequest("the list of messages is empty: give at least one.")
+    for message in request.messages:
+        if not isinstance(message.role, str) or not isinstance(message.content, str):
+            raise InvalidRequest(
+                f"role and content of a message are of the types {type(message.role).__name__} and "
+                f"{type(message.content).__name__}: both must be strings."
+            )
+    _check_form(request)
+    return request
+
+
+def _check_form(request: ChatRequest) -> None:
+    choice, schema = request.tool_choice, request.response_schema
+    if schema is not None and not isinstance(schema, Mapping):
+        raise InvalidRequest(f"response_schema={schema!r} is not valid: a JSON schema as a mapping.")
+    if request.continue_final_message:
+        _check_continued(request)
+    if choice in (None, "auto", "none"):
+        return
+    names = [tool.get("function", tool).get("name") for tool in request.tools]
+    if not names:
+        raise InvalidRequest(f"tool_choice={choice!r} is not valid without tools.")
+    if choice != "required" and choice not in names:
+        raise InvalidRequest(f"tool_choice={choice!r} is not valid: auto, none, required or one of {names}.")
+    if schema is not None:
+        raise InvalidRequest(
+            f"tool_choice={choice!r} and response_schema exclude each other: give one of them."
+        )
+
+
+def _check_continued(request: ChatRequest) -> None:
+    last = request.messages[-1]
+    if last.role != "assistant" or not last.content.strip() or last.tool_calls:
+        raise InvalidRequest(
+            f"continue_final_message=True is not valid: the last message has the role {last.role!r}, and has to be the "
+            "beginning of the assistant's text."
+        )
+    if request.response_schema is not None or request.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequest(
+            "continue_final_message=True is not valid with a response_schema or a forced tool: give one of them."
+        )
+
+
+def whole_answer(deltas: Sequence[Delta]) -> ChatResult:
+    """Put the deltas of an ended turn together."""
+    report = deltas[-1].report
+    assert report is not None
+    calls: list[ToolCall] = [call for delta in deltas for call in delta.tool_calls]
+    invalid: list[InvalidToolCall] = [call for delta in deltas for call in delta.invalid_tool_calls]
+    return ChatResult(
+        text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        tool_calls=tuple(calls),
+        invalid_tool_calls=tuple(invalid),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        report=report,
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +47,24 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
     assert "ada" not in run("sessions", "list")
     assert 0 < len(list(store.rglob("*.safetensors"))) < files
     assert "no session" in run("sessions", "forget", "ada")
+
+
+def test_sessions_that_nobody_used_for_a_time_are_pruned(store: Path) -> None:
+    with sqlite3.connect(store / "catalog.db") as database:
+        database.execute("UPDATE branches SET last_use = last_use - 86400 * 40 WHERE session = 1")
+    database.close()
+    assert "1 session would be deleted" in run("sessions", "prune", "--older-than", "30d", "--dry-run")
+    assert "0 sessions" in run("sessions", "prune", "--older-than", "8w")
+    assert "0 sessions" in run("sessions", "prune", "--older-than", "30d", "--namespace", "other")
+    pruned = run("sessions", "prune", "--older-than", "30d")
+    assert "'ada'" in pruned
+    assert "1 session was deleted" in pruned
+    listed = run("sessions", "list")
+    assert "ada" not in listed
+    assert "bob" in listed
+    assert "'soon' is not a time" in " ".join(
+        run("sessions", "prune", "--older-than", "soon", code=2).split()
+    )
 
 
 def test_listing_sessions_imports_nothing_that_only_a_model_needs(store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,21 @@ def test_a_memory_that_was_never_asked_answers_about_its_store(llama: str, open_
     assert other.forget("one")
     assert other.stats().store.sessions == 1
     other.close()
+
+
+def test_sessions_in_use_and_pinned_ones_are_not_pruned(driver: engine_driver.Driver) -> None:
+    for name in ("ada", "bob"):
+        begun(driver, name)
+    on_disk = driver.memory.config.cache_dir is not None
+    if on_disk:
+        driver.memory.pin("ada")
+    stream = driver.memory.chat(
+        [BRIEF, {"role": "user", "content": "Go on."}], "bob", stream=True, max_tokens=400
+    )
+    next(stream)
+    pruned = driver.memory.prune(0)
+    assert [info.session_id for info in pruned] == ([] if on_disk else ["ada"])
+    stream.close()
+    assert [info.session_id for info in driver.memory.prune(timedelta(hours=1))] == []
+    with pytest.raises(InvalidRequest, match="older_than=-1"):
+        driver.memory.prune(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Annotated
 
 import typer
@@ -68,6 +69,45 @@ def forget(session: SessionId, cache_dir: CacheDir = None, namespace: Namespace 
         assert memory.config.cache_dir is not None
         Transcript(memory.config.cache_dir, namespace, session).delete()
     _say(f"session {session!r} was deleted." if found else f"there was no session {session!r}.")
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str, typer.Option(help="How long ago the last use has to be, as 12h, 30d or 8w.", show_default=False)
+    ],
+    cache_dir: CacheDir = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Delete only sessions of this namespace.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+) -> None:
+    """Delete the sessions that nobody has used for a time. Pinned ones stay."""
+    age = _duration(older_than)
+    with stored_memory(cache_dir=cache_dir) as memory:
+        gone = memory.prune(age, namespace, dry_run=dry_run)
+        assert memory.config.cache_dir is not None
+        for info in gone:
+            if not dry_run:
+                Transcript(memory.config.cache_dir, info.namespace, info.session_id).delete()
+            _say(
+                f"session {info.session_id!r} in namespace {info.namespace!r}, last used {_time(info.last_use)}"
+            )
+    one = len(gone) == 1
+    done = "would be" if dry_run else "was" if one else "were"
+    _say(f"{len(gone)} session{'' if one else 's'} {done} deleted.")
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _duration(text: str) -> datetime.timedelta:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is not a time: a number with s, m, h, d or w, as 30d.", param_hint="--older-than"
+        )
+    return datetime.timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
 @app.command()

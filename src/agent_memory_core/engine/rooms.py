@@ -126,6 +126,7 @@ def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limi
         block_tokens=config.block_tokens,
         bytes_per_token=live.per_token,
         context_length=min(config.context_length or loaded.context_length, loaded.context_length),
+        is_model_limit=(config.context_length or loaded.context_length) >= loaded.context_length,
         window=live.window,
         window_bytes=live.per_window_token,
         fixed_bytes=live.fixed,

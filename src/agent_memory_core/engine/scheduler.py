@@ -71,6 +71,8 @@ class Limits:
     block_tokens: int
     bytes_per_token: int
     context_length: int
+    is_model_limit: bool = True
+    """Whether ``context_length`` is the model's own, which no setting can raise."""
     grow: int = 256
     window: int = 0
     window_bytes: int = 0
@@ -81,6 +83,12 @@ class Limits:
         in_window = min(tokens, 2 * self.window + self.prefill_chunk)
         growing = -(-tokens // self.grow) * self.grow * self.bytes_per_token
         return growing + in_window * self.window_bytes + self.fixed_bytes
+
+
+def _remedy(limits: Limits) -> str:
+    if limits.is_model_limit:
+        return "shorten the conversation, since that is all that the model can hold"
+    return "shorten the conversation, or raise context_length (LlamaIndex: context_window), which sets this limit"
 
 
 MatchFunction = Callable[[Sequence, Collection[BlockHash]], Match]
@@ -128,7 +136,7 @@ class Scheduler:
         if sequence.num_prompt + min(1, sequence.max_tokens) > limits.context_length:
             raise PromptTooLong(
                 f"the prompt has {sequence.num_prompt} tokens and the model's context holds "
-                f"{limits.context_length}: shorten the conversation or raise context_length."
+                f"{limits.context_length}: {_remedy(limits)}."
             )
         room = limits.context_length - sequence.num_prompt
         sequence.max_tokens = min(sequence.max_tokens, room)

@@ -138,6 +138,10 @@ class SessionBook(ABC):
             if namespace in (None, owner[0]) and session.branches
         ]
 
+    def in_use(self) -> set[Owner]:
+        """The sessions of which a turn is in flight or being written."""
+        return {owner for owner, session in self._live.items() if not session.is_unused}
+
     def clock(self) -> int:
         """A number that grows with every call, to tell which branch was used last."""
         self._turns += 1
