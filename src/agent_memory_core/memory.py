@@ -248,7 +248,7 @@ class AgentMemory:
     def _in_use(self) -> set[tuple[str, str]]:
         if not self._thread.started:
             return set()
-        return self._thread.call(lambda engine: engine.sessions.in_use()).result()
+        return self._thread.call(lambda engine: engine.sessions_in_use()).result()
 
     def check(self, *, fix: bool = False) -> CheckReport:
         """Compare every file of the store with the catalog and its checksum; with ``fix``, repair what can be.

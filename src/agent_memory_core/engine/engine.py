@@ -283,6 +283,11 @@ class Engine:
         self.cancel(self.background.forget(owner))
         return self.sessions.forget(owner)
 
+    def sessions_in_use(self) -> set[tuple[str, str]]:
+        """Namespace and session id of every turn that is in flight or being written."""
+        in_flight = {turn.owner for turn in self.turns.values() if turn.key.session_id is not None}
+        return in_flight | self.sessions.in_use()
+
     def stats(self) -> Stats:
         """What was done and what memory holds; of the store only its owner can tell."""
         return Stats(
