@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -35,6 +35,7 @@ from langchain_agent_memory.messages import (
     to_ai_message,
     to_core,
 )
+from langchain_agent_memory.profile import profile_of
 from langchain_agent_memory.sessions import resolve_session
 from langchain_agent_memory.structured import (
     METHODS,
@@ -48,6 +49,11 @@ from langchain_agent_memory.structured import (
 
 _KEY = "agent_memory_session"
 """The keyword under which a `Call` travels from an entry point to the model's inside."""
+
+_PRIVATE = frozenset(
+    {"session_id", "namespace", "cache_dir", "adapter_path", "metadata", "profile", "callbacks", "cache"}
+)
+"""Fields that traces do not show."""
 
 
 class ChatMLXPersistent(AdapterSettings, BaseChatModel):
@@ -101,21 +107,17 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        holds_form = find_spec("llguidance") is not None
-        stated = self._memory().stated_context_length
-        limit = ModelProfile(max_input_tokens=stated) if stated is not None else ModelProfile()
-        return limit | ModelProfile(
-            text_inputs=True,
-            image_inputs=False,
-            audio_inputs=False,
-            video_inputs=False,
-            text_outputs=True,
-            open_weights=True,
-            tool_calling=True,
-            tool_choice=holds_form,
-            tool_call_streaming=True,
-            structured_output=holds_form,
-        )
+        settings = settings_for(self._settings())
+        sampling = sampling_for(settings.model, self._given(self.SAMPLING_FIELDS))
+        return profile_of(self._memory(), sampling)
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What traces show of this model: nothing of its session, its namespace or its folders."""
+        shown = [f"{name}={value!r}" for name, value in self.__repr_args__() if name not in _PRIVATE]
+        said = super().to_json()
+        if said["type"] == "not_implemented":
+            said["repr"] = f"{type(self).__name__}({', '.join(shown)})"
+        return said
 
     # Entry points: resolve the session before BaseChatModel drops the configuration -------------------------
 
