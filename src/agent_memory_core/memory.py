@@ -457,6 +457,8 @@ def _check_form(request: ChatRequest) -> None:
     choice, schema = request.tool_choice, request.response_schema
     if schema is not None and not isinstance(schema, Mapping):
         raise InvalidRequest(f"response_schema={schema!r} is not valid: a JSON schema as a mapping.")
+    if request.continue_final_message:
+        _check_continued(request)
     if choice in (None, "auto", "none"):
         return
     names = [tool.get("function", tool).get("name") for tool in request.tools]
@@ -467,6 +469,19 @@ def _check_form(request: ChatRequest) -> None:
     if schema is not None:
         raise InvalidRequest(
             f"tool_choice={choice!r} and response_schema exclude each other: give one of them."
+        )
+
+
+def _check_continued(request: ChatRequest) -> None:
+    last = request.messages[-1]
+    if last.role != "assistant" or not last.content.strip() or last.tool_calls:
+        raise InvalidRequest(
+            f"continue_final_message=True is not valid: the last message has the role {last.role!r}, and has to be the "
+            "beginning of the assistant's text."
+        )
+    if request.response_schema is not None or request.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequest(
+            "continue_final_message=True is not valid with a response_schema or a forced tool: give one of them."
         )
 
 

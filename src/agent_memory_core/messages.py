@@ -93,6 +93,9 @@ class ChatRequest:
     response_schema: Mapping[str, Any] | None = None
     """A JSON schema that the answer's text must fit; an empty one means any JSON object. If tools are offered too, the
     model may call them instead."""
+    continue_final_message: bool = False
+    """Whether the last message, which is the assistant's, is continued rather than answered. The answer is only what is
+    new."""
     timeout: float | None = None
     """Seconds that the answer may take, waiting included; then it is given up with `DeadlineExceeded`."""
 

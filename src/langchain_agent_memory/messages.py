@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
-from agent_memory_core.adapter import id_of, merge_leading_systems
+from agent_memory_core.adapter import id_of, merge_leading_systems, unreadable_part
 
 PROVIDER = "mlx"
 
@@ -160,10 +161,33 @@ def _block_text(block: str | dict[Any, Any], role: str) -> str:
         return str(block.get("text") or "")
     if role == "assistant" and (kind in _CALL_BLOCKS or kind in _REASONING_BLOCKS or kind in _IGNORED_BLOCKS):
         return ""
+    if (text := _text_file(block)) is not None:
+        return text
+    if role == "tool":
+        # The message is in the state of a thread, whose every further turn would fail.
+        return unreadable_part(kind)
     raise InvalidRequest(
         f"a block of type {kind!r} in a {role} message is not valid: this model reads text alone. "
         "Pass text blocks, or the text itself."
     )
+
+
+def _text_file(block: Mapping[str, Any]) -> str | None:
+    """The text of a block that holds a file of plain text; None where it holds something else."""
+    inner = block.get("source")
+    source: Mapping[str, Any] = inner if isinstance(inner, Mapping) else block
+    kind = str(source.get("mime_type") or source.get("media_type") or "")
+    if not kind.startswith("text/"):
+        return None
+    if isinstance(source.get("text"), str):
+        return str(source["text"])
+    data = source.get("base64", source.get("data"))
+    if not isinstance(data, str):
+        return None
+    try:
+        return base64.b64decode(data, validate=True).decode()
+    except ValueError:
+        return data if source.get("type") == "text" or "base64" not in source else None
 
 
 # Core to LangChain ------------------------------------------------------------------------------------------

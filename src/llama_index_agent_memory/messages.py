@@ -15,6 +15,7 @@ from llama_index.core.base.llms.types import (
     CitationBlock,
     CompletionResponse,
     ContentBlock,
+    DocumentBlock,
     LogProb,
     MessageRole,
     TextBlock,
@@ -33,7 +34,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
-from agent_memory_core.adapter import id_of, measurements, merge_leading_systems
+from agent_memory_core.adapter import id_of, measurements, merge_leading_systems, unreadable_part
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -70,7 +71,11 @@ def _name_results(messages: list[Message]) -> list[Message]:
     ]
 
 
-def _message(message: ChatMessage) -> Message:
+def _message(message: ChatMessage | Any) -> Message:
+    if not isinstance(message, ChatMessage):
+        raise InvalidRequest(
+            f"a {type(message).__name__} is not a message: give ChatMessage(content, role=...)."
+        )
     role = _ROLES[message.role]
     more = message.additional_kwargs
     # The model wrote its answer in one piece, so its blocks are joined without a separator.
@@ -94,11 +99,24 @@ def _texts(blocks: Sequence[ContentBlock], role: str) -> Iterator[str]:
                 yield block.text
         elif isinstance(block, CitableBlock):
             yield from _texts(block.content, role)
+        elif isinstance(block, DocumentBlock) and (text := _text_document(block)) is not None:
+            yield text
+        elif role == "tool" and not _is_elsewhere(block, role):
+            # The message is in the memory of an agent, whose every further turn would fail.
+            yield unreadable_part(block.block_type)
         elif not _is_elsewhere(block, role):
             raise InvalidRequest(
                 f"a block of type {block.block_type!r} in a {role} message is not valid: this model reads text "
                 "alone. Pass text blocks, or the text itself."
             )
+
+
+def _text_document(block: DocumentBlock) -> str | None:
+    """The text of a document of plain text that is here; None for any other, and for one that has to be fetched."""
+    kind = block.document_mimetype or ""
+    if not kind.startswith("text/") or not (block.data or block.path):
+        return None
+    return str(block.resolve_document().read().decode())
 
 
 def _is_elsewhere(block: ContentBlock, role: str) -> bool:

@@ -300,9 +300,7 @@ async def test_a_memory_that_drops_old_messages_is_reported(
     assert "diverged" in reasons
 
 
-async def test_a_context_without_its_memory_is_a_shorter_conversation(
-    llm: MLXPersistentLLM, database: AsyncEngine
-) -> None:
+async def test_a_context_without_its_memory_begins_anew(llm: MLXPersistentLLM, database: AsyncEngine) -> None:
     talk = FunctionAgent(llm=llm, system_prompt=RULES)
     memory = Memory.from_defaults(session_id="lost", token_limit=8000, async_engine=database)
     context: Context[Any] = Context(talk)

@@ -360,6 +360,21 @@ def sampling_of_a_call_goes_before_that_of_the_model(bench: Bench) -> None:
     assert hot[0] == hot[1] != hot[2]
 
 
+def an_answer_is_continued_where_it_is_asked_for(bench: Bench) -> None:
+    whole = bench.adapter.ask(bench.llm, QUESTION).text
+    begun = whole[: whole.index(" ")]
+    options = {"continue_final_message": True, "session_id": "continued"}
+    rest = bench.adapter.ask(bench.llm, [*QUESTION, ("assistant", begun)], **options)
+    assert begun + rest.text == whole
+    closed = bench.adapter.ask(bench.llm, [*QUESTION, ("assistant", begun)], session_id="closed")
+    assert begun + closed.text != whole
+    history = [*QUESTION, ("assistant", whole), ("user", "Thank you.")]
+    again = bench.adapter.ask(bench.llm, history, session_id="continued")
+    assert again.cache_read >= rest.prompt_tokens + rest.completion_tokens - 2
+    with pytest.raises(InvalidRequest, match="continue_final_message=True is not valid"):
+        bench.adapter.ask(bench.llm, QUESTION, continue_final_message=True)
+
+
 def an_unknown_option_is_refused(bench: Bench) -> None:
     with pytest.raises(InvalidRequest, match=r"'tempreature': did you mean temperature\?"):
         bench.adapter.ask(bench.llm, QUESTION, tempreature=1)
@@ -514,6 +529,7 @@ CASES: Sequence[Callable[[Bench], None]] = (
     sessions_and_namespaces_are_the_callers,
     an_answer_ends_before_a_stop_string,
     sampling_of_a_call_goes_before_that_of_the_model,
+    an_answer_is_continued_where_it_is_asked_for,
     an_unknown_option_is_refused,
     a_prompt_that_cannot_fit_is_refused,
     ten_calls_read_no_file_and_no_variable_again,

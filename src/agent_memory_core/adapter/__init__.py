@@ -1,6 +1,6 @@
 """What the adapters of all frameworks share: a model's fields, and the steps from a framework's call to a turn."""
 
-from agent_memory_core.adapter.messages import measurements, merge_leading_systems
+from agent_memory_core.adapter.messages import measurements, merge_leading_systems, unreadable_part
 from agent_memory_core.adapter.schemas import to_response_schema
 from agent_memory_core.adapter.sessions import chosen_text, session_text
 from agent_memory_core.adapter.settings import AdapterSettings, Turn, UnknownSetting
@@ -17,4 +17,5 @@ __all__ = [
     "merge_leading_systems",
     "session_text",
     "to_response_schema",
+    "unreadable_part",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import Message, TurnReport
+
+logger = logging.getLogger("agent_memory")
 
 
 def merge_leading_systems(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -23,6 +26,15 @@ def merge_leading_systems(messages: Sequence[Message]) -> tuple[Message, ...]:
         return tuple(messages)
     text = "\n\n".join(message.content for message in messages[:count] if message.content)
     return (Message("system", text, name=messages[0].name), *messages[count:])
+
+
+def unreadable_part(kind: object) -> str:
+    """What stands in a tool's result in the place of something that a text model cannot read; logs a warning.
+
+    It is the same every time, so that the prompt is.
+    """
+    logger.warning("a tool's result holds a part of type %r, which this model cannot read", kind)
+    return f"[a part of type {kind} that cannot be shown]"
 
 
 def measurements(report: TurnReport) -> dict[str, Any]:

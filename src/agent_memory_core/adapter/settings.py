@@ -296,6 +296,7 @@ class AdapterSettings(BaseModel):
             tool_choice=chosen_tool(options.pop("tool_choice", None), tools),
             parallel_tool_calls=parallel is None or bool(parallel),
             response_schema=response_schema,
+            continue_final_message=bool(options.pop("continue_final_message", False)),
             sampling=self._sampling(memory.config.model, options, stop),
             timeout=check_timeout(timeout),
         )
@@ -323,6 +324,7 @@ class AdapterSettings(BaseModel):
 _OTHER_OPTIONS = frozenset(
     {
         "chat_template_kwargs",
+        "continue_final_message",
         "model",
         "namespace",
         "parallel_tool_calls",

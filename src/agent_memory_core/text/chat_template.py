@@ -8,6 +8,17 @@ What a template cannot express is expressed in plain messages, as its model most
     system message   the beginning of the next user message
     no template      "role:\\n", the content and a blank line for each message
 
+Most templates were written for one system message and for a user and an assistant who take turns. What is not so stays
+in its place. Where a template refuses it, drops it or moves it, it is written in a form that the template takes:
+
+    a system message after the first ones     the beginning of the next user message, or one of its own
+    several messages of the user on end       one message, with blank lines between the contents
+    several messages of the assistant on end  one message, likewise, with all their calls
+    an assistant that speaks first            after an empty message of the user
+
+These forms depend on a message and on what precedes it, not on what follows, as far as that can be. So a conversation
+that goes on begins as before.
+
 Text that spells a special token becomes that token, in a user's message as well as in the template's own text. Where a
 template rewrites history, the ids follow it: see `token_text`.
 """
@@ -17,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +119,10 @@ class _Abilities:
     results: bool
     calls: _CallDialect | None
     """How tool calls are given to it; None where it renders none."""
+    later_systems: bool
+    users_on_end: bool
+    assistants_on_end: bool
+    assistant_first: bool
 
 
 class ChatTemplate:
@@ -128,10 +144,13 @@ class ChatTemplate:
         if taken := sorted(_RESERVED & request.template_kwargs.keys()):
             raise InvalidRequest(f"template_kwargs may not hold {', '.join(taken)}: the engine sets them.")
         messages, tools = self._translate(request)
+        opens_answer = generation_prompt and not request.continue_final_message
         try:
-            text = self._apply(messages, tools, request.template_kwargs, generation_prompt=generation_prompt)
+            text = self._apply(messages, tools, request.template_kwargs, generation_prompt=opens_answer)
         except TemplateError as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
+        if request.continue_final_message:
+            text = _left_open(text, request.messages[-1].content)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -184,7 +203,10 @@ class ChatTemplate:
             messages = _as_user(messages, "tool", "<tool_response>\n{}\n</tool_response>".format)
         if not can.system:
             messages = _as_user(messages, "system", str)
-        return messages, tools
+        if not can.later_systems:
+            first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+            messages = [*messages[:first], *_as_user(messages[first:], "system", str)]
+        return _taking_turns(messages, can), tools
 
     def _try_out(self) -> _Abilities:
         calls = next((dialect for dialect in _CALL_DIALECTS if self._shows_call(dialect)), None)
@@ -193,7 +215,22 @@ class ChatTemplate:
             system=self._shows("probe_system", [{"role": "system", "content": "probe_system"}, _ASK]),
             results=self._shows("probe_result", _probe_conversation(calls)),
             calls=calls,
+            later_systems=self._keeps(("user", "assistant", "system", "user")),
+            users_on_end=self._keeps(("user", "user", "assistant")),
+            assistants_on_end=self._keeps(("user", "assistant", "assistant")),
+            assistant_first=self._keeps(("assistant", "user")),
         )
+
+    def _keeps(self, roles: Sequence[str]) -> bool:
+        """Whether messages of these roles are rendered one after another, each once."""
+        words = [f"probe_{i}" for i in range(len(roles))]
+        try:
+            text = self._apply(
+                [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)], [], {}
+            )
+        except TEMPLATE_ERRORS:
+            return False
+        return re.findall("probe_[0-9]", text) == words
 
     def _shows_call(self, dialect: _CallDialect) -> bool:
         """Whether a call is rendered before its result is there, or at least afterwards."""
@@ -205,6 +242,20 @@ class ChatTemplate:
             return word in self._apply(messages, list(tools), {})
         except TEMPLATE_ERRORS:
             return False
+
+
+def _left_open(text: str, answer: str) -> str:
+    """A rendered conversation up to the end of its last message, which is not closed.
+
+    Raises:
+        InvalidRequest: the template writes the message otherwise.
+    """
+    for content in (answer, answer.strip()):
+        if content and content in text:
+            return text[: text.rindex(content) + len(content)]
+    raise InvalidRequest(
+        "continue_final_message=True is not valid: this model's chat template does not write the last message as it is."
+    )
 
 
 def _probe_conversation(dialect: _CallDialect | None) -> list[TemplateDict]:
@@ -263,3 +314,28 @@ def _as_user(messages: list[TemplateDict], role: str, wrap: Callable[[str], str]
         out.append(message)
         joins = moved
     return out
+
+
+def _taking_turns(messages: list[TemplateDict], can: _Abilities) -> list[TemplateDict]:
+    """Messages of a user and an assistant who take turns, as far as a template needs that."""
+    out: list[TemplateDict] = []
+    joined = {"user": not can.users_on_end, "assistant": not can.assistants_on_end}
+    for message in messages:
+        role = message["role"]
+        if role == "assistant" and not can.assistant_first and not any(m["role"] != "system" for m in out):
+            out.append({"role": "user", "content": ""})
+        if out and out[-1]["role"] == role and joined.get(role):
+            message = _joined(out.pop(), message)
+        out.append(message)
+    return out
+
+
+def _joined(first: TemplateDict, second: TemplateDict) -> TemplateDict:
+    """Two messages of one role as one."""
+    both: TemplateDict = {**first, **second}
+    for key in ("content", "reasoning_content"):
+        if said := [part for part in (first.get(key), second.get(key)) if part]:
+            both[key] = "\n\n".join(said)
+    if calls := [*first.get("tool_calls", ()), *second.get("tool_calls", ())]:
+        both["tool_calls"] = calls
+    return both

@@ -260,3 +260,28 @@ def test_what_was_streamed_comes_back_unchanged(deltas: list[Delta]) -> None:
     assert json.dumps([c.arguments for c in back.tool_calls]) == json.dumps(  # the order, too
         [c.arguments for c in answer.tool_calls]
     )
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "text-plain", "text": "My name is Ada.", "mime_type": "text/plain"},
+        {"type": "file", "mime_type": "text/markdown", "base64": "TXkgbmFtZSBpcyBBZGEu"},
+        {"type": "file", "source_type": "text", "mime_type": "text/plain", "text": "My name is Ada."},
+        {
+            "type": "document",
+            "source": {"type": "text", "media_type": "text/plain", "data": "My name is Ada."},
+        },
+    ],
+)
+def test_files_of_plain_text_are_read(block: dict[str, Any]) -> None:
+    assert to_core([HumanMessage([block])])[0].content == "My name is Ada."
+
+
+def test_a_tools_result_says_what_cannot_be_shown(caplog: pytest.LogCaptureFixture) -> None:
+    picture = {"type": "image", "base64": "AA==", "mime_type": "image/png"}
+    result = ToolMessage([{"type": "text", "text": "A map:"}, picture], tool_call_id="1")
+    assert to_core([result])[0].content == "A map:\n[a part of type image that cannot be shown]"
+    assert "'image'" in caplog.text
+    with pytest.raises(InvalidRequest, match="'image' in a user message"):
+        to_core([HumanMessage([picture])])

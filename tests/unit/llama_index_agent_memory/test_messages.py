@@ -104,15 +104,34 @@ def test_the_text_of_what_may_be_cited_is_read() -> None:
     ("role", "block"),
     [
         ("user", ImageBlock(url="https://example.com/a.png")),
-        ("user", DocumentBlock(data=b"x", document_mimetype="text/plain")),
+        ("user", DocumentBlock(data=b"x", document_mimetype="application/pdf")),
+        ("user", DocumentBlock(url="https://example.com/a.txt", document_mimetype="text/plain")),
         ("user", CALL),
-        ("tool", ThinkingBlock(content="hm")),
         ("assistant", ImageBlock(url="https://example.com/a.png")),
     ],
 )
 def test_what_is_no_text_is_refused_by_name(role: str, block: Any) -> None:
     with pytest.raises(InvalidRequest, match=rf"{block.block_type!r} in a {role} message"):
         to_core([ChatMessage(role=role, blocks=[TextBlock(text="look"), block])])
+
+
+def test_documents_of_plain_text_are_read() -> None:
+    document = DocumentBlock(data=b"My name is Ada.", document_mimetype="text/markdown")
+    cited = CitableBlock(title="t", source="s", content=[document])
+    for block in (document, cited):
+        assert one(ChatMessage(blocks=[TextBlock(text="Read:"), block])).content == "Read:\nMy name is Ada."
+
+
+def test_a_tools_result_says_what_cannot_be_shown(caplog: pytest.LogCaptureFixture) -> None:
+    block = ImageBlock(url="https://example.com/a.png")
+    result = ChatMessage(role="tool", blocks=[TextBlock(text="A map:"), block])
+    assert one(result).content == "A map:\n[a part of type image that cannot be shown]"
+    assert "'image'" in caplog.text
+
+
+def test_what_is_no_message_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="a dict is not a message"):
+        to_core([{"role": "user", "content": "hi"}])  # type: ignore[list-item]
 
 
 def test_no_messages_are_refused() -> None:
