@@ -14,7 +14,6 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 
 from agent_memory_core import (
@@ -42,6 +41,7 @@ from langchain_agent_memory.structured import (
     form_tool,
     response_format,
     text_parser,
+    to_tool,
     with_parser,
 )
 
@@ -259,7 +259,7 @@ class ChatMLXPersistent(SessionChatModel):
     ) -> Turn:
         options = self._options(kwargs)
         session = self._take_session(options, run_manager=run_manager)
-        tools = [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
+        tools = [to_tool(tool) for tool in options.pop("tools", None) or ()]
         schema = to_response_schema(options.pop("response_format", None))
         return self._turn_of(to_core(messages), tools, session, options, response_schema=schema, stop=stop)
 
@@ -349,7 +349,7 @@ class ChatMLXPersistent(SessionChatModel):
         Raises:
             InvalidRequest: ``tool_choice`` is none of these, or names a tool that is not there.
         """
-        offered = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        offered = [to_tool(tool, strict=strict) for tool in tools]
         if tool_choice is not None:
             chosen_tool(tool_choice, offered)
             kwargs["tool_choice"] = tool_choice
@@ -406,7 +406,7 @@ class ChatMLXPersistent(SessionChatModel):
         """Return the length of the prompt that ``messages`` and ``tools`` come to; this loads the model."""
         if not messages:
             return 0
-        offered = tuple(convert_to_openai_tool(tool) for tool in tools or ())
+        offered = tuple(to_tool(tool) for tool in tools or ())
         return self._memory().count_tokens(ChatRequest(to_core(messages), offered))
 
 

@@ -18,7 +18,7 @@ from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser,
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableGenerator
 from langchain_core.runnables.utils import AddableDict
-from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
@@ -28,6 +28,31 @@ Method = Literal["json_schema", "function_calling", "json_mode"]
 """How a structured answer is asked for: as text that fits the schema, as a forced tool call, as any JSON object."""
 
 METHODS: tuple[Method, ...] = ("json_schema", "function_calling", "json_mode")
+
+
+def to_tool(tool: Any, *, strict: bool | None = None) -> dict[str, Any]:
+    """A tool in any form that LangChain has, as an OpenAI function schema.
+
+    Raises:
+        InvalidRequest: it is none, above all a tool that a provider runs by itself.
+    """
+    if isinstance(tool, dict) and not _describes_function(tool):
+        kind = tool.get("type") or ", ".join(map(str, tool))
+        raise InvalidRequest(
+            f"a tool of type {kind!r} is not valid: a provider runs it, and this model runs here. Offer a function."
+        )
+    try:
+        return convert_to_openai_tool(tool, strict=strict)
+    except ValueError as error:
+        raise InvalidRequest(f"the tool {tool!r} is not valid: {error}") from error
+
+
+def _describes_function(tool: Mapping[str, Any]) -> bool:
+    if tool.get("type", "function") not in ("function", "object"):
+        return "input_schema" in tool
+    if "function" in tool:
+        return isinstance(tool["function"], Mapping) and isinstance(tool["function"].get("name"), str)
+    return bool({"name", "title"} & tool.keys())
 
 
 def response_format(schema: dict[str, Any] | type, method: Method) -> dict[str, Any]:

@@ -374,6 +374,26 @@ def test_a_beginning_that_cannot_be_used_is_refused(llm: ChatMLXPersistent) -> N
         llm.prefill([])
 
 
+@pytest.mark.parametrize(
+    "builtin",
+    [
+        {"type": "web_search"},
+        {"type": "web_search_20250305", "name": "web_search"},
+        {"googleSearch": {}},
+        {"type": "code_interpreter", "container": {"type": "auto"}},
+    ],
+)
+def test_a_tool_that_a_provider_runs_is_refused_by_name(
+    llm: ChatMLXPersistent, builtin: dict[str, Any]
+) -> None:
+    name = str(builtin.get("type", *builtin))
+    for choice in (None, "any"):
+        with pytest.raises(InvalidRequest, match=f"{name}.* is not valid: a provider runs it"):
+            llm.bind_tools([builtin], tool_choice=choice)
+    with pytest.raises(InvalidRequest, match=name):
+        llm.invoke("hi", tools=[builtin])
+
+
 def test_a_choice_of_a_tool_that_is_not_there_is_refused(llm: ChatMLXPersistent) -> None:
     with pytest.raises(InvalidRequest, match="get_weather"):
         llm.bind_tools([get_weather], tool_choice="get_wether")

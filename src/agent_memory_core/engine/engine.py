@@ -189,7 +189,7 @@ class Engine:
     def _finish(self, turn: Turn, cache: list[Any], reason: FinishReason) -> None:
         sequence = turn.sequence
         completion = len(sequence.generated)
-        last = turn.last_delta()
+        last = turn.last_delta(reason)
         if turn.tool_calls and reason == "stop":
             reason = "tool_calls"
         self.scheduler.keep(sequence, turn.answered)

@@ -21,7 +21,6 @@ from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.structured.grammar import Grammars
-from agent_memory_core.structured.tool_calls import parser_for
 from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.checkpoints import CheckpointFinder
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
@@ -154,7 +153,7 @@ class Intake:
         return Detokenizer(
             tokenizer,
             stop=request.sampling.stop,
-            calls=parser_for(tokenizer, request),
+            calls=self._grammars.call_parser(request),
             in_reasoning=starts_in_reasoning(tokenizer, prompt.text),
         )
 

@@ -20,6 +20,7 @@ from agent_memory_core.messages import (
     Delta,
     FinishReason,
     HitTier,
+    InvalidToolCall,
     MissReason,
     SessionKey,
     TokenLogprob,
@@ -131,11 +132,24 @@ class Turn:
             self.sink.deliver(self._with_tokens(delta))
         return self.detokenizer.stopped
 
-    def last_delta(self) -> Delta:
-        """What the detokenizer still held back."""
-        delta = self._with_tokens(self.detokenizer.finish())
+    def last_delta(self, reason: FinishReason) -> Delta:
+        """What the detokenizer still held back; ``reason`` is why the answer ended."""
+        rest = self.detokenizer.finish()
+        if reason == "length" and rest.invalid_tool_calls:
+            *others, cut = rest.invalid_tool_calls
+            rest = dataclasses.replace(rest, invalid_tool_calls=(*others, self._cut(cut)))
+        delta = self._with_tokens(rest)
         self.tool_calls += len(delta.tool_calls)
         return delta
+
+    def _cut(self, call: InvalidToolCall) -> InvalidToolCall:
+        """A call that the limit of tokens cut off, with an error that says so."""
+        names = (str(tool.get("function", tool).get("name")) for tool in self.request.tools)
+        name = next((name for name in names if name in call.text), None)
+        most = self.request.sampling.max_tokens
+        place = f"the call of {name}" if name else "a call"
+        error = f"the answer ended at max_tokens={most} in the middle of {place}: raise max_tokens"
+        return dataclasses.replace(call, error=error)
 
     def _with_tokens(self, delta: Delta) -> Delta:
         """A delta with the tokens sampled since the last one; some of them may have had no text of their own."""

@@ -24,7 +24,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest
 from agent_memory_core.structured.lark import Lark, escaped, json_of
 from agent_memory_core.structured.mask import Ban, LogitsProcessor, Mask
-from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser
+from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser, parser_for
 from agent_memory_core.structured.tool_schema import tool_name
 from agent_memory_core.structured.tool_syntax import (
     JsonToolSyntax,
@@ -42,7 +42,7 @@ from agent_memory_core.structured.tool_syntax import (
     arguments_schema,
     learn_json_syntax,
 )
-from agent_memory_core.structured.tool_syntax_xml import learn_xml_syntax
+from agent_memory_core.structured.tool_syntax_xml import XmlToolSyntax, learn_xml_syntax
 from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.detokenizer import starts_in_reasoning
 from agent_memory_core.text.token_text import Prompt
@@ -102,6 +102,7 @@ class Grammars:
         self._delimiter_ids = {text: token_id for text, token_id in added.items() if text in delimiters}
         self._vocabulary: _Vocabulary | None = None
         self._syntax: ToolSyntax | None = None
+        self._learnt = False
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
 
     def processors(self, request: ChatRequest, prompt: Prompt) -> list[LogitsProcessor]:
@@ -122,6 +123,20 @@ class Grammars:
             if not request.tools and not self._can_be_held:
                 return []
         return [self.grammar(request, prompt.text).mask(len(prompt.token_ids))]
+
+    def call_parser(self, request: ChatRequest) -> ToolCallParser | None:
+        """What parses the calls in the answer to ``request``; None where no tool may be called, so that all is text."""
+        parser = parser_for(self._tokenizer, request)
+        if parser is None:
+            return None
+        syntax = self._tool_syntax()
+        return replace(parser, loses=syntax.loses) if isinstance(syntax, XmlToolSyntax) else parser
+
+    def _tool_syntax(self) -> ToolSyntax | None:
+        """The syntax of this model's calls, learnt once; None where it has none that is known."""
+        if not self._learnt:
+            self._syntax, self._learnt = find_tool_syntax(self._template, self._parser), True
+        return self._syntax
 
     @property
     def _can_be_held(self) -> bool:
@@ -199,14 +214,14 @@ class Grammars:
         self, request: ChatRequest, choice: str, lark: Lark
     ) -> tuple[list[str], str | None]:
         """Rules for a ``call`` of one of the chosen tools, and the text between two calls."""
-        self._syntax = self._syntax or find_tool_syntax(self._template, self._parser)
-        if self._syntax is None:
+        syntax = self._tool_syntax()
+        if syntax is None:
             raise InvalidRequest("this model's tool syntax cannot be forced yet: leave tool_choice alone.")
         tools = [tool for tool in request.tools if choice in ("auto", "required", tool_name(tool))]
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
         for i, tool in enumerate(tools):
-            rules += self._syntax.rules(f"call_{i}", tool, lark)
-        return rules, self._syntax.between_calls
+            rules += syntax.rules(f"call_{i}", tool, lark)
+        return rules, syntax.between_calls
 
 
 def _choice(request: ChatRequest) -> str:

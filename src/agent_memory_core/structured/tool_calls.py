@@ -7,7 +7,8 @@ answer has no calls: its text is text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -47,6 +48,8 @@ class ToolCallParser:
     """mlx-lm's parser of the text between the delimiters. Its second argument is the tools, or None."""
     tools: tuple[Tool, ...] = ()
     """The tools that the request offers: some parsers read a value by the type that its schema names."""
+    loses: Callable[[str, Sequence[ToolCall]], bool] | None = None
+    """Whether a span says more than the calls that were read in it; None where that cannot be told."""
 
     def offering(self, *tools: Tool) -> ToolCallParser:
         """The same parser, told of these tools."""
@@ -59,10 +62,31 @@ class ToolCallParser:
             ValueError: the text is not a call.
         """
         try:
-            parsed = self.parse_span(span, list(self.tools) or None)
-            return [_tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
+            calls = self._read(span)
         except _UNREADABLE as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        if self.loses is not None and self.loses(span, calls):
+            raise ValueError(
+                "a value holds a mark of the tool syntax, so that it cannot be told where it ends"
+            )
+        return calls
+
+    def _read(self, span: str) -> list[ToolCall]:
+        try:
+            parsed = self.parse_span(span, list(self.tools) or None)
+        except json.JSONDecodeError:
+            # Small models write line breaks into strings as they are, which strict JSON forbids.
+            parsed = json.loads(span, strict=False)
+        return [_tool_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
+
+    def is_open(self, span: str) -> bool:
+        """Whether the end delimiter after ``span`` may stand inside a value, so that the call goes on after it."""
+        if not self.end:
+            return False
+        text = span.lstrip()
+        if text.startswith(("{", "[")):
+            return _is_inside_string(text)
+        return self.loses is not None and _is_call_begun(text)
 
 
 def model_parser(tokenizer: TokenizerWrapper) -> ToolCallParser:
@@ -77,6 +101,18 @@ def parser_for(tokenizer: TokenizerWrapper, request: ChatRequest) -> ToolCallPar
     if not request.tools or request.tool_choice == "none":
         return None
     return model_parser(tokenizer).offering(*request.tools)
+
+
+def _is_inside_string(text: str) -> bool:
+    """Whether JSON ends inside a string."""
+    return re.sub(r"\\.", "", text, flags=re.DOTALL).count('"') % 2 == 1
+
+
+def _is_call_begun(text: str) -> bool:
+    """Whether the tags of a call are not all closed."""
+    opened = re.findall(r"<([\w:]+)[=\s>]", text)
+    closed = re.findall(r"</([\w:]+)>", text)
+    return len(opened) > len(closed)
 
 
 def _tool_call(parsed: Any) -> ToolCall:

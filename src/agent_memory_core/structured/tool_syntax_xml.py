@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent_memory_core.errors import InvalidRequest
+from agent_memory_core.messages import ToolCall
 from agent_memory_core.structured.lark import Lark, escaped, json_of
 from agent_memory_core.structured.tool_calls import ToolCallParser
 from agent_memory_core.structured.tool_schema import (
@@ -112,6 +113,14 @@ class XmlToolSyntax:
         if isinstance(value, bool):
             return self.true if value else self.false
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    def loses(self, span: str, calls: Sequence[ToolCall]) -> bool:
+        """Whether ``span`` has more marks of this syntax than the calls read in it, so that a value was cut."""
+        written = self.parser.end.join(
+            self.inside(call.name, [(key, self.write(value)) for key, value in call.arguments.items()])
+            for call in calls
+        )
+        return any(span.count(mark) > written.count(mark) for mark in self.reserved)
 
     def offering(self, tool: Tool) -> XmlToolSyntax:
         """The same syntax, whose parser is told of this tool."""

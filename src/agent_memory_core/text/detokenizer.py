@@ -25,6 +25,10 @@ from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, Too
 from agent_memory_core.text.token_text import TextDecoder
 
 
+class AmbiguousCall(ValueError):
+    """A call is complete, and a value in it holds marks, so that it cannot be told where that value ends."""
+
+
 class CallParser(Protocol):
     """Parses tool calls: where they stand in an answer, and what they say."""
 
@@ -40,8 +44,12 @@ class CallParser(Protocol):
         """The calls in the text between two delimiters.
 
         Raises:
+            AmbiguousCall: the text is a call, and a value in it cannot be told from the marks in it.
             ValueError: the text is not a call.
         """
+
+    def is_open(self, span: str) -> bool:
+        """Whether the end delimiter after ``span`` may stand inside a value, so that the call goes on after it."""
 
 
 def starts_in_reasoning(tokenizer: TokenizerWrapper, prompt: str | Sequence[int]) -> bool:
@@ -95,12 +103,14 @@ class Detokenizer:
         self._characters = _CharacterStream(self._decoder)
         reasons = in_reasoning and tokenizer.has_thinking
         initial = tokenizer.response_initial_state or ("reasoning" if reasons else "normal")
-        self._spans = make_text_state_machine(_Delimiters(tokenizer, calls)).make_state(initial)
+        self._machine = make_text_state_machine(_Delimiters(tokenizer, calls))
+        self._spans = self._machine.make_state(initial)
         self._stop_strings = {f"stop {i}": string for i, string in enumerate(stop) if string}
         self._stops = _stop_machine(self._stop_strings).make_state("normal")
         self._characters_read = 0
         self._tokens_before_stop: int | None = None
         self._call = ""
+        self._broken: _BrokenCall | None = None
         self._held_space, self._after_call = "", False
 
     @property
@@ -117,16 +127,25 @@ class Detokenizer:
         if self.stopped:
             return Delta()
         delta = self._advance(self._characters.flush())
-        if not self.stopped:
-            self._spans, rest, state = TextStateMachine.flush(self._spans)
-            if state == "tool":
-                self._end_call(delta, rest)
-            else:
-                self._add(state, rest, self._characters_read - len(rest), delta)
+        self._flush(delta)
         if not self.stopped:
             self._end_text(delta)
             self._end_answer(delta)
         return delta.build()
+
+    def _flush(self, delta: _DeltaBuilder) -> None:
+        """Hand out what the delimiters held back."""
+        self._spans, rest, state = TextStateMachine.flush(self._spans)
+        while state == "tool" and (broken := self._broken) is not None:
+            # No further end delimiter completed the call.
+            self._give_up(broken, rest, delta)
+            self._spans, rest, state = TextStateMachine.flush(self._spans)
+        if self.stopped:
+            return
+        if state == "tool":
+            self._last_call(rest, delta)
+        else:
+            self._add(state, rest, self._characters_read - len(rest), delta)
 
     def logprob(self, sampled: Sequence[tuple[int, float]]) -> TokenLogprob:
         """The log-probability of the first token, which was sampled, and of the others, the likeliest in its place."""
@@ -138,8 +157,8 @@ class Detokenizer:
         exact = token_bytes(self._tokenizer, token_id) if "\ufffd" in text else text.encode()
         return TokenLogprob(text, logprob, exact)
 
-    def _advance(self, text: str) -> _DeltaBuilder:
-        delta = _DeltaBuilder()
+    def _advance(self, text: str, delta: _DeltaBuilder | None = None) -> _DeltaBuilder:
+        delta = _DeltaBuilder() if delta is None else delta
         # One character at a time, so that the position of each span in the whole answer is known.
         for character in text:
             start = self._characters_read - len(self._spans[3])
@@ -147,10 +166,10 @@ class Detokenizer:
             self._characters_read += 1
             state, span = segments[0]
             self._add(state, span, start, delta)
+            if len(segments) > 1 and not self.stopped:
+                self._end_span(state, delta)
             if self.stopped:
                 break
-            if len(segments) > 1:
-                self._end_span(state, delta)
         return delta
 
     def _add(self, state: str, span: str, start: int, delta: _DeltaBuilder) -> None:
@@ -201,14 +220,50 @@ class Detokenizer:
         self._tokens_before_stop = self._characters.tokens_before(position)
         self._end_answer(delta)
 
-    def _end_call(self, delta: _DeltaBuilder, rest: str = "") -> None:
-        """Parse the call that ended; ``rest`` is the beginning of an end delimiter that never became complete."""
+    def _end_call(self, delta: _DeltaBuilder) -> None:
+        """Parse the call that ended. If it cannot be parsed, a value may hold the end delimiter: then the call goes on."""
+        assert self._calls is not None, "without a parser no delimiter begins a call"
+        text = self._call
+        try:
+            delta.calls += self._calls.parse(text)
+        except ValueError as error:
+            found = _BrokenCall(text, str(error))
+            broken = found if isinstance(error, AmbiguousCall) else self._broken or found
+            if self._calls.is_open(text):
+                self._broken, self._call = broken, text + self._calls.end
+                self._spans = self._machine.make_state("tool")
+            else:
+                self._call += self._calls.end
+                self._give_up(broken, "", delta)
+        else:
+            self._call, self._broken, self._after_call = "", None, True
+
+    def _give_up(self, broken: _BrokenCall, rest: str, delta: _DeltaBuilder) -> None:
+        """Let a call end at its first end delimiter, as what it is, and read what followed it as usual."""
+        assert self._calls is not None
+        delta.invalid.append(InvalidToolCall(broken.text, broken.error))
+        after = self._call[len(broken.text) + len(self._calls.end) :] + rest
+        self._call, self._broken, self._after_call = "", None, True
+        self._characters_read -= len(after)
+        self._spans = self._machine.make_state("normal")
+        self._advance(after, delta)
+
+    def _last_call(self, rest: str, delta: _DeltaBuilder) -> None:
+        """Parse a call that the answer's end ended; ``rest`` is the beginning of an end delimiter."""
         assert self._calls is not None, "without a parser no delimiter begins a call"
         text, self._call, self._after_call = self._call, "", True
         try:
             delta.calls += self._calls.parse(text)
         except ValueError as error:
             delta.invalid.append(InvalidToolCall(text + rest, str(error)))
+
+
+@dataclass(frozen=True, slots=True)
+class _BrokenCall:
+    """A call up to its first end delimiter, and why it could not be parsed there."""
+
+    text: str
+    error: str
 
 
 def _stop_machine(stop_strings: Mapping[str, str]) -> TextStateMachine:
