@@ -40,6 +40,7 @@ from langchain_agent_memory.structured import (
     call_parser,
     form_tool,
     response_format,
+    shown_schema,
     text_parser,
     to_tool,
     with_parser,
@@ -367,7 +368,8 @@ class ChatMLXPersistent(SessionChatModel):
         """Return this model with answers that fit ``schema``: the model cannot write anything else.
 
         Args:
-            schema: a pydantic class, a typed dictionary, a JSON schema or an OpenAI function schema.
+            schema: a pydantic class, a typed dictionary, a Python type such as ``list[int]``, an enum or a union, a
+                JSON schema or an OpenAI function schema.
             method: "json_schema" asks for text of that form, "function_calling" forces a call of a tool of that
                 form, "json_mode" asks for any JSON object and then reads it as ``schema``, if one is given.
             include_raw: whether to return ``raw``, ``parsed`` and ``parsing_error`` instead of raising.
@@ -381,8 +383,7 @@ class ChatMLXPersistent(SessionChatModel):
             raise InvalidRequest(f"method={method!r} is not valid: {', '.join(METHODS)}.")
         if schema is None and method != "json_mode":
             raise InvalidRequest(f"schema=None is not valid for the method {method!r}: only for json_mode.")
-        shown = schema if schema is not None else {"title": "answer", "type": "object"}
-        traced = {"kwargs": {"method": method, "strict": strict}, "schema": shown}
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": shown_schema(schema)}
         if method == "function_calling" and schema is not None:
             tool = form_tool(schema)
             name = tool["function"]["name"]
