@@ -52,7 +52,7 @@ from agent_memory_core.messages import (
     validate_session_id,
     whole_answer,
 )
-from agent_memory_core.models.folder import configured_context
+from agent_memory_core.models.folder import configured_context, configured_reasoning
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
@@ -301,6 +301,11 @@ class AgentMemory:
         """`context_length` without loading anything; None where the model is not on this machine yet."""
         stated = configured_context(self.config.model, self.config.context_length)
         return min(stated, self.config.context_length or stated) if stated is not None else None
+
+    @property
+    def stated_reasoning(self) -> bool | None:
+        """Whether the model thinks before it answers, by what its files say; None where they are not here yet."""
+        return configured_reasoning(self.config.model)
 
     @property
     def context_length(self) -> int:

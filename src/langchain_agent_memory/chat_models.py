@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict
 
 from agent_memory_core import (
-    AdapterSettings,
     ChatRequest,
     InvalidRequest,
-    SessionKey,
     TurnReport,
     sampling_for,
     settings_for,
 )
-from agent_memory_core.adapter import Turn, chosen_text, chosen_tool, to_response_schema
-from langchain_agent_memory.call import Call, report_to
+from agent_memory_core.adapter import Turn, chosen_tool, to_response_schema
+from langchain_agent_memory.call import report_to
+from langchain_agent_memory.entry_points import CALL_KEY, SessionChatModel
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
     PROVIDER,
@@ -34,38 +33,112 @@ from langchain_agent_memory.messages import (
     to_ai_message,
     to_core,
 )
-from langchain_agent_memory.sessions import resolve_session
+from langchain_agent_memory.profile import profile_of
 from langchain_agent_memory.structured import (
     METHODS,
     Method,
     call_parser,
     form_tool,
     response_format,
+    shown_schema,
     text_parser,
     to_tool,
     with_parser,
 )
 
-_KEY = "agent_memory_session"
-"""The keyword under which a `Call` travels from an entry point to the model's inside."""
+_PRIVATE = frozenset(
+    {"session_id", "namespace", "cache_dir", "adapter_path", "metadata", "profile", "callbacks", "cache"}
+)
+"""Fields that traces do not show."""
 
 
-class ChatMLXPersistent(AdapterSettings, BaseChatModel):
+class ChatMLXPersistent(SessionChatModel):
     """A chat model on MLX whose key-value memory lives as long as the conversation.
 
-    An instance holds configuration only: nothing is loaded or opened before the first call, and instances of
-    equal configuration share one engine. A field that is not given comes from the environment
-    (``AGENT_MEMORY_<FIELD>``), then the model's profile, then the default.
+    Setup:
+        ``pip install 'agent-memory-mlx[langchain]'``; on Linux add ``cpu``, ``cuda12`` or ``cuda13``. No key is needed.
 
-    The session comes from the call: ``session_id=``, ``session_id`` or ``thread_id`` of its configuration, the
-    LangGraph thread it runs in, or the model's own ``session_id``; without any, nothing reaches the disk. See
-    ``langchain_agent_memory.sessions`` for the whole order.
+    Key init args:
+        model: an embedded name ("tiny-chat"), a folder with an MLX model, or a hub id.
+        temperature, max_tokens, top_p, top_k, min_p, seed, stop: how an answer is sampled.
+        session_id: the session of calls that name none; without any, nothing reaches the disk.
+        namespace: whose sessions these are; nothing is shared between namespaces.
+        cache_dir: where sessions are kept; None keeps them in memory only.
+        timeout: seconds that an answer may take.
 
-    A call may choose its own ``model``, ``session_id``, ``namespace``, sampling and ``stop``, and hand
+        The other fields are the settings of the engine. What is not given comes from the environment
+        (``AGENT_MEMORY_<FIELD>``), then the model's profile, then the default. An instance holds configuration only:
+        nothing is loaded or opened before the first call, and instances of equal configuration share one engine.
+
+    Instantiate:
+        ```python
+        from langchain_agent_memory import ChatMLXPersistent
+
+        llm = ChatMLXPersistent(model="tiny-chat", temperature=0, max_tokens=64)
+        ```
+
+    Invoke:
+        The session comes from the call: ``session_id=``, ``session_id`` or ``thread_id`` of its configuration, the
+        LangGraph thread it runs in, or the model's own; `langchain_agent_memory.sessions` has the whole order.
+
+        ```python
+        config = {"configurable": {"thread_id": "ada"}}
+        history = [("system", "You are a helpful assistant."), ("user", "My name is Ada.")]
+        history.append(llm.invoke(history, config))
+        answer = llm.invoke([*history, ("user", "What is my name?")], config)
+        ```
+
+    Stream:
+        ```python
+        for chunk in llm.stream("Hello!"):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ``ainvoke``, ``astream`` and ``abatch`` wait without a thread.
+
+        ```python
+        import asyncio
+
+        answers = asyncio.run(llm.abatch(["Hello!", "My name is Tom."]))
+        ```
+
+    Tool calling:
+        A call that ``tool_choice`` forces fits its tool's schema; where no tool is offered, the answer is text.
+
+        ```python
+        from pydantic import BaseModel, Field
+
+        class GetWeather(BaseModel):
+            city: str = Field(max_length=20)
+
+        llm.bind_tools([GetWeather], tool_choice="any").invoke("What is the weather in Rome?").tool_calls
+        ```
+
+    Structured output:
+        The answer is held to the schema while it is written; one that was cut is an error that says so.
+
+        ```python
+        llm.with_structured_output(GetWeather).invoke("Rome")
+        ```
+
+    Ahead of time:
+        ``prefill`` computes the beginning of later prompts before anybody waits for it.
+
+        ```python
+        llm.prefill([("system", "You are a helpful assistant.")], [GetWeather], session_id="rome")
+        ```
+
+    Usage:
+        ``cache_read`` counts the tokens that were not computed again; ``miss_reason`` says why others were.
+
+        ```python
+        answer.usage_metadata["input_token_details"]["cache_read"]
+        answer.response_metadata["miss_reason"]
+        ```
+
+    A call may choose its own ``model``, ``session_id``, ``namespace``, sampling, ``stop`` and ``timeout``, and hand
     ``chat_template_kwargs`` to the model's chat template; an option that means nothing here is refused.
-
-        llm = ChatMLXPersistent(model="tiny-chat")
-        llm.invoke("My name is Ada.", config={"configurable": {"thread_id": "ada"}})
     """
 
     # LangChain's own tests hand over names of other providers.
@@ -101,132 +174,17 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        holds_form = find_spec("llguidance") is not None
-        stated = self._memory().stated_context_length
-        limit = ModelProfile(max_input_tokens=stated) if stated is not None else ModelProfile()
-        return limit | ModelProfile(
-            text_inputs=True,
-            image_inputs=False,
-            audio_inputs=False,
-            video_inputs=False,
-            text_outputs=True,
-            open_weights=True,
-            tool_calling=True,
-            tool_choice=holds_form,
-            tool_call_streaming=True,
-            structured_output=holds_form,
-        )
+        settings = settings_for(self._settings())
+        sampling = sampling_for(settings.model, self._given(self.SAMPLING_FIELDS))
+        return profile_of(self._memory(), sampling)
 
-    # Entry points: resolve the session before BaseChatModel drops the configuration -------------------------
-
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        call = self._call(config, kwargs)
-        return call.reported(super().invoke(input, config, stop=stop, **self._keywords(kwargs, call)))
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        call = self._call(config, kwargs)
-        return call.reported(await super().ainvoke(input, config, stop=stop, **self._keywords(kwargs, call)))
-
-    # Neither of the next two is a generator itself: its first line has to run at the call.
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        call = self._call(config, kwargs)
-        return call.in_stream(super().stream(input, config, stop=stop, **self._keywords(kwargs, call)))
-
-    def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        call = self._call(config, kwargs)
-        return call.in_async_stream(super().astream(input, config, stop=stop, **self._keywords(kwargs, call)))
-
-    # Versions 1 and 2 of the events come by way of the methods above.
-    def stream_events(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        version: str = "v2",
-        **kwargs: Any,
-    ) -> Any:
-        if version == "v3":
-            kwargs = self._keywords(kwargs, self._call(config, kwargs))
-        return super().stream_events(input, config, version=version, **kwargs)  # type: ignore[call-overload]
-
-    def astream_events(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        version: str = "v2",
-        **kwargs: Any,
-    ) -> Any:
-        if version == "v3":
-            kwargs = self._keywords(kwargs, self._call(config, kwargs))
-        return super().astream_events(input, config, version=version, **kwargs)  # type: ignore[call-overload]
-
-    def _call(self, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> Call:
-        """The call that these keywords belong to: one entry point may go on to another one."""
-        if _KEY in kwargs:
-            call: Call = kwargs[_KEY]
-            return call
-        return Call(self._take_session(dict(kwargs), config=config))
-
-    def _keywords(self, kwargs: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        """The keywords with the call in place of what named its session."""
-        named = ("session_id", "namespace", "prompt_cache_key", _KEY)
-        return {**{name: value for name, value in kwargs.items() if name not in named}, _KEY: call}
-
-    def _take_session(
-        self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None
-    ) -> SessionKey:
-        """Remove from ``kwargs`` what names a session, and return the key."""
-        own = {name: kwargs.pop(name, None) for name in ("session_id", "namespace")}
-        cache_key = chosen_text(kwargs.pop("prompt_cache_key", None), "prompt_cache_key")
-        call: Call | None = kwargs.pop(_KEY, None)
-        if call is not None:
-            return call.key
-        return resolve_session(
-            config,
-            run_manager=run_manager,
-            default_session_id=cache_key or self.session_id,
-            default_namespace=self.namespace,
-            **own,
-        )
-
-    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        """The parameters that traces show of a call, without its session."""
-        self._take_session(kwargs)
-        return super()._get_invocation_params(stop=stop, **kwargs)
-
-    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        """The response cache's key next to the prompt: sessions share answers, namespaces do not."""
-        key = self._take_session(kwargs)
-        return f"{super()._get_llm_string(stop=stop, **kwargs)}---{key.namespace}"
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What traces show of this model: nothing of its session, its namespace or its folders."""
+        shown = [f"{name}={value!r}" for name, value in self.__repr_args__() if name not in _PRIVATE]
+        said = super().to_json()
+        if said["type"] == "not_implemented":
+            said["repr"] = f"{type(self).__name__}({', '.join(shown)})"
+        return said
 
     # One turn -----------------------------------------------------------------------------------------------
 
@@ -268,7 +226,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         try:
             with understood():
                 for delta in answer:
-                    report_to(kwargs, _KEY, delta.report)
+                    report_to(kwargs, CALL_KEY, delta.report)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
         finally:
@@ -287,7 +245,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         try:
             with understood():
                 async for delta in answer:
-                    report_to(kwargs, _KEY, delta.report)
+                    report_to(kwargs, CALL_KEY, delta.report)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
         finally:
@@ -410,7 +368,8 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
         """Return this model with answers that fit ``schema``: the model cannot write anything else.
 
         Args:
-            schema: a pydantic class, a typed dictionary, a JSON schema or an OpenAI function schema.
+            schema: a pydantic class, a typed dictionary, a Python type such as ``list[int]``, an enum or a union, a
+                JSON schema or an OpenAI function schema.
             method: "json_schema" asks for text of that form, "function_calling" forces a call of a tool of that
                 form, "json_mode" asks for any JSON object and then reads it as ``schema``, if one is given.
             include_raw: whether to return ``raw``, ``parsed`` and ``parsing_error`` instead of raising.
@@ -424,8 +383,7 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
             raise InvalidRequest(f"method={method!r} is not valid: {', '.join(METHODS)}.")
         if schema is None and method != "json_mode":
             raise InvalidRequest(f"schema=None is not valid for the method {method!r}: only for json_mode.")
-        shown = schema if schema is not None else {"title": "answer", "type": "object"}
-        traced = {"kwargs": {"method": method, "strict": strict}, "schema": shown}
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": shown_schema(schema)}
         if method == "function_calling" and schema is not None:
             tool = form_tool(schema)
             name = tool["function"]["name"]
@@ -454,5 +412,5 @@ class ChatMLXPersistent(AdapterSettings, BaseChatModel):
 
 
 def _result(message: AIMessage, report: TurnReport, kwargs: Mapping[str, Any]) -> ChatResult:
-    report_to(kwargs, _KEY, report)
+    report_to(kwargs, CALL_KEY, report)
     return ChatResult(generations=[ChatGeneration(message=message)])

@@ -6,8 +6,10 @@ LangChain's own parsers would complete it to something else, or return None.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 from langchain_core.exceptions import OutputParserException
@@ -18,9 +20,10 @@ from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser,
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableGenerator
 from langchain_core.runnables.utils import AddableDict
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from agent_memory_core import InvalidRequest
 
@@ -70,7 +73,7 @@ def form_tool(schema: dict[str, Any] | type) -> dict[str, Any]:
         InvalidRequest: the form is not an object, as the arguments of a call are.
     """
     form = to_json_schema(schema)
-    name = schema.__name__ if isinstance(schema, type) else _function(schema).get("name")
+    name = _function(schema).get("name") if isinstance(schema, dict) else getattr(schema, "__name__", None)
     if not _is_object(form, form):
         raise InvalidRequest(
             f"the schema {_name_of(form, name)!r} is not an object, and the arguments of a call are one: use "
@@ -80,12 +83,54 @@ def form_tool(schema: dict[str, Any] | type) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def to_json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
-    """The JSON schema of a class, of a function schema in OpenAI's or Anthropic's form, or the schema itself."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema.model_json_schema()
-    if not isinstance(schema, dict):
-        return convert_to_json_schema(schema)
+def to_json_schema(schema: Any) -> dict[str, Any]:
+    """The JSON schema of a class or type, of a function schema in OpenAI's or Anthropic's form, or the schema itself.
+
+    Raises:
+        InvalidRequest: it is none of these, or no JSON can have this type.
+    """
+    if isinstance(schema, dict):
+        return _of_function(schema)
+    try:
+        return (
+            convert_to_json_schema(schema)
+            if _in_langchains_form(schema)
+            else TypeAdapter(schema).json_schema()
+        )
+    except (TypeError, ValueError, PydanticUserError) as error:
+        raise InvalidRequest(
+            f"schema={schema!r} is not valid: give a pydantic class, a typed dictionary, a type or a JSON schema."
+        ) from error
+
+
+def shown_schema(schema: Any) -> Any:
+    """A schema as LangChain's traces can read it: they take objects only."""
+    if schema is None:
+        return {"title": "answer", "type": "object"}
+    form = to_json_schema(schema)
+    if isinstance(form.get("type"), str) and (isinstance(schema, dict) or not is_value_type(schema)):
+        return schema
+    return {"name": _name_of(form, getattr(schema, "__name__", None)), "description": "", "parameters": form}
+
+
+def is_value_type(schema: Any) -> bool:
+    """Whether ``schema`` is a Python type, such as ``list[int]``, an enum or a union, whose values are answered."""
+    return not isinstance(schema, dict) and not _is_class(schema) and not _in_langchains_form(schema)
+
+
+def _is_class(schema: Any) -> bool:
+    return isinstance(schema, type) and issubclass(schema, BaseModel)
+
+
+def _in_langchains_form(schema: Any) -> bool:
+    """Whether only LangChain knows how to read it: typed dictionaries, functions, tools and classes of pydantic 1."""
+    typed = isinstance(schema, type) and issubclass(schema, dict) and hasattr(schema, "__required_keys__")
+    read = typed or is_dataclass(schema) or inspect.isroutine(schema) or isinstance(schema, BaseTool)
+    return read or (not _is_class(schema) and is_basemodel_subclass(schema))
+
+
+def _of_function(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a function's parameters; ``schema`` itself if it describes none."""
     function = _function(schema)
     if not function:
         return schema
@@ -245,7 +290,7 @@ class _Pydantic(_Whole, PydanticOutputParser[Any]):
     pass
 
 
-class _PydanticCall(_Called, PydanticToolsParser):
+class _CallOfPydantic1(_Called, PydanticToolsParser):
     form: str
 
 
@@ -253,17 +298,45 @@ class _JsonCall(_Called, JsonOutputKeyToolsParser):
     form: str
 
 
+class _Typed:
+    """Reads what another parser found as a value of a type; None while an answer is unfinished and not one yet."""
+
+    kind: Any
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        value = super().parse_result(result, partial=partial)  # type: ignore[misc]
+        try:
+            return TypeAdapter(self.kind).validate_json(json.dumps(value))
+        except ValidationError as error:
+            if partial:
+                return None
+            message = f"the answer is not valid as {self.kind!r}: {error}"
+            raise OutputParserException(message, llm_output=json.dumps(value)) from error
+
+
+class _TypedCall(_Typed, _JsonCall):
+    kind: Any
+
+
+class _TypedText(_Typed, _Json):
+    kind: Any
+
+
 def text_parser(schema: dict[str, Any] | type | None) -> Runnable[Any, Any]:
-    """Reads an answer that is JSON: as an object of a pydantic class, else as what the JSON says."""
+    """Reads an answer that is JSON: as an object of a pydantic class or a value of a type, else as what it says."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return _Pydantic(pydantic_object=schema)
+    if schema is not None and is_value_type(schema):
+        return _TypedText(kind=schema)
     return _Json()
 
 
 def call_parser(schema: dict[str, Any] | type, name: str) -> Runnable[Any, Any]:
     """Reads an answer that is a call of the tool ``name``."""
+    if _is_class(schema) or is_value_type(schema):
+        return _TypedCall(kind=schema, key_name=name, first_tool_only=True, form=name)
     if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return _PydanticCall(tools=[schema], first_tool_only=True, form=name)
+        return _CallOfPydantic1(tools=[schema], first_tool_only=True, form=name)
     return _JsonCall(key_name=name, first_tool_only=True, form=name)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,16 @@ def test_the_second_run_after_a_restart_is_warm() -> None:
     printed(code)
     ChatMLXPersistent().memory.close()
     assert printed(code) == shown
+
+
+def test_the_examples_of_the_class_run_one_after_another() -> None:
+    code = re.findall(r"```python\n(.*?)```", inspect.getdoc(ChatMLXPersistent) or "", re.DOTALL)
+    assert len(code) == 8
+    found = printed(
+        "".join(map(textwrap.dedent, code))
+        + "print(answer.content, answer.response_metadata['session_id'], answer.response_metadata['miss_reason'])"
+    )
+    assert found.endswith("Your name is Ada. ada \n")
 
 
 class Order(BaseModel):

@@ -18,7 +18,11 @@ from langchain_agent_memory import ChatMLXPersistent
 # The same model by another name: the folder it lies in.
 FOLDER = str(Path(agent_memory_core.__file__).parent / "tiny_chat")
 
-pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning"),
+    # These tests hand every model an api_key, of which it is warned here that it has no effect.
+    pytest.mark.filterwarnings("ignore::agent_memory_core.UnknownSetting"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -44,6 +44,20 @@ def configured_context(model: str, context_length: int | None = None) -> int | N
         return None
 
 
+_THOUGHTS = ("<think>", "<longcat_think>", "<|think:start|>", "<|channel>thought")
+"""Marks that begin a thought, as mlx-lm knows them."""
+
+
+def configured_reasoning(model: str) -> bool | None:
+    """Whether a model's files have marks for thoughts; None for a hub id, whose files may not be here."""
+    folder = _local_folder(model)
+    if folder is None:
+        return None
+    files = [folder / name for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")]
+    text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+    return any(mark in text for mark in _THOUGHTS)
+
+
 def stated_context(config: Mapping[str, Any], otherwise: int | None) -> int:
     """The context length that a model's config states, in tokens, or else ``otherwise``, or else a default."""
     for part in (config, config.get("text_config") or {}):

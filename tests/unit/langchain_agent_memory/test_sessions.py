@@ -392,7 +392,11 @@ def test_traces_do_not_show_the_key() -> None:
     model = Recorder(callbacks=[watch])
     model.invoke("hi", session_id="secret-session", namespace="secret-namespace")
     list(model.stream("hi", session_id="secret-session"))
-    assert len(watch.told) == 2
+    owner = Recorder(callbacks=[watch], session_id="secret", namespace="secret", cache_dir="/secret/caches")
+    owner.invoke("hi")
+    (RunnableLambda(str) | owner).invoke("hi", {"callbacks": [watch]})
+    assert len(watch.told) == 4
+    assert "Recorder" in watch.told[-1]
     assert not any("SessionKey" in told or "secret" in told for told in watch.told)
 
 
