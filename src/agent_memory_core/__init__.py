@@ -39,6 +39,7 @@ from agent_memory_core.messages import (
     SessionKey,
     TokenLogprob,
     ToolCall,
+    ToolCallPiece,
     TurnReport,
     Usage,
 )
@@ -169,6 +170,7 @@ __all__ = [
     "StoreUnreadable",
     "TokenLogprob",
     "ToolCall",
+    "ToolCallPiece",
     "TurnAdmitted",
     "TurnCancelled",
     "TurnEvent",

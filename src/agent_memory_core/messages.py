@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from uuid import uuid4
 
 from agent_memory_core.config import SamplingParams
 from agent_memory_core.errors import InvalidRequest
@@ -46,6 +47,11 @@ class ToolCall:
     """Empty where the model gave none."""
 
 
+def new_call_id() -> str:
+    """An id for a call that the model gave none."""
+    return f"call_{uuid4().hex[:16]}"
+
+
 @dataclass(frozen=True, slots=True)
 class InvalidToolCall:
     """A tool call that could not be read."""
@@ -54,6 +60,24 @@ class InvalidToolCall:
     """What the model wrote between its markers of a call."""
     error: str
     """Why the parser refused it."""
+    id: str = ""
+    """The id of the pieces of it that were handed out before; empty where there were none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A part of a tool call that is still being written.
+
+    The call itself follows once it has ended, with the same id: as a `ToolCall`, whose arguments are what the pieces'
+    JSON says, or as an `InvalidToolCall`, so that the pieces are worth nothing.
+    """
+
+    id: str
+    """Which call it belongs to."""
+    name: str
+    """The tool."""
+    arguments: str
+    """What it adds to the arguments, as JSON text; empty in the first piece of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +259,8 @@ class Delta:
     """Set on the last delta of a turn, and only there."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One entry for each of ``token_ids``, if the request asked for them."""
+    call_pieces: tuple[ToolCallPiece, ...] = ()
+    """What became known of a tool call that has not ended, or ends with this delta."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,12 @@ class ChatMLXPersistent(SessionChatModel):
         sampling = sampling_for(settings.model, self._given(self.SAMPLING_FIELDS))
         return profile_of(self._memory(), sampling)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # LangChain's own fields, which it or the line above fills in.
+        return (
+            (name, value) for name, value in super().__repr_args__() if name not in ("profile", "metadata")
+        )
+
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What traces show of this model: nothing of its session, its namespace or its folders."""
         shown = [f"{name}={value!r}" for name, value in self.__repr_args__() if name not in _PRIVATE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from langchain_core.messages import (
@@ -217,7 +218,9 @@ class ChunkWriter:
     """
 
     def __init__(self, *, blocks: bool = False) -> None:
-        self._next_call = 1000 if blocks else 0
+        self._first = 1000 if blocks else 0
+        self._arguments: dict[str, str] = {}
+        """What was handed out of each call's arguments, by its id."""
 
     def chunks(self, delta: Delta) -> Iterator[AIMessageChunk]:
         """Yield what ``delta`` holds, one kind of content a chunk; the last of an answer has its report.
@@ -237,11 +240,29 @@ class ChunkWriter:
             parts.append(_chunk(additional_kwargs={"reasoning_content": delta.reasoning}))
         if delta.text:
             parts.append(_chunk(content=delta.text))
-        calls: tuple[ToolCall | InvalidToolCall, ...] = (*delta.tool_calls, *delta.invalid_tool_calls)
-        for call in calls:
-            parts.append(_chunk(tool_call_chunks=[_call_chunk(call, self._next_call)]))
-            self._next_call += 1
+        for piece in delta.call_pieces:
+            parts.append(self._call_chunk(piece.id, piece.name, piece.arguments))
+        for call in delta.tool_calls:
+            if call.id not in self._arguments:
+                arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+                parts.append(self._call_chunk(id_of(call), call.name, arguments))
+        for invalid in delta.invalid_tool_calls:
+            text = _unreadable(invalid.text, self._arguments.get(invalid.id, ""))
+            parts.append(self._call_chunk(invalid.id or id_of(invalid), None, text))
         return parts
+
+    def _call_chunk(self, call_id: str, name: str | None, arguments: str) -> AIMessageChunk:
+        """A chunk that adds to the arguments of a call. LangChain joins texts, so only the first has name and id."""
+        is_first = call_id not in self._arguments
+        self._arguments[call_id] = self._arguments.get(call_id, "") + arguments
+        chunk = ToolCallChunk(
+            name=name if is_first else None,
+            args=arguments,
+            id=call_id if is_first else None,
+            index=self._first + list(self._arguments).index(call_id),
+            type="tool_call_chunk",
+        )
+        return _chunk(tool_call_chunks=[chunk])
 
 
 def _chunk(content: str = "", **fields: Any) -> AIMessageChunk:
@@ -257,33 +278,35 @@ def _last_chunk(report: TurnReport) -> AIMessageChunk:
     )
 
 
-def _call_chunk(call: ToolCall | InvalidToolCall, index: int) -> ToolCallChunk:
-    if isinstance(call, InvalidToolCall):
-        name, arguments = None, _unreadable(call.text)
-    else:
-        name, arguments = call.name, json.dumps(dict(call.arguments), ensure_ascii=False)
-    return ToolCallChunk(name=name, args=arguments, id=id_of(call), index=index, type="tool_call_chunk")
-
-
 def _invalid_call(call: InvalidToolCall) -> LangChainInvalidToolCall:
     return LangChainInvalidToolCall(
         name=None, args=_unreadable(call.text), id=id_of(call), error=call.error, type="invalid_tool_call"
     )
 
 
-def _unreadable(text: str) -> str:
-    """``text`` in a form that LangChain, which completes broken JSON, does not take for a call without a name."""
-    if text:
-        try:
-            parse_partial_json(text)
-        except (ValueError, RecursionError):
-            return text
-    return _UNREADABLE + text
+def _unreadable(text: str, begun: str = "") -> str:
+    """What to add to ``begun`` so that it says ``text`` and is no call for LangChain, which completes broken JSON."""
+    if not begun:
+        return text if text and _UNREADABLE not in text and not _is_completed(text) else _UNREADABLE + text
+    # A bracket that closes what is not open ends every attempt at it. The first of these that is one is taken.
+    endings = (
+        "".join(marks) + _UNREADABLE + text for size in (1, 2, 3) for marks in product('"]}', repeat=size)
+    )
+    return next(ending for ending in endings if not _is_completed(begun + ending))
+
+
+def _is_completed(text: str) -> bool:
+    """Whether LangChain reads ``text`` as the arguments of a call, perhaps after closing what is open."""
+    try:
+        return isinstance(parse_partial_json(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _unread(args: str) -> str:
     """What the model wrote, from what ``_unreadable`` made of it."""
-    return args.removeprefix(_UNREADABLE)
+    _, marked, text = args.partition(_UNREADABLE)
+    return text if marked else args
 
 
 def _usage(report: TurnReport) -> UsageMetadata:

@@ -253,17 +253,32 @@ class ResponseWriter:
         return message
 
     def responses(self, delta: Delta) -> Iterator[ChatResponse]:
-        """Yield the response that ``delta`` makes, if it shows; the last of an answer has the report."""
+        """Yield the response that ``delta`` makes, if it shows; the last of an answer has the report.
+
+        A call is among the answer's calls once it has ended, since agents run what is there. What it says meanwhile is
+        in ``additional_kwargs["tool_call_deltas"]``.
+        """
         calls = len(self._calls)
         text = self.add(delta)
-        if text or delta.reasoning or len(self._calls) > calls or delta.report is not None:
+        shows = text or delta.reasoning or delta.call_pieces or len(self._calls) > calls
+        if shows or delta.report is not None:
             yield ChatResponse(
                 message=self._streamed(),
                 delta=text,
                 raw=self.raw,
                 logprobs=_logprobs(delta.logprobs),
-                additional_kwargs={"thinking_delta": delta.reasoning} if delta.reasoning else {},
+                additional_kwargs=_pieces(delta),
             )
+
+
+def _pieces(delta: Delta) -> dict[str, Any]:
+    """What a delta adds besides text, under the names that a streamed response has for it."""
+    added: dict[str, Any] = {}
+    if delta.reasoning:
+        added["thinking_delta"] = delta.reasoning
+    if delta.call_pieces:
+        added["tool_call_deltas"] = [dataclasses.asdict(piece) for piece in delta.call_pieces]
+    return added
 
 
 def _logprobs(entries: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
@@ -309,5 +324,5 @@ def _raw(report: TurnReport, invalid: Sequence[InvalidToolCall]) -> dict[str, An
             "prompt_tokens_details": {"cached_tokens": usage.cache_read},
             "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         },
-        "invalid_tool_calls": [dataclasses.asdict(call) for call in invalid],
+        "invalid_tool_calls": [{"text": call.text, "error": call.error} for call in invalid],
     }

@@ -46,11 +46,8 @@ def test_every_setting_of_the_engine_is_a_field(settings: type[AdapterSettings],
 
 
 def test_every_sampling_value_is_a_field_or_an_option_that_is_named_here() -> None:
-    not_in_llama_index = {"logprobs", "top_logprobs"}  # its responses have no place for them
-    for settings, names in (
-        (ChatMLXPersistent, SamplingParams.model_fields.keys()),
-        (MLXPersistentLLM, SamplingParams.model_fields.keys() - not_in_llama_index),
-    ):
+    names = set(SamplingParams.model_fields)
+    for settings in (ChatMLXPersistent, MLXPersistentLLM):
         assert names <= settings.model_fields.keys()
         assert {*settings.SAMPLING_FIELDS, "stop"} == names
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from uuid import uuid4
 
 from agent_memory_core.errors import InvalidRequest
-from agent_memory_core.messages import InvalidToolCall, ToolCall
+from agent_memory_core.messages import InvalidToolCall, ToolCall, new_call_id
 
 
 def chosen_tool(
@@ -49,4 +48,4 @@ def _word_of(value: object) -> str | None:
 
 def id_of(call: ToolCall | InvalidToolCall) -> str:
     """The id of a call; a new one where the model gave none."""
-    return (call.id if isinstance(call, ToolCall) else "") or f"call_{uuid4().hex}"
+    return call.id or new_call_id()

@@ -27,6 +27,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest
+from agent_memory_core.structured.call_stream import call_reader
 from agent_memory_core.structured.lark import Lark, escaped, json_of
 from agent_memory_core.structured.mask import Ban, CallMask, LogitsProcessor, Mask
 from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser, parser_for
@@ -154,7 +156,8 @@ class Grammars:
         if parser is None:
             return None
         syntax = self._tool_syntax()
-        return replace(parser, loses=syntax.loses) if isinstance(syntax, XmlToolSyntax) else parser
+        loses = syntax.loses if isinstance(syntax, XmlToolSyntax) else None
+        return replace(parser, loses=loses, read=partial(call_reader, syntax, request.tools))
 
     def _tool_syntax(self) -> ToolSyntax | None:
         """The syntax of this model's calls, learnt once; None where it has none that is known."""

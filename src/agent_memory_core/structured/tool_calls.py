@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import json_tools
 
-from agent_memory_core.messages import ChatRequest, ToolCall
-from agent_memory_core.structured.tool_schema import Tool, plainly_typed
+from agent_memory_core.messages import ChatRequest, ToolCall, new_call_id
+from agent_memory_core.structured.tool_schema import Tool, plainly_typed, tool_name, tool_parameters
+from agent_memory_core.text.detokenizer import CallReader
 
 _UNREADABLE = (
     ArithmeticError,
@@ -51,6 +51,13 @@ class ToolCallParser:
     loses: Callable[[str, Sequence[ToolCall]], bool] | None = None
     """Whether a span says more than the calls that were read in it; None where that cannot be told."""
 
+    read: Callable[[], CallReader | None] | None = None
+    """Makes what reads a call while it is written; None where that cannot be."""
+
+    def reader(self) -> CallReader | None:
+        """What reads a call while it is written; None where its arguments are known at its end only."""
+        return self.read() if self.read is not None else None
+
     def offering(self, *tools: Tool) -> ToolCallParser:
         """The same parser, told of these tools."""
         return replace(self, tools=tuple(plainly_typed(tool) for tool in tools))
@@ -65,11 +72,35 @@ class ToolCallParser:
             calls = self._read(span)
         except _UNREADABLE as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if self.loses is not None and self.loses(span, calls):
+        if self.loses is not None:
+            self._check_whole(span, calls)
+        return calls
+
+    @property
+    def ends_are_certain(self) -> bool:
+        """Whether text after a call that cannot be read is outside of it: JSON tells where a string ends."""
+        return self.loses is None
+
+    def _check_whole(self, span: str, calls: Sequence[ToolCall]) -> None:
+        """Refuse calls whose values may go on where the syntax seems to end them."""
+        assert self.loses is not None
+        if self.loses(span, calls):
             raise ValueError(
                 "a value holds a mark of the tool syntax, so that it cannot be told where it ends"
             )
-        return calls
+        declared = {tool_name(tool): tool_parameters(tool) for tool in self.tools}
+        for call in calls:
+            # Some parsers make up a name or a key for what they cannot read.
+            if re.search(r"[<>]", call.name) or not all(
+                word in span for word in (call.name, *call.arguments)
+            ):
+                raise ValueError("the text between the delimiters names no tool, or no parameter")
+            schema = declared.get(call.name, {})
+            unknown = call.arguments.keys() - (schema.get("properties") or call.arguments).keys()
+            if unknown and not schema.get("additionalProperties"):
+                raise ValueError(
+                    f"{call.name} has no parameter {min(unknown)!r}, or the value before it holds its mark"
+                )
 
     def _read(self, span: str) -> list[ToolCall]:
         try:
@@ -125,4 +156,4 @@ def _tool_call(parsed: Any) -> ToolCall:
     if not isinstance(arguments, Mapping):
         raise ValueError(f"the arguments of {name} are not an object")
     own = parsed.get("id")
-    return ToolCall(name, arguments, own if isinstance(own, str) and own else f"call_{uuid4().hex[:16]}")
+    return ToolCall(name, arguments, own if isinstance(own, str) and own else new_call_id())

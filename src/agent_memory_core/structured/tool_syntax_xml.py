@@ -120,7 +120,9 @@ class XmlToolSyntax:
             self.inside(call.name, [(key, self.write(value)) for key, value in call.arguments.items()])
             for call in calls
         )
-        return any(span.count(mark) > written.count(mark) for mark in self.reserved)
+        marks = {*self.reserved, *re.findall(r"<[^<>\s]+", self.before_name)}
+        is_longer = any(span.count(mark) > written.count(mark) for mark in marks)
+        return is_longer or not re.fullmatch(_pattern_of_calls(self), span, re.DOTALL)
 
     def offering(self, tool: Tool) -> XmlToolSyntax:
         """The same syntax, whose parser is told of this tool."""
@@ -215,6 +217,22 @@ def _inside_of_first(text: str, parser: ToolCallParser) -> str:
 def _split(text: str, word: str) -> tuple[str, str]:
     at = text.index(word)
     return text[:at], text[at + len(word) :]
+
+
+def _pattern_of_calls(syntax: XmlToolSyntax) -> str:
+    """A pattern for calls in a syntax with any white space around its marks, and no text outside of values."""
+    value_end = _spaced(syntax.value_end)
+    value = f"(?:(?!{value_end}).)*{value_end}"
+    after_value = syntax.between_arguments[len(syntax.value_end) :]
+    first = f"{_spaced(syntax.before_key)}[^<>]+?{_spaced(syntax.after_key)}{value}"
+    more = f"{_spaced(after_value)}[^<>]+?{_spaced(syntax.after_key)}{value}"
+    ending = syntax.after_last.removeprefix(syntax.value_end)
+    arguments = f"(?:{first}(?:{more})*{_spaced(ending)}|{_spaced(syntax.no_arguments)})"
+    return rf"(?:{_spaced(syntax.before_name)}[^<>]+?{arguments}\s*)+"
+
+
+def _spaced(text: str) -> str:
+    return r"\s*" + "".join(re.escape(part) + r"\s*" for part in text.split())
 
 
 # The rules of a grammar

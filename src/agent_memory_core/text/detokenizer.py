@@ -13,20 +13,44 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Protocol
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from agent_memory_core.messages import Delta, InvalidToolCall, TokenLogprob, ToolCall
+from agent_memory_core.messages import (
+    Delta,
+    InvalidToolCall,
+    TokenLogprob,
+    ToolCall,
+    ToolCallPiece,
+    new_call_id,
+)
 from agent_memory_core.text.token_text import TextDecoder
 
 
 class AmbiguousCall(ValueError):
     """A call is complete, and a value in it holds marks, so that it cannot be told where that value ends."""
+
+
+class CallReader(Protocol):
+    """Reads one call while it is written."""
+
+    name: str
+    """The tool; empty until it is known."""
+
+    def feed(self, text: str) -> str:
+        """Take more of the text after a start delimiter; return what became certain of the arguments, as JSON text."""
+
+    def rest(self, arguments: Mapping[str, Any]) -> str | None:
+        """What is to be added to the text so far, once the call turned out to have these arguments.
+
+        None where the text so far is not the beginning of any JSON that says the same.
+        """
 
 
 class CallParser(Protocol):
@@ -40,6 +64,13 @@ class CallParser(Protocol):
     def end(self) -> str:
         """The delimiter that ends a call; empty where a call ends with the answer."""
 
+    @property
+    def ends_are_certain(self) -> bool:
+        """Whether text after a call that cannot be read is outside of it.
+
+        If not, it may be a part of a value, and a call that stands there must not be run.
+        """
+
     def parse(self, span: str) -> list[ToolCall]:
         """The calls in the text between two delimiters.
 
@@ -50,6 +81,9 @@ class CallParser(Protocol):
 
     def is_open(self, span: str) -> bool:
         """Whether the end delimiter after ``span`` may stand inside a value, so that the call goes on after it."""
+
+    def reader(self) -> CallReader | None:
+        """What reads a call while it is written; None where its arguments are known at its end only."""
 
 
 def starts_in_reasoning(tokenizer: TokenizerWrapper, prompt: str | Sequence[int]) -> bool:
@@ -110,7 +144,9 @@ class Detokenizer:
         self._characters_read = 0
         self._tokens_before_stop: int | None = None
         self._call = ""
+        self._piecewise: _PiecewiseCall | None = None
         self._broken: _BrokenCall | None = None
+        self._distrusts = False
         self._held_space, self._after_call = "", False
 
     @property
@@ -182,7 +218,7 @@ class Detokenizer:
         if state == "reasoning":
             delta.reasoning += span
         elif state == "tool":
-            self._call += span
+            self._add_to_call(span, delta)
         elif state == "normal":
             self._stops, segments = TextStateMachine.split(self._stops, span)
             self._add_text(segments[0][1], delta)
@@ -230,25 +266,60 @@ class Detokenizer:
         assert self._calls is not None, "without a parser no delimiter begins a call"
         text = self._call
         try:
-            delta.calls += self._calls.parse(text)
+            delta.calls += self._whole_call(self._calls.parse(text), delta)
         except ValueError as error:
             found = _BrokenCall(text, str(error))
             broken = found if isinstance(error, AmbiguousCall) else self._broken or found
             if self._calls.is_open(text):
-                self._broken, self._call = broken, text + self._calls.end
+                self._broken = broken
+                self._add_to_call(self._calls.end, delta)
                 self._spans = self._machine.make_state("tool")
             else:
                 self._call += self._calls.end
                 self._give_up(broken, "", delta)
         else:
-            self._call, self._broken, self._after_call = "", None, True
+            self._begin_no_call()
+
+    def _add_to_call(self, text: str, delta: _DeltaBuilder) -> None:
+        """Add to the text of a call, and hand out what that says of its arguments."""
+        assert self._calls is not None, "without a parser no delimiter begins a call"
+        self._call += text
+        if self._piecewise is None:
+            self._piecewise = _PiecewiseCall(self._calls.reader())
+        delta.pieces += self._piecewise.feed(text)
+
+    def _whole_call(self, calls: list[ToolCall], delta: _DeltaBuilder) -> list[ToolCall]:
+        """The calls of a span, of which the first may have been handed out in pieces.
+
+        Raises:
+            AmbiguousCall: the pieces say something else.
+        """
+        if self._distrusts:
+            raise AmbiguousCall("it may be a part of the call before it, which could not be read")
+        piecewise = self._piecewise
+        if piecewise is None or not piecewise.id:
+            return calls
+        rest = piecewise.rest(calls)
+        if rest is None:
+            raise AmbiguousCall("its arguments are not those that were read while it was written")
+        delta.pieces += rest
+        return [replace(calls[0], id=piecewise.id)]
+
+    def _begin_no_call(self) -> None:
+        """Be ready for what follows a call."""
+        self._call, self._piecewise, self._broken, self._after_call = "", None, None, True
+
+    def _invalid(self, text: str, error: str) -> InvalidToolCall:
+        assert self._calls is not None
+        self._distrusts = not self._calls.ends_are_certain
+        return InvalidToolCall(text, error, self._piecewise.id if self._piecewise else "")
 
     def _give_up(self, broken: _BrokenCall, rest: str, delta: _DeltaBuilder) -> None:
         """Let a call end at its first end delimiter, as what it is, and read what followed it as usual."""
         assert self._calls is not None
-        delta.invalid.append(InvalidToolCall(broken.text, broken.error))
+        delta.invalid.append(self._invalid(broken.text, broken.error))
         after = self._call[len(broken.text) + len(self._calls.end) :] + rest
-        self._call, self._broken, self._after_call = "", None, True
+        self._begin_no_call()
         self._characters_read -= len(after)
         self._spans = self._machine.make_state("normal")
         self._advance(after, delta)
@@ -256,11 +327,46 @@ class Detokenizer:
     def _last_call(self, rest: str, delta: _DeltaBuilder) -> None:
         """Parse a call that the answer's end ended; ``rest`` is the beginning of an end delimiter."""
         assert self._calls is not None, "without a parser no delimiter begins a call"
-        text, self._call, self._after_call = self._call, "", True
+        text = self._call
         try:
-            delta.calls += self._calls.parse(text)
+            delta.calls += self._whole_call(self._calls.parse(text), delta)
         except ValueError as error:
-            delta.invalid.append(InvalidToolCall(text + rest, str(error)))
+            delta.invalid.append(self._invalid(text + rest, str(error)))
+        self._begin_no_call()
+
+
+class _PiecewiseCall:
+    """A call that is handed out while it is written."""
+
+    def __init__(self, reader: CallReader | None) -> None:
+        self._reader = reader
+        self.id = ""
+        """Empty until a piece of it was handed out."""
+
+    def feed(self, text: str) -> list[ToolCallPiece]:
+        """What became known of the call with more of its text."""
+        if self._reader is None:
+            return []
+        said = self._reader.feed(text)
+        if not self.id and self._reader.name:
+            self.id = new_call_id()
+            return [self._piece(""), *([self._piece(said)] if said else [])]
+        return [self._piece(said)] if said else []
+
+    def rest(self, calls: Sequence[ToolCall]) -> list[ToolCallPiece] | None:
+        """The pieces that end it, now that ``calls`` were read in its text; None where they contradict it."""
+        reader = self._reader
+        assert reader is not None, "only called where pieces were handed out"
+        if len(calls) != 1 or calls[0].name != reader.name:
+            return None
+        rest = reader.rest(calls[0].arguments)
+        if rest is None:
+            return None
+        return [self._piece(rest)] if rest else []
+
+    def _piece(self, arguments: str) -> ToolCallPiece:
+        assert self._reader is not None
+        return ToolCallPiece(self.id, self._reader.name, arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +442,24 @@ class _DeltaBuilder:
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     invalid: list[InvalidToolCall] = field(default_factory=list)
+    pieces: list[ToolCallPiece] = field(default_factory=list)
 
     def build(self) -> Delta:
-        return Delta(self.text, self.reasoning, tuple(self.calls), tuple(self.invalid))
+        return Delta(
+            self.text,
+            self.reasoning,
+            tuple(self.calls),
+            tuple(self.invalid),
+            call_pieces=tuple(_joined(self.pieces)),
+        )
+
+
+def _joined(pieces: Sequence[ToolCallPiece]) -> Iterator[ToolCallPiece]:
+    """Pieces that follow each other as one; the first of a call, which only names it, stays by itself."""
+    for call_id, run in groupby(pieces, key=lambda piece: piece.id):
+        first, *others = run
+        if not first.arguments:
+            yield first
+            first, *others = others or [first]
+        if said := "".join(piece.arguments for piece in (first, *others)):
+            yield ToolCallPiece(call_id, first.name, said)

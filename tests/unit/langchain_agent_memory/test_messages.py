@@ -9,7 +9,7 @@ from operator import add
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, strategies as st
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -32,6 +32,7 @@ from agent_memory_core import (
     InvalidToolCall,
     Message,
     ToolCall,
+    ToolCallPiece,
 )
 from langchain_agent_memory.messages import (
     ChunkWriter,
@@ -285,3 +286,39 @@ def test_a_tools_result_says_what_cannot_be_shown(caplog: pytest.LogCaptureFixtu
     assert "'image'" in caplog.text
     with pytest.raises(InvalidRequest, match="'image' in a user message"):
         to_core([HumanMessage([picture])])
+
+
+PIECES = st.lists(
+    st.sampled_from(["{", "}", "[", "]", '"', "\\", "a", ": ", ", ", "1", "\n", "unreadable"]), max_size=8
+)
+
+
+@given(begun=PIECES.map(lambda parts: '{"a": ' + "".join(parts)), text=PIECES.map("".join))
+def test_a_call_that_was_begun_and_is_invalid_never_becomes_one(begun: str, text: str) -> None:
+    pieces = (ToolCallPiece("c1", "add", ""), ToolCallPiece("c1", "add", begun))
+    deltas = [Delta(call_pieces=pieces), Delta(invalid_tool_calls=(InvalidToolCall(text, "cut", "c1"),)), END]
+    message = merged(deltas)
+    assert (message.tool_calls, len(message.invalid_tool_calls)) == ([], 1)
+    assert one(message).content == text
+
+
+def test_a_call_in_pieces_is_the_call() -> None:
+    said = (ToolCallPiece("c1", "add", ""), ToolCallPiece("c1", "add", '{"b": 2,'))
+    whole_call = ToolCall("add", {"b": 2, "a": 1}, "c1")
+    deltas = [
+        Delta(call_pieces=said),
+        Delta(call_pieces=(ToolCallPiece("c1", "add", ' "a": 1}'),), tool_calls=(whole_call,)),
+        Delta(tool_calls=(ToolCall("sub", {}, "c2"),)),
+        END,
+    ]
+    writer = ChunkWriter()
+    chunks = [chunk for delta in deltas for chunk in writer.chunks(delta)]
+    assert [
+        (c["name"], c["args"], c["id"], c["index"]) for chunk in chunks for c in chunk.tool_call_chunks
+    ] == [
+        ("add", "", "c1", 0),
+        (None, '{"b": 2,', None, 0),
+        (None, ' "a": 1}', None, 0),
+        ("sub", "{}", "c2", 1),
+    ]
+    assert one(reduce(add, chunks)).tool_calls == (whole_call, ToolCall("sub", {}, "c2"))
