@@ -25,6 +25,7 @@ from agent_memory_core import (
 )
 from agent_memory_core.adapter import Turn, chosen_tool, to_response_schema
 from langchain_agent_memory.call import report_to
+from langchain_agent_memory.callbacks import Listeners
 from langchain_agent_memory.entry_points import CALL_KEY, SessionChatModel
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
@@ -201,10 +202,13 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        listeners = Listeners(run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         with understood():
             result = turn.memory.chat(turn.request, turn.session)
-        return _result(to_ai_message(result), result.report, kwargs)
+        report_to(kwargs, CALL_KEY, result.report)
+        listeners.tell(result.report)
+        return ChatResult(generations=[ChatGeneration(message=to_ai_message(result))])
 
     async def _agenerate(
         self,
@@ -213,10 +217,13 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        listeners = Listeners(run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         with understood():
             result = await turn.memory.achat(turn.request, turn.session)
-        return _result(to_ai_message(result), result.report, kwargs)
+        report_to(kwargs, CALL_KEY, result.report)
+        listeners.tell(result.report)
+        return ChatResult(generations=[ChatGeneration(message=to_ai_message(result))])
 
     # Token callbacks are LangChain's to call: run_manager is here for the session alone.
     def _stream(
@@ -226,6 +233,7 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        listeners = Listeners(run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = turn.memory.chat(turn.request, turn.session, stream=True)
@@ -233,6 +241,7 @@ class ChatMLXPersistent(SessionChatModel):
             with understood():
                 for delta in answer:
                     report_to(kwargs, CALL_KEY, delta.report)
+                    listeners.tell(delta.report)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
         finally:
@@ -245,6 +254,7 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        listeners = Listeners(run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = await turn.memory.achat(turn.request, turn.session, stream=True)
@@ -252,6 +262,7 @@ class ChatMLXPersistent(SessionChatModel):
             with understood():
                 async for delta in answer:
                     report_to(kwargs, CALL_KEY, delta.report)
+                    listeners.tell(delta.report)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
         finally:
@@ -415,8 +426,3 @@ class ChatMLXPersistent(SessionChatModel):
             return 0
         offered = tuple(to_tool(tool) for tool in tools or ())
         return self._memory().count_tokens(ChatRequest(to_core(messages), offered))
-
-
-def _result(message: AIMessage, report: TurnReport, kwargs: Mapping[str, Any]) -> ChatResult:
-    report_to(kwargs, CALL_KEY, report)
-    return ChatResult(generations=[ChatGeneration(message=message)])
