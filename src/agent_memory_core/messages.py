@@ -95,6 +95,9 @@ class Message:
     """Which call a tool's result answers."""
     reasoning: str | None = None
     """What an assistant wrote as its thinking."""
+    cache_points: tuple[int, ...] = field(default=(), compare=False)
+    """Places in ``content``, in characters, up to which later prompts will be the same. What a model needs in order to
+    go on from there is kept. This matters for models with sliding windows or states; others go on from any place."""
 
 
 @dataclass(frozen=True, slots=True)

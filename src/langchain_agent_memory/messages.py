@@ -34,7 +34,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
-from agent_memory_core.adapter import id_of, merge_leading_systems, unreadable_part
+from agent_memory_core.adapter import id_of, joined, merge_leading_systems, unreadable_part
 
 PROVIDER = "mlx"
 
@@ -74,12 +74,12 @@ def _message(message: BaseMessage) -> Message:
     if isinstance(message, AIMessage):
         return _assistant(message)
     role = _role(message)
-    text = _text(message.content, role, joint="\n")
+    text, points = _text(message, role, joint="\n")
     if isinstance(message, ToolMessage):
-        return Message(
-            role, _tool_text(text, message.status), message.name, tool_call_id=message.tool_call_id
-        )
-    return Message(role, text, message.name)
+        shown = _tool_text(text, message.status)
+        points = tuple(point + len(shown) - len(text) for point in points)
+        return Message(role, shown, message.name, tool_call_id=message.tool_call_id, cache_points=points)
+    return Message(role, text, message.name, cache_points=points)
 
 
 def _role(message: BaseMessage) -> str:
@@ -97,7 +97,7 @@ def _role(message: BaseMessage) -> str:
 
 def _assistant(message: AIMessage) -> Message:
     # The model wrote its answer in one piece, so its blocks are joined without a separator.
-    text = _text(message.content, "assistant", joint="")
+    text, points = _text(message, "assistant", joint="")
     unread = (_unread(call["args"] or "") for call in message.invalid_tool_calls)
     return Message(
         role="assistant",
@@ -105,6 +105,7 @@ def _assistant(message: AIMessage) -> Message:
         name=message.name,
         tool_calls=tuple(_calls(message)),
         reasoning=_reasoning(message),
+        cache_points=points,
     )
 
 
@@ -143,15 +144,18 @@ def _blocks(content: object) -> Iterator[Mapping[str, Any]]:
         yield from (block for block in content if isinstance(block, Mapping))
 
 
-def _text(content: str | list[str | dict[Any, Any]], role: str, *, joint: str) -> str:
-    """The text of a message's content.
+def _text(message: BaseMessage, role: str, *, joint: str) -> tuple[str, tuple[int, ...]]:
+    """The text of a message's content, and its cache points: the ends of what has a ``cache_control``.
 
     Raises:
         InvalidRequest: a block is no text, nor a part of an answer that is kept elsewhere.
     """
-    if isinstance(content, str):
-        return content
-    return joint.join(filter(None, (_block_text(block, role) for block in content)))
+    content = message.content
+    blocks: Sequence[str | dict[Any, Any]] = [content] if isinstance(content, str) else content
+    marked = [isinstance(block, Mapping) and bool(block.get("cache_control")) for block in blocks]
+    if marked and message.additional_kwargs.get("cache_control"):
+        marked[-1] = True
+    return joined(zip((_block_text(block, role) for block in blocks), marked, strict=True), joint)
 
 
 def _block_text(block: str | dict[Any, Any], role: str) -> str:

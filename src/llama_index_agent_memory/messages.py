@@ -34,7 +34,7 @@ from agent_memory_core import (
     ToolCall,
     TurnReport,
 )
-from agent_memory_core.adapter import id_of, measurements, merge_leading_systems, unreadable_part
+from agent_memory_core.adapter import id_of, joined, measurements, merge_leading_systems, unreadable_part
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -79,7 +79,7 @@ def _message(message: ChatMessage | Any) -> Message:
     role = _ROLES[message.role]
     more = message.additional_kwargs
     # The model wrote its answer in one piece, so its blocks are joined without a separator.
-    text = ("" if role == "assistant" else "\n").join(_texts(message.blocks, role))
+    text, points = joined(_texts(message.blocks, role), "" if role == "assistant" else "\n")
     if role == "assistant":
         thoughts = (block.content for block in message.blocks if isinstance(block, ThinkingBlock))
         return Message(
@@ -88,22 +88,25 @@ def _message(message: ChatMessage | Any) -> Message:
             more.get("name"),
             tool_calls=tuple(_calls(message)),
             reasoning="".join(filter(None, thoughts)) or None,
+            cache_points=points,
         )
-    return Message(role, text, more.get("name"), tool_call_id=more.get("tool_call_id"))
+    return Message(role, text, more.get("name"), tool_call_id=more.get("tool_call_id"), cache_points=points)
 
 
-def _texts(blocks: Sequence[ContentBlock], role: str) -> Iterator[str]:
+def _texts(blocks: Sequence[ContentBlock], role: str) -> Iterator[tuple[str, bool]]:
+    """The texts of a message's blocks, and where the message has cache points."""
     for block in blocks:
-        if isinstance(block, TextBlock):
-            if block.text:
-                yield block.text
+        if isinstance(block, CachePoint):
+            yield "", True
+        elif isinstance(block, TextBlock):
+            yield block.text, False
         elif isinstance(block, CitableBlock):
             yield from _texts(block.content, role)
         elif isinstance(block, DocumentBlock) and (text := _text_document(block)) is not None:
-            yield text
+            yield text, False
         elif role == "tool" and not _is_elsewhere(block, role):
             # The message is in the memory of an agent, whose every further turn would fail.
-            yield unreadable_part(block.block_type)
+            yield unreadable_part(block.block_type), False
         elif not _is_elsewhere(block, role):
             raise InvalidRequest(
                 f"a block of type {block.block_type!r} in a {role} message is not valid: this model reads text "
@@ -122,7 +125,7 @@ def _text_document(block: DocumentBlock) -> str | None:
 def _is_elsewhere(block: ContentBlock, role: str) -> bool:
     """Whether a block repeats what is read from another place, or means something only to another provider."""
     parts_of_answers = (ThinkingBlock, ToolCallBlock, CitationBlock)
-    return isinstance(block, CachePoint) or (role == "assistant" and isinstance(block, parts_of_answers))
+    return role == "assistant" and isinstance(block, parts_of_answers)
 
 
 def _calls(message: ChatMessage) -> Iterator[ToolCall]:

@@ -1,6 +1,6 @@
 """What the adapters of all frameworks share: a model's fields, and the steps from a framework's call to a turn."""
 
-from agent_memory_core.adapter.messages import measurements, merge_leading_systems, unreadable_part
+from agent_memory_core.adapter.messages import joined, measurements, merge_leading_systems, unreadable_part
 from agent_memory_core.adapter.schemas import to_response_schema
 from agent_memory_core.adapter.sessions import chosen_text, session_text
 from agent_memory_core.adapter.settings import AdapterSettings, Turn, UnknownSetting
@@ -13,6 +13,7 @@ __all__ = [
     "chosen_text",
     "chosen_tool",
     "id_of",
+    "joined",
     "measurements",
     "merge_leading_systems",
     "session_text",

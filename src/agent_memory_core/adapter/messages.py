@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import Message, TurnReport
 
 logger = logging.getLogger("agent_memory")
+
+
+def joined(parts: Iterable[tuple[str, bool]], joint: str) -> tuple[str, tuple[int, ...]]:
+    """A message's content and its cache points, from texts, each with whether a cache point follows it."""
+    text, points = "", []
+    for part, is_marked in parts:
+        if part:
+            text += (joint if text else "") + part
+        if is_marked and text:
+            points.append(len(text))
+    return text, tuple(dict.fromkeys(points))
 
 
 def merge_leading_systems(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -24,8 +35,11 @@ def merge_leading_systems(messages: Sequence[Message]) -> tuple[Message, ...]:
     count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     if count < 2:
         return tuple(messages)
-    text = "\n\n".join(message.content for message in messages[:count] if message.content)
-    return (Message("system", text, name=messages[0].name), *messages[count:])
+    text, points = "", []
+    for message in messages[:count]:
+        text += ("\n\n" if text and message.content else "") + message.content
+        points += [len(text) - len(message.content) + point for point in message.cache_points]
+    return (Message("system", text, name=messages[0].name, cache_points=tuple(points)), *messages[count:])
 
 
 def unreadable_part(kind: object) -> str:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 from agent_memory_core.blocks.block import common_prefix
+from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message
 from agent_memory_core.text.chat_template import TEMPLATE_ERRORS, ChatTemplate
 from agent_memory_core.text.token_text import Prompt
 
 MIN_OPENING = 64
 """The opening of a conversation gets no checkpoint if it is shorter than this many tokens."""
+
+MAX_CACHE_POINTS = 4
+"""How many of a prompt's cache points get a checkpoint: the last ones, as other providers have it."""
 
 MAX_PROBES = 256
 """How many openings and generation prompts are remembered."""
@@ -37,15 +42,30 @@ class CheckpointFinder:
     def find(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
         """The checkpoints of ``prompt``, which is ``request`` as token ids, in ascending order.
 
-        There are at most two: the end of what precedes the first user message (the system message and the tools),
-        unless that is short, and the end of the messages, where the generation prompt begins.
+        They are the end of what precedes the first user message (the system message and the tools), unless that is
+        short, the end of the messages, where the generation prompt begins, and the cache points of messages.
         """
         ids = prompt.token_ids
         suffix = self._generation_prompt(request)
         end = len(ids) - max(1, len(suffix) if ids[len(ids) - len(suffix) :] == suffix else 1)
         opening = common_prefix(self._opening(request), ids)
-        places = {opening if opening >= MIN_OPENING else 0, end}
+        places = {opening if opening >= MIN_OPENING else 0, end, *self._cache_points(request, prompt)}
         return tuple(sorted(place for place in places if 0 < place < len(ids)))
+
+    def _cache_points(self, request: ChatRequest, prompt: Prompt) -> Iterator[int]:
+        """The positions of the messages' cache points, which are found by changing the text that follows each."""
+        marked = [(i, point) for i, message in enumerate(request.messages) for point in message.cache_points]
+        for index, point in marked[-MAX_CACHE_POINTS:]:
+            message = request.messages[index]
+            other = "1" if message.content[point : point + 1] == "a" else "a"
+            changed = replace(message, content=message.content[:point] + other)
+            messages = (*request.messages[:index], changed, *request.messages[index + 1 :])
+            try:
+                text = self._template.render(replace(request, messages=messages), generation_prompt=False)
+            except (InvalidRequest, *TEMPLATE_ERRORS):
+                continue
+            at = common_prefix(text, prompt.text)
+            yield self._template.tokenizer.tokens_before(prompt.token_ids, prompt.text, at)
 
     def _generation_prompt(self, request: ChatRequest) -> tuple[int, ...]:
         """The tokens that ask for an answer; empty where they depend on what precedes them."""

@@ -7,6 +7,7 @@ special token, before one, or, in templates without special tokens, at the end o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
@@ -108,6 +109,16 @@ class ExactTokenizer:
                 decode = self._decoder.inner if at else self._decoder.whole
                 yield Piece(at, at + len(part), self._added[part[0]] if added else decode(part))
                 at += len(part)
+
+    def tokens_before(self, token_ids: Sequence[int], text: str, at: int) -> int:
+        """How many of the first ids stand wholly before the character ``at`` of ``text``, which all of them spell.
+
+        0 where the tokenizer does not decode ids to the text they came from.
+        """
+        count = bisect_right(
+            range(len(token_ids)), at, key=lambda i: len(self._decoder.whole(token_ids[: i + 1]))
+        )
+        return count if text.startswith(self._decoder.whole(token_ids[:count])) else 0
 
     def encode(self, text: str, known: Sequence[TokenText] = ()) -> Prompt:
         """Token ids of ``text``, beginning with those of the ``known`` branch that agrees with it the longest."""

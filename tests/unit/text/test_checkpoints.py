@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from support.made_conversations import (
     template_of,
 )
 
+from agent_memory_core.blocks.block import common_prefix
 from agent_memory_core.messages import ChatRequest, Message
 from agent_memory_core.text import checkpoints as checkpoints_module
 from agent_memory_core.text.chat_template import ChatTemplate
@@ -185,3 +187,32 @@ def test_openings_are_probed_once_and_only_so_many_are_remembered(monkeypatch: p
     assert len(tokenised) == 0
     assert [finder.find(*one) for one in zip(requests, prompts, strict=True)] == found
     assert len(finder._probes) <= 4
+
+
+@given(makes_all, systems, tool_lists, st.lists(spoken, min_size=1, max_size=3), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_cache_point_is_where_the_marked_text_ends(
+    make: Make, system: str, tools: tuple[Any, ...], contents: list[str], data: st.DataObject
+) -> None:
+    template, plain = template_of(make), conversation(system, contents, tools=tools)
+    index = data.draw(st.integers(0, len(plain.messages) - 1))
+    message = plain.messages[index]
+    point = data.draw(st.integers(0, len(message.content)))
+    marked = replace(message, cache_points=(point,))
+    request = replace(plain, messages=(*plain.messages[:index], marked, *plain.messages[index + 1 :]))
+    found, prompt = find(template, request)
+    assert template.encode(plain) == prompt, "a cache point changes no token"
+    (place,) = set(found) - set(find(template, plain)[0]) or {0}
+    changed = replace(message, content=message.content[:point] + "\u0416 other")
+    other = replace(plain, messages=(*plain.messages[:index], changed, *plain.messages[index + 1 :]))
+    # Whatever follows the point, a later prompt has all tokens before it, but for one that the cut itself changes.
+    shared = common_prefix(template.encode(other).token_ids, prompt.token_ids)
+    assert place <= shared + 1
+
+
+def test_only_the_last_cache_points_count() -> None:
+    message = Message("user", "one two three four five six", cache_points=(3, 7, 13, 18, 23))
+    template = template_of(made.tiny_chat)
+    found, prompt = find(template, ChatRequest((message,)))
+    texts = [decode(made.tiny_chat, prompt.token_ids[:place]) for place in found[:-1]]
+    assert [text.split("\n", 1)[-1] for text in texts] == [message.content[:p] for p in (7, 13, 18, 23)]
