@@ -40,6 +40,7 @@ from agent_memory_core.messages import (
     TokenLogprob,
     ToolCall,
     ToolCallPiece,
+    Transcript,
     TurnReport,
     Usage,
 )
@@ -171,6 +172,7 @@ __all__ = [
     "TokenLogprob",
     "ToolCall",
     "ToolCallPiece",
+    "Transcript",
     "TurnAdmitted",
     "TurnCancelled",
     "TurnEvent",

@@ -28,6 +28,7 @@ from agent_memory_core.config import (
     known_settings,
 )
 from agent_memory_core.engine.events import Observer, Observers
+from agent_memory_core.engine.expiry import Expiry
 from agent_memory_core.engine.session_control import (
     MemorySessionControl,
     SessionControl,
@@ -45,6 +46,7 @@ from agent_memory_core.messages import (
     Message,
     SessionInfo,
     SessionKey,
+    Transcript,
     TurnReport,
     checked_request,
     to_message,
@@ -87,6 +89,7 @@ class AgentMemory:
         self.config = config if config is not None and not settings else _config(config, settings)
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
+        self._expiry: Expiry | None = None
         self._observers = Observers()
         self._thread = EngineThread(self._build)
         self._sessions: SessionControl = MemorySessionControl(self._thread)
@@ -189,6 +192,27 @@ class AgentMemory:
             BranchInfo(row.branch_id, row.tokens, row.prompt_tokens, row.lane, row.created, row.last_use)
             for row in rows
         ]
+
+    def transcript(
+        self, session_id: str, namespace: str = "default", branch_id: int | None = None
+    ) -> Transcript:
+        """The messages of a session, read back from its tokens: its history, for whom it was lost. Loads the model.
+
+        Args:
+            session_id: the session.
+            namespace: whose session it is.
+            branch_id: one of `branches`; None is the branch that was used last.
+
+        Raises:
+            SessionNotFound: there is no such session, or none that this model has read.
+        """
+        self._thread.check_open()
+        if self.config.cache_dir is not None:
+            self._thread.flush()
+            latest = max(self.branches(session_id, namespace), key=lambda branch: branch.last_use)
+            branch_id = latest.branch_id if branch_id is None else branch_id
+        owner = (namespace, session_id)
+        return self._thread.call(lambda engine: engine.transcript(owner, branch_id)).result()
 
     def fork(self, session_id: str, new_session_id: str, namespace: str = "default") -> None:
         """Begin a new session with everything another one knows; nothing is copied.
@@ -345,6 +369,10 @@ class AgentMemory:
 
     def close(self) -> None:
         """End turns in flight, write what is queued, free the model."""
+        with self._lock:
+            expiry, self._expiry = self._expiry, None
+        if expiry is not None:
+            expiry.stop()
         self._thread.close()
         with self._lock:
             if self._store is not None:
@@ -376,7 +404,23 @@ class AgentMemory:
         engine = Engine(loaded, self.config, memory_bytes, store, results, self._observers)
         if profile is not None:
             profile.check(cache_spec(engine.blocks.layout.groups, loaded.config))
+        self._expire_sessions()
         return engine
+
+    def _expire_sessions(self) -> None:
+        """Begin to delete old sessions, if that is wanted."""
+        days = self.config.session_ttl_days
+        if days is None or self.config.cache_dir is None:
+            return
+        # The thread must not keep a memory alive that nobody holds any more.
+        memory = weakref.ref(self)
+
+        def delete() -> int:
+            alive = memory()
+            return len(alive.prune(timedelta(days=days))) if alive is not None else 0
+
+        with self._lock:
+            self._expiry = Expiry(delete)
 
     def _open_store(self) -> BlockStore | None:
         config = self.config

@@ -101,6 +101,19 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Transcript:
+    """A conversation as it was read back from the tokens of a session."""
+
+    messages: tuple[Message, ...]
+    """Oldest first. The system message is as the model was given it, with the tools, where they stand in it."""
+    text: str = field(repr=False)
+    """All that the model was given and wrote, with the marks of its chat template."""
+    is_exact: bool
+    """Whether the messages, given to the model again, are that text, so that a conversation that begins with them goes
+    on where the session is."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One turn to run."""
 

@@ -33,6 +33,7 @@ from langchain_agent_memory.messages import (
     ChunkWriter,
     to_ai_message,
     to_core,
+    to_langchain,
 )
 from langchain_agent_memory.profile import profile_of
 from langchain_agent_memory.structured import (
@@ -344,6 +345,18 @@ class ChatMLXPersistent(SessionChatModel):
         return self._turn(
             self._convert_input(messages).to_messages(), None, None, keywords | {"tools": tools}
         )
+
+    def transcript(self, session_id: str, namespace: str | None = None) -> list[BaseMessage]:
+        """Return the messages of a session, read back from what the model was given and wrote; loads the model.
+
+        Their history can be lost: a turn that begins with these messages goes on where the session is. The system
+        message is as the model read it, with the tools, where its chat template writes them there.
+        `AgentMemory.transcript`, as ``llm.memory.transcript``, also tells whether they are exact.
+
+        Raises:
+            SessionNotFound: there is no such session, or none that this model has read.
+        """
+        return to_langchain(self._memory().transcript(session_id, namespace or self.namespace).messages)
 
     # Tools --------------------------------------------------------------------------------------------------
 

@@ -203,14 +203,32 @@ def to_ai_message(result: ChatResult) -> AIMessage:
     return AIMessage(
         content=result.text,
         additional_kwargs={"reasoning_content": result.reasoning} if result.reasoning else {},
-        tool_calls=[
-            LangChainToolCall(name=c.name, args=dict(c.arguments), id=id_of(c), type="tool_call")
-            for c in result.tool_calls
-        ],
+        tool_calls=[_langchain_call(call) for call in result.tool_calls],
         invalid_tool_calls=[_invalid_call(c) for c in result.invalid_tool_calls],
         usage_metadata=_usage(result.report),
         response_metadata=_metadata(result.report) | _logprobs(result.logprobs),
     )
+
+
+def to_langchain(messages: Sequence[Message]) -> list[BaseMessage]:
+    """Return the core's messages as LangChain's."""
+    return [_to_langchain(message) for message in messages]
+
+
+def _to_langchain(message: Message) -> BaseMessage:
+    if message.role == "tool":
+        return ToolMessage(message.content, name=message.name, tool_call_id=message.tool_call_id or "")
+    if message.role == "assistant":
+        return AIMessage(
+            content=message.content,
+            additional_kwargs={"reasoning_content": message.reasoning} if message.reasoning else {},
+            tool_calls=[_langchain_call(call) for call in message.tool_calls],
+        )
+    return (SystemMessage if message.role == "system" else HumanMessage)(message.content)
+
+
+def _langchain_call(call: ToolCall) -> LangChainToolCall:
+    return LangChainToolCall(name=call.name, args=dict(call.arguments), id=id_of(call), type="tool_call")
 
 
 class ChunkWriter:

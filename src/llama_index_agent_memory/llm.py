@@ -55,6 +55,7 @@ from llama_index_agent_memory.messages import (
     to_chat_response,
     to_completion,
     to_core,
+    to_llama_index,
     to_tools,
 )
 from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
@@ -414,6 +415,18 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
         said = _from_user(messages) if isinstance(messages, str) else messages
         named = {"session_id": session_id, "namespace": namespace}
         return self._turn(said, {**options, **named, "tools": tools}, seen)
+
+    def transcript(self, session_id: str, namespace: str | None = None) -> list[ChatMessage]:
+        """Return the messages of a session, read back from what the model was given and wrote; loads the model.
+
+        A chat engine or a ``Memory`` whose history was lost can be given them: the next turn goes on where the session
+        is. The system message is as the model read it, with the tools, where its chat template writes them there.
+        ``llm.memory.transcript`` also tells whether they are exact.
+
+        Raises:
+            SessionNotFound: there is no such session, or none that this model has read.
+        """
+        return to_llama_index(self._memory().transcript(session_id, namespace or self.namespace).messages)
 
     # Tokens -------------------------------------------------------------------------------------------------
 

@@ -203,6 +203,25 @@ def to_chat_response(result: ChatResult) -> ChatResponse:
     return ChatResponse(message=writer.message(), raw=writer.raw, logprobs=_logprobs(result.logprobs))
 
 
+def to_llama_index(messages: Sequence[Message]) -> list[ChatMessage]:
+    """Return the core's messages as LlamaIndex's."""
+    return [_to_llama_index(message) for message in messages]
+
+
+def _to_llama_index(message: Message) -> ChatMessage:
+    blocks: list[ContentBlock] = []
+    if message.reasoning:
+        blocks.append(ThinkingBlock(content=message.reasoning))
+    if message.content or not message.tool_calls:
+        blocks.append(TextBlock(text=message.content))
+    more = {"name": message.name, "tool_call_id": message.tool_call_id} if message.role == "tool" else {}
+    return ChatMessage(
+        role=MessageRole(message.role),
+        blocks=[*blocks, *map(_call_block, message.tool_calls)],
+        additional_kwargs=more,
+    )
+
+
 def to_completion(response: ChatResponse) -> CompletionResponse:
     """Return a response, whole or a piece of one, as a completion has it."""
     return CompletionResponse(

@@ -127,6 +127,7 @@ class AdapterSettings(BaseModel):
     context_length: int | None = _engine_field("context_length")
     wired: Wired | None = _engine_field("wired")
     prewarm: Prewarm | None = _engine_field("prewarm")
+    session_ttl_days: float | None = _engine_field("session_ttl_days")
     durability: Durability | None = _engine_field("durability")
     temperature: float | None = _sampling_field("temperature")
     top_p: float | None = _sampling_field("top_p")

@@ -27,10 +27,12 @@ from agent_memory_core.engine.scheduler import Chunk
 from agent_memory_core.engine.sinks import CANCELLED, OutputSink
 from agent_memory_core.engine.stats import Counters, Stats
 from agent_memory_core.engine.turn import Turn
-from agent_memory_core.errors import Cancelled, OutOfGpuMemory
-from agent_memory_core.messages import ChatRequest, FinishReason, SessionKey
+from agent_memory_core.errors import Cancelled, OutOfGpuMemory, SessionNotFound
+from agent_memory_core.messages import ChatRequest, FinishReason, SessionKey, Transcript
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.structured.tool_calls import model_parser
+from agent_memory_core.text.transcript import TranscriptReader
 
 
 class Engine:
@@ -282,6 +284,22 @@ class Engine:
         """Drop a session, given as namespace and session id, from memory; say whether it had a branch there."""
         self.cancel(self.background.forget(owner))
         return self.sessions.forget(owner)
+
+    def transcript(self, owner: tuple[str, str], branch_id: int | None) -> Transcript:
+        """The conversation of a branch of a session, by default of the one that was used last.
+
+        Raises:
+            SessionNotFound: there is no such branch that this model can read.
+        """
+        branches = self.sessions.open(self.intake.root(owner[0]), owner).branches
+        fitting = [branch for branch in branches if branch_id in (None, branch.branch_id)]
+        if not fitting:
+            raise SessionNotFound(
+                f"there is nothing of session {owner[1]!r} in namespace {owner[0]!r} that {self.loaded.name} has read."
+            )
+        branch = max(fitting, key=lambda branch: branch.used)
+        reader = TranscriptReader(self.loaded.tokenizer, self.template, model_parser(self.loaded.tokenizer))
+        return reader.read(branch.token_ids)
 
     def sessions_in_use(self) -> set[tuple[str, str]]:
         """Namespace and session id of every turn that is in flight or being written."""

@@ -22,6 +22,7 @@ class Piece:
     start: int
     end: int
     text: str
+    is_special: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class ExactTokenizer:
         for added, run in groupby(ids[start:], key=self._added.__contains__):
             for part in ([i] for i in run) if added else [list(run)]:
                 decode = self._decoder.inner if at else self._decoder.whole
-                yield Piece(at, at + len(part), self._added[part[0]] if added else decode(part))
+                yield Piece(at, at + len(part), self._added[part[0]] if added else decode(part), added)
                 at += len(part)
 
     def tokens_before(self, token_ids: Sequence[int], text: str, at: int) -> int:
