@@ -7,8 +7,8 @@ once and copied for each request. Where a request does not leave the answer to t
     tool_choice a name     one call of that tool
     tool_choice required   one call; several where parallel calls are allowed
     parallel calls off     any text, and at most one call at its end
-    tool_choice auto       any text; a call in it is held from the moment that its start delimiter is sampled, if that
-                           is one token, and text before it costs nothing
+    tool_choice auto       any text; a call in it is held from the moment that its start delimiter is sampled, and
+                           text before it costs nothing
     tool_choice none       any text in which no call begins; the tools stay in the prompt, so that the prompt begins
                            as the other prompts of the session do
     no tools               the same where the conversation has calls that the model could imitate; else any text, of
@@ -37,7 +37,14 @@ from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest
 from agent_memory_core.structured.call_stream import call_reader
 from agent_memory_core.structured.lark import Lark, escaped, json_of
-from agent_memory_core.structured.mask import Ban, CallMask, LogitsProcessor, Mask
+from agent_memory_core.structured.mask import (
+    Ban,
+    CallMask,
+    LogitsProcessor,
+    Mask,
+    SpelledCallMask,
+    TokenCallMask,
+)
 from agent_memory_core.structured.tool_calls import ToolCallParser, model_parser, parser_for
 from agent_memory_core.structured.tool_schema import tool_name
 from agent_memory_core.structured.tool_syntax import (
@@ -131,18 +138,22 @@ class Grammars:
     def call_mask(self, request: ChatRequest, prompt: Prompt) -> CallMask | None:
         """What holds the calls in an answer that may be text or calls, as the model likes; None where nothing can.
 
-        That is so where llguidance is missing, where the start delimiter of a call is not one token, and where a tool
-        cannot be written in the model's syntax.
+        That is so where llguidance is missing, and where a tool cannot be written in the model's syntax.
         """
-        start = self._delimiter_ids.get(self._parser.start)
         free = _choice(request) == "auto" and request.response_schema is None and request.parallel_tool_calls
-        if start is None or not free or not self._can_be_held:
+        if not self._parser.start or not free or not self._can_be_held:
             return None
         try:
             grammar = self._grammar_of_call(request)
         except InvalidRequest:
             return None
-        return CallMask(start, grammar.mask, len(prompt.token_ids))
+        start = self._delimiter_ids.get(self._parser.start)
+        if start is not None:
+            return TokenCallMask(start, grammar.mask, len(prompt.token_ids))
+        exact = self._template.tokenizer
+        return SpelledCallMask(
+            self._parser.start, exact.text_inside, exact.tokenize, grammar.mask, len(prompt.token_ids)
+        )
 
     def _grammar_of_call(self, request: ChatRequest) -> Grammar:
         """The compiled grammar of one call, from after its start delimiter to its end."""

@@ -86,6 +86,10 @@ class ExactTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
+    def text_inside(self, token_ids: Sequence[int]) -> str:
+        """The text of ids that stand after others."""
+        return self._decoder.inner(token_ids) if token_ids else ""
+
     def text_of(self, token_ids: Sequence[int]) -> TokenText:
         """The ids with their text, which is found from the ids alone."""
         return self.extend(TokenText(), token_ids)
