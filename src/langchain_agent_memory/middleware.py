@@ -1,4 +1,4 @@
-"""``PrefixSummarization``: agent middleware that summarises with the conversation's own prefix.
+"""Agent middleware that leaves prompts their beginning: ``PrefixSummarization``, and ``PrefixContextEditing``.
 
 LangChain's ``SummarizationMiddleware`` pastes the history into a prompt of its own, for which nothing is stored. So
 the call is computed from its first token, just when the conversation is longest. Here the instruction to summarise is
@@ -38,6 +38,8 @@ except ImportError as error:
     raise ImportError(
         "langchain_agent_memory.middleware needs LangChain's agents: pip install 'agent-memory-mlx[agents]'."
     ) from error
+
+from langchain_agent_memory.context_editing import PrefixContextEditing
 
 logger = logging.getLogger("agent_memory.langchain")
 
@@ -210,4 +212,4 @@ def _replacing(request: Request, kept: Sequence[AnyMessage], response: Response)
     )
 
 
-__all__ = ["INSTRUCTION", "PrefixSummarization"]
+__all__ = ["INSTRUCTION", "PrefixContextEditing", "PrefixSummarization"]
