@@ -314,7 +314,7 @@ class EngineConfig(_Settings):
         description='"on" keeps the weights and the KV resident in memory while the model is loaded, which a model '
         'that nearly fills a Mac needs to be fast; "off" lets macOS decide. It counts on macOS 15 and newer only.',
     )
-    session_ttl_days: Annotated[float | None, Source("thresholds")] = Field(
+    session_ttl_days: Annotated[float | None, Source()] = Field(
         default=None,
         gt=0,
         description="Days after its last use after which a session is deleted, looked at when the first turn runs and "

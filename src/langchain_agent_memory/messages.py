@@ -252,6 +252,9 @@ class ChunkWriter:
         parts = self._parts(delta)
         if delta.report is not None:
             parts.append(_last_chunk(delta.report))
+        if delta.logprobs and not parts:
+            # The end of a call whose arguments are out already.
+            parts.append(_chunk())
         if parts:
             parts[0].response_metadata.update(_logprobs(delta.logprobs))
         yield from parts
