@@ -19,13 +19,14 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest check bench quality first-day wheels format clean
+.PHONY: help demo unit test test-lowest check bench quality first-day wheels ecosystem format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
 	@echo 'make unit         the tests that run no model, in less than a minute'
 	@echo 'make test         all tests, in several processes'
 	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
+	@echo 'make ecosystem    the tests inside packages that others wrote, and the table of what they reuse'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make quality      measure only what rounding the KV cache costs'
@@ -65,6 +66,15 @@ test-lowest: $(INSTALLED)
 	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/support/lowest_versions.py agents)
 	$(LOWEST_TEST) tests/unit/langchain_agent_memory
 
+# These packages are many and heavy, and an agent's environment rarely has all of them, so they have one of their own.
+ECOSYSTEM := .venv-ecosystem/bin/python
+ecosystem: $(INSTALLED)
+	$(BIN)/python -m venv .venv-ecosystem
+	$(ECOSYSTEM) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),ecosystem-tests]'
+	$(ECOSYSTEM) -m pytest tests/ecosystem
+	$(ECOSYSTEM) benchmarks/ecosystem.py
+	$(BIN)/python benchmarks/report.py
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -95,7 +105,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest .venv-ecosystem build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.

@@ -1,7 +1,7 @@
-"""Puts the committed results into the README, each between ``<!-- bench:<name> -->`` and ``<!-- /bench -->``.
+"""Puts the committed results into the pages that show them, between ``<!-- bench:<name> -->`` and ``<!-- /bench -->``.
 
-python benchmarks/report.py           write the tables into README.md; without markers there, print them
-python benchmarks/report.py --check   fail if README.md says something else than the results
+python benchmarks/report.py           write the tables into README.md and docs/
+python benchmarks/report.py --check   fail if a page says something else than the results
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAGES = (README, HERE.parent / "docs" / "ecosystem.md")
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
 Result = dict[str, Any]
 
@@ -25,15 +26,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the README differs")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    wanted = render(text)
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rendered(page)]
     if options.check:
-        sys.exit(
-            None if text == wanted else "README.md is not what the results say: run benchmarks/report.py."
-        )
-    if not MARKED.search(text):
-        print("\n\n".join(table(name) for name in TABLES))
-    README.write_text(wanted, encoding="utf-8")
+        names = ", ".join(page.name for page in stale)
+        sys.exit(f"{names}: not what the results say, run benchmarks/report.py." if stale else None)
+    for page in stale:
+        page.write_text(rendered(page), encoding="utf-8")
+
+
+def rendered(page: Path) -> str:
+    """A page with its tables made anew."""
+    return render(page.read_text(encoding="utf-8"))
 
 
 def render(text: str) -> str:
@@ -143,14 +146,23 @@ def _families(result: Result) -> str:
     return _grid(rows)
 
 
+def _ecosystem(result: Result) -> str:
+    rows = [["package", "what runs", "first turn", "second turn", "third turn, after a kill"]]
+    for found in result["results"].values():
+        turns = (f"{turn['prompt']:,} / {turn['reused']:,}" for turn in found["turns"])
+        rows.append([f"{found['package']} {found['version']}", found["what"], *turns])
+    return _grid(rows)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
     "throughput": _throughput,
     "quality": _quality,
     "families": _families,
+    "ecosystem": _ecosystem,
 }
-"""The benchmarks, in the order of the README."""
+"""The benchmarks, in the order of the README and the pages."""
 
 
 def _marked(name: str) -> str:

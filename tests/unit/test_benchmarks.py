@@ -18,7 +18,7 @@ from mlx_lm import load
 from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("ttft", "append_cost", "throughput", "quality", "families")
+NAMES = ("ttft", "append_cost", "throughput", "quality", "families", "ecosystem")
 HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
 
 
@@ -37,6 +37,10 @@ quality_plot = _load("quality_plot")
 talks = _load("talks")
 
 
+def new_tokens(turn: dict[str, int]) -> int:
+    return turn["prompt"] - turn["reused"]
+
+
 def ratios(name: str) -> dict[str, dict[str, float]]:
     """What the targets of a result speak of, by codec where there are several."""
     found = report.read(name)["results"]
@@ -46,6 +50,11 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
         return {codec: measured["ratios"] for codec, measured in found.items()}
     if name == "families":
         return {family: {"resumed gap": measured["resumed gap"]} for family, measured in found.items()}
+    if name == "ecosystem":
+        return {
+            package: {"new after a restart / new before": new_tokens(turns[2]) / new_tokens(turns[1])}
+            for package, turns in ((package, measured["turns"]) for package, measured in found.items())
+        }
     return {name: found["slopes" if name == "append_cost" else "ratios"]}
 
 
@@ -240,9 +249,9 @@ def test_a_marked_table_is_made_anew_and_the_rest_is_left_alone() -> None:
     assert report.render(text) == text
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    text = report.README.read_text(encoding="utf-8")
-    assert report.render(text) == text
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
+def test_a_page_says_what_was_measured(page: Path) -> None:
+    assert report.rendered(page) == page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,13 @@ def imported() -> dict[str, Path]:
 
 
 def declared() -> set[str]:
-    """The distributions that a user may be told to install: the dependencies, and all extras but the developers'."""
+    """The distributions that a user may be told to install: the dependencies, and all extras but the tests' own."""
     project = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = (lines for extra, lines in project["optional-dependencies"].items() if extra != "dev")
+    extras = (
+        lines
+        for extra, lines in project["optional-dependencies"].items()
+        if extra not in ("dev", "ecosystem-tests")
+    )
     lines = [*project["dependencies"], *chain.from_iterable(extras)]
     names = {re.split(r"[\[<>=;~! ]", line)[0].lower().replace("_", "-") for line in lines}
     return names - {project["name"]}
