@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -14,27 +12,13 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 from pydantic import BaseModel
+from support.docs_page import Page, printed
 
 from langchain_agent_memory import ChatMLXPersistent
 
-PAGE = (Path(__file__).parents[2] / "docs" / "langchain.md").read_text()
+PAGE = Page("langchain.md")
 SMALL = {"context_length": 256}
 """Settings of an engine in which a long prompt does not fit."""
-EXAMPLE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
-
-
-def examples() -> Iterator[tuple[str, str, str | None]]:
-    """The examples, each with the title it stands under and with its output, if the page shows it."""
-    for section in re.split(r"^##+ ", PAGE, flags=re.MULTILINE):
-        for code, output in EXAMPLE.findall(section):
-            yield section.splitlines()[0], code, output or None
-
-
-def printed(code: str) -> str:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(code, "docs/langchain.md", "exec"), {"__name__": "example"})
-    return out.getvalue()
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +33,9 @@ def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("code", "output"), [(code, output) for _, code, output in examples()], ids=[t for t, *_ in examples()]
+    ("code", "output"),
+    [(code, output) for _, code, output in PAGE.examples()],
+    ids=[t for t, *_ in PAGE.examples()],
 )
 def test_an_example_runs_and_prints_what_the_page_shows(code: str, output: str | None) -> None:
     found = printed(code)
@@ -57,8 +43,7 @@ def test_an_example_runs_and_prints_what_the_page_shows(code: str, output: str |
 
 
 def test_the_second_run_after_a_restart_is_warm() -> None:
-    section = PAGE.partition("## After a restart")[2]
-    code, shown = re.findall(r"```(?:python|text)\n(.*?)```", section, re.DOTALL)[:2]
+    code, shown = PAGE.restart()
     printed(code)
     ChatMLXPersistent().memory.close()
     assert printed(code) == shown
@@ -109,14 +94,9 @@ PROVOKED: list[Callable[[], object]] = [
 """How to come by each error of the page's table, in its order."""
 
 
-def errors() -> list[tuple[str, str]]:
-    table = PAGE.partition("## Troubleshooting")[2]
-    return re.findall(r"^\| `(\w+)` \| `(.+?)` \|", table, re.MULTILINE)
-
-
 @pytest.mark.parametrize("number", range(len(PROVOKED)))
 def test_an_error_says_what_the_page_says(number: int) -> None:
-    told = errors()
+    told = PAGE.errors()
     assert len(told) == len(PROVOKED)
     name, says = told[number]
     with pytest.raises(Exception, match=re.escape(says)) as raised:  # warnings are errors here, too

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agent_memory_core.adapter.options import NEUTRAL, OTHER_NAMES, REASONING_EFFORTS, WITHOUT_EFFECT
 from agent_memory_core.config import EngineConfig, SamplingParams, SettingsClass, source_of, values_of
 from agent_memory_core.environment import PREFIX
 
@@ -19,7 +20,8 @@ A value comes from the first of these that has one: the constructor, the environ
 Relative paths are made absolute where they are read, so a later change of the working directory moves nothing. However
 a model's folder is spelled (`d`, `d/`, `./d`, a link, a `Path`), it is one engine.
 
-This page is printed by `tests/support/settings_page.py` from `src/agent_memory_core/config.py`.
+This page is printed by `tests/support/settings_page.py` from `src/agent_memory_core/config.py` and
+`src/agent_memory_core/adapter/options.py`.
 """
 
 
@@ -36,10 +38,32 @@ def rows(of: SettingsClass) -> Iterator[str]:
         yield f"| {' | '.join(cell or '' for cell in cells)} |"
 
 
+OPTIONS_HEAD = """Programs that are written for any model hand over the options of several providers. Of each it is
+known what becomes of it; every other name is refused with the nearest one that there is. The constructor of
+`ChatMLXPersistent` warns of unknown names instead, because LangChain's own tests forbid an error."""
+
+
+def options() -> Iterator[str]:
+    """The lines of the table of options that other packages have."""
+    yield "| option | what becomes of it |"
+    yield "| --- | --- |"
+    for name, own in OTHER_NAMES.items():
+        yield f"| `{name}` | understood as `{own}` |"
+    yield "| `prompt_cache_key` | understood as a session, where no other is named |"
+    efforts = ", ".join(f"`{effort}`" for effort in REASONING_EFFORTS)
+    yield f"| `reasoning_effort` | given to the chat template: {efforts} |"
+    for name, neutral in NEUTRAL.items():
+        only = ", ".join(f"`{value!r}`" for value in (*neutral, None))
+        yield f"| `{name}` | only {only}, which change nothing; anything else is refused |"
+    for name, why in WITHOUT_EFFECT.items():
+        yield f"| `{name}` | ignored: {why} |"
+
+
 def page() -> str:
     """The whole page."""
     tables = (("The engine", EngineConfig), ("Sampling", SamplingParams))
     parts = [HEAD, *("\n".join((f"## {title}\n", *rows(of), "")) for title, of in tables)]
+    parts.append("\n".join(("## Options of a call\n", OPTIONS_HEAD, "", *options(), "")))
     return "\n".join(parts)
 
 
