@@ -24,8 +24,7 @@ from agent_memory_core import (
     settings_for,
 )
 from agent_memory_core.adapter import Turn, chosen_tool, to_response_schema
-from langchain_agent_memory.call import report_to
-from langchain_agent_memory.callbacks import Listeners
+from langchain_agent_memory.ending import Ending, OwnForm
 from langchain_agent_memory.entry_points import CALL_KEY, SessionChatModel
 from langchain_agent_memory.errors import understood
 from langchain_agent_memory.messages import (
@@ -203,12 +202,12 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        listeners = Listeners(run_manager)
+        ending = Ending(kwargs, CALL_KEY, run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         with understood():
             result = turn.memory.chat(turn.request, turn.session)
-        report_to(kwargs, CALL_KEY, result.report)
-        listeners.tell(result.report)
+        ending.take(result)
+        ending.check()
         return ChatResult(generations=[ChatGeneration(message=to_ai_message(result))])
 
     async def _agenerate(
@@ -218,12 +217,12 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        listeners = Listeners(run_manager)
+        ending = Ending(kwargs, CALL_KEY, run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         with understood():
             result = await turn.memory.achat(turn.request, turn.session)
-        report_to(kwargs, CALL_KEY, result.report)
-        listeners.tell(result.report)
+        ending.take(result)
+        ending.check()
         return ChatResult(generations=[ChatGeneration(message=to_ai_message(result))])
 
     # Token callbacks are LangChain's to call: run_manager is here for the session alone.
@@ -234,17 +233,17 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        listeners = Listeners(run_manager)
+        ending = Ending(kwargs, CALL_KEY, run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = turn.memory.chat(turn.request, turn.session, stream=True)
         try:
             with understood():
                 for delta in answer:
-                    report_to(kwargs, CALL_KEY, delta.report)
-                    listeners.tell(delta.report)
+                    ending.take(delta)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
+                ending.check()
         finally:
             answer.close()
 
@@ -255,17 +254,17 @@ class ChatMLXPersistent(SessionChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        listeners = Listeners(run_manager)
+        ending = Ending(kwargs, CALL_KEY, run_manager)
         turn = self._turn(messages, stop, run_manager, kwargs)
         writer = ChunkWriter(blocks=self.output_version == "v1")
         answer = await turn.memory.achat(turn.request, turn.session, stream=True)
         try:
             with understood():
                 async for delta in answer:
-                    report_to(kwargs, CALL_KEY, delta.report)
-                    listeners.tell(delta.report)
+                    ending.take(delta)
                     for chunk in writer.chunks(delta):
                         yield ChatGenerationChunk(message=chunk)
+                ending.check()
         finally:
             await answer.aclose()
 
@@ -419,7 +418,7 @@ class ChatMLXPersistent(SessionChatModel):
             name = tool["function"]["name"]
             bound = self.bind_tools([tool], tool_choice=name, ls_structured_output_format=traced, **kwargs)
             return with_parser(bound, call_parser(schema, name), include_raw=include_raw)
-        form = response_format(schema or {}, method)
+        form = OwnForm(response_format(schema or {}, method))
         bound = self.bind(response_format=form, ls_structured_output_format=traced, **kwargs)
         return with_parser(bound, text_parser(schema), include_raw=include_raw)
 

@@ -25,7 +25,7 @@ from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from agent_memory_core import AgentMemory, SessionKey, TurnQueued
 from agent_memory_core.blocks.block import common_prefix
@@ -583,18 +583,17 @@ def test_a_summary_shares_the_tools_that_stand_for_a_form(llm: ChatMLXPersistent
     class Answer(BaseModel):
         """The answer."""
 
-        text: str
+        text: str = Field(max_length=8)
 
     history: list[BaseMessage] = []
     for number in range(4):
         history += [HumanMessage(f"The number is {number}. {POLITE}"), AIMessage("I see.")]
     history.append(HumanMessage("What is the number?"))
     rule = PrefixSummarization(llm, trigger=("messages", 5), keep=("messages", 1), max_summary_tokens=8)
-    llm_with_limit = llm.model_copy(update={"max_tokens": 8})
     limit: dict[str, Any] = {"recursion_limit": 3}
     for middleware in ([], [rule]):
         chat = agent_of(
-            llm_with_limit,
+            llm,
             [get_weather],
             system_prompt=BRIEF,
             response_format=ToolStrategy(Answer),

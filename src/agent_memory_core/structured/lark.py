@@ -60,10 +60,42 @@ def json_of(schema: Mapping[str, Any]) -> str:
         InvalidRequest: the schema is not JSON itself.
     """
     try:
+        schema = _with_listed_names(schema, schema)
         closed = schema if _combines(schema) else _closed(schema)
         return "%json " + json.dumps({**closed, "x-guidance": _JSON_STYLE})
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the schema is not JSON: {error}") from error
+
+
+def _with_listed_names(schema: Any, root: Mapping[str, Any]) -> Any:
+    """``schema`` with properties in the place of a list of names that they may have, which llguidance does not know.
+
+    So a mapping from an enum or from some words is written, for which ``propertyNames`` lists the keys.
+    """
+    if isinstance(schema, list):
+        return [_with_listed_names(part, root) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: _with_listed_names(value, root) for key, value in schema.items()}
+    names = _listed(found.get("propertyNames"), root)
+    if names is not None and "properties" not in found:
+        value = found.pop("additionalProperties", {})
+        del found["propertyNames"]
+        found |= {"properties": dict.fromkeys(names, value), "additionalProperties": False}
+    return found
+
+
+def _listed(names: Any, root: Mapping[str, Any]) -> list[str] | None:
+    """The words of an enum or a constant, by its definition in ``root`` where it is named; None for anything else."""
+    if not isinstance(names, Mapping):
+        return None
+    if isinstance(names.get("$ref"), str):
+        place: Any = root
+        for key in names["$ref"].removeprefix("#/").split("/"):
+            place = place.get(key) if isinstance(place, Mapping) else None
+        return None if isinstance(place, Mapping) and "$ref" in place else _listed(place, root)
+    words = names.get("enum", [names["const"]] if "const" in names else None)
+    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
 
 
 def _closed(schema: Any) -> Any:
