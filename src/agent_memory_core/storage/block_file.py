@@ -24,7 +24,6 @@ from typing import Any
 import xxhash
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind
-from agent_memory_core.storage.folder import FORMAT
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 
 ALIGNMENT = 4096
@@ -41,6 +40,9 @@ _MAX_CALL = 2**30
 _PIECE = 2**20
 # What opening a link or a socket fails with.
 _NOT_A_FILE = {errno.ELOOP, errno.ENXIO}
+
+FILE_FORMAT = 2
+"""Version of a record's file, in its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def transfer(views: Sequence[memoryview], move: Callable[[list[memoryview], int]
 def _metadata_of(record: StoredRecord) -> dict[str, str]:
     """What the header of a record's file must say."""
     return {
-        "schema": str(FORMAT),
+        "schema": str(FILE_FORMAT),
         "root": record.root.hex(),
         "key": record.key.hex(),
         "parent": record.parent.hex(),

@@ -12,6 +12,7 @@ only a miss.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import Counter
@@ -29,13 +30,14 @@ from agent_memory_core.storage.branches import BranchCommit, BranchRow
 from agent_memory_core.storage.folder import opening, prepare_root
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
-from agent_memory_core.storage.recovery import discard, open_catalog
+from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
 from agent_memory_core.storage.volume import Volume, default_quota
 
 log = logging.getLogger("agent_memory")
 
 _ATTEMPTS = 3
 _DELETE_AT_ONCE = 128
+_FORGETTING = "forgetting "
 
 _COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_failed")
 
@@ -84,6 +86,7 @@ class BlockStore:
         self.path = path
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
+        self._reopening = threading.Lock()
         prepare_root(path)
         self.quota_bytes = default_quota(path) if quota_bytes is None else quota_bytes
         with opening(path / "SCHEMA"):
@@ -91,6 +94,45 @@ class BlockStore:
             self.files.remove_leftovers()
             self.catalog = open_catalog(self.files, durability)
         self.volume = Volume(path, min_free_bytes, self.catalog)
+        self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
+        self._finish_for_the_dead()
+
+    def ensure_in_place(self) -> None:
+        """Make the store anew where its folder or its catalog was deleted or replaced since it was opened.
+
+        What was stored is lost then, but for files that are still there. Costs one system call where all is well.
+
+        Raises:
+            StoreError: it cannot be made anew.
+            OSError: the same.
+        """
+        if self.catalog.is_in_place():
+            return
+        with self._reopening:
+            if self.catalog.is_in_place():
+                return
+            log.warning(
+                "the store at %s was deleted or replaced while it was open: it is made anew", self.path
+            )
+            prepare_root(self.path)
+            with opening(self.path / "SCHEMA"):
+                reopen_catalog(self.catalog, self.files)
+            for root, (identity, namespace) in self._identities.items():
+                self.files.write_identity(root, identity, namespace)
+                self.catalog.records.register_root(root, identity, namespace)
+
+    def _finish_for_the_dead(self) -> None:
+        """Finish what killed processes have begun: delete files without a row, and forget what they forgot."""
+        try:
+            self.catalog.budget.release_dead()
+            while rows := self.catalog.records.doomed(_DELETE_AT_ONCE):
+                self._delete_files([(key, self.files.place(root, key, kind)) for key, root, kind in rows])
+            for key in self.catalog.noted(_FORGETTING):
+                self.forget(*json.loads(key.removeprefix(_FORGETTING)))
+        except (StoreError, OSError, ValueError, TypeError, KeyError) as error:
+            log.warning(
+                "what a process that was killed left in %s could not be removed: %s", self.path, error
+            )
 
     def close(self) -> None:
         """Close the catalog."""
@@ -104,21 +146,31 @@ class BlockStore:
         Raises:
             StoreError: it cannot be written.
         """
+        self.ensure_in_place()
+        self._identities[root] = identity, namespace
         self.files.write_identity(root, identity, namespace)
         self.catalog.records.register_root(root, identity, namespace)
 
     def forget(self, namespace: str, session_id: str) -> bool:
         """Delete a session, the files that only it reached, and all of the quarantine; say if there was one."""
+        note = _FORGETTING + json.dumps([namespace, session_id])
+        found = True
         try:
+            # Whoever opens the store after a kill goes on with it.
+            self.catalog.write_note(note, "")
             # The files go first: whatever happens meanwhile, they do not outlive the knowledge of whose they were.
             with self.catalog.transaction():
-                for record in self.catalog.branches.forget(namespace, session_id):
+                records = self.catalog.branches.forget(namespace, session_id)
+                for record in records:
                     self.files.delete(record)
+                self.catalog.records.deleted(record.key for record in records)
         except SessionNotFound:
-            return False
+            found = False
+        self.catalog.drop_note(note)
         self.catalog.scrub()
+        # A damaged catalog that was set aside may name the session, too.
         self.files.empty_quarantine()
-        return True
+        return found
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -130,6 +182,7 @@ class BlockStore:
             StoreError: a record's key is not the hash of its content, or the catalog cannot be written.
             OSError: a file cannot be written.
         """
+        self.ensure_in_place()
         for record in records:
             if record.key != record_hash(record.kind, record.parent, record.tokens):
                 raise StoreError(f"the key {record.key.hex()} is not the hash of its record's tokens.")
@@ -151,7 +204,7 @@ class BlockStore:
         # process evicts before it is held here is noticed when the turn is committed.
         lacking, free = self.volume.shortfall(nbytes) if new else (0, 0)
         reservation, evicted = self.catalog.budget.reserve(
-            nbytes, self.quota_bytes, lacking, hold, commit.branch_id
+            nbytes, self.quota_bytes, lacking, hold, commit.branch_id, [described for described, _ in new]
         )
         return _Plan(kept, new, evicted, reservation, free if lacking else None)
 
@@ -231,11 +284,16 @@ class BlockStore:
         """Delete the files of records whose rows were removed, unless somebody has stored them again."""
         for start in range(0, len(records), _DELETE_AT_ONCE):
             chunk = records[start : start + _DELETE_AT_ONCE]
-            with self.catalog.transaction():
-                stored = self.catalog.records.stored([record.key for record in chunk])
-                for record in chunk:
-                    if record.key not in stored:
-                        self.files.delete(record)
+            self._delete_files([(record.key, self.files.path_of(record)) for record in chunk])
+
+    def _delete_files(self, files: Sequence[tuple[BlockHash, Path]]) -> None:
+        with self.catalog.transaction():
+            keys = [key for key, _ in files]
+            kept = self.catalog.records.stored(keys) | self.catalog.budget.being_written(keys)
+            for key, path in files:
+                if key not in kept:
+                    self.files.delete_at(path)
+            self.catalog.records.deleted(keys)
 
     def _undo(self, plan: _Plan) -> None:
         try:
@@ -280,12 +338,18 @@ class BlockStore:
         return {
             **self.catalog.budget.totals(),
             "quota": self.quota_bytes,
-            "volume_free": self.volume.free_bytes(),
+            "volume_free": self._volume_free(),
             "min_free": self.volume.min_free,
             "quarantined": self.files.quarantined(),
             "failed_reads": self.catalog.failed_reads,
             **counts,
         }
+
+    def _volume_free(self) -> int:
+        try:
+            return self.volume.free_bytes()
+        except OSError:
+            return 0
 
     def _count(self, name: str, by: int = 1) -> None:
         with self._counting:

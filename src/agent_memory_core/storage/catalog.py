@@ -36,6 +36,11 @@ class Catalog(Database):
         found = self.read("SELECT text FROM notes WHERE key = ?", (key,))
         return str(found[0][0]) if found else None
 
+    def noted(self, prefix: str) -> list[str]:
+        """The keys with this beginning under which something is noted."""
+        found = self.read("SELECT key FROM notes WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+        return [str(key) for (key,) in found]
+
     def write_note(self, key: str, text: str) -> None:
         """Keep a text under a key, in place of an earlier one.
 

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import sqlite3
+import stat
 import threading
 import uuid
 import weakref
@@ -28,7 +29,9 @@ log = logging.getLogger("agent_memory")
 
 _BUSY_SECONDS = 10.0
 _LIFE = uuid.uuid4().hex[:12]
-_TABLES = "roots, sessions, branches, dependencies, records, totals, reservations, holds, notes"
+_TABLES = (
+    "roots, sessions, branches, dependencies, records, totals, reservations, holds, writing, doomed, notes"
+)
 # A damaged database can make SQLite return an error message that is not valid text.
 _FAULTS = (sqlite3.Error, UnicodeDecodeError)
 # Errors that can keep a sound database from being opened.
@@ -37,7 +40,10 @@ _PASSING = {
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
 }
 
-_SCHEMA = resources.files("agent_memory_core.storage").joinpath("schema.sql").read_text()
+_FILES = resources.files("agent_memory_core.storage")
+_SCHEMA = _FILES.joinpath("schema.sql").read_text()
+_UPGRADES = {2: _FILES.joinpath("schema_2_to_3.sql").read_text()}
+"""What brings a catalog of a version to the next one."""
 
 
 class CatalogDamaged(StoreError):
@@ -87,9 +93,19 @@ class Database:
         _databases.add(self)
         self._local = threading.local()
         self._closed = False
+        self._opened = 0
+        self._file: tuple[int, int] | None = None
         self.failed_reads = 0
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file that lies there now, whatever was there before. Raises as the constructor does."""
+        self._opened += 1
+        _close_all(self._spare)
+        path = self._path
         try:
             self.created = self._prepare()
+            self._file = self._file_there()
         except (*_FAULTS, OSError) as error:
             self.close()
             if _is_damage(error):
@@ -99,9 +115,21 @@ class Database:
             self.close()
             raise
 
+    def is_in_place(self) -> bool:
+        """Whether the file that is open is still the one that lies there."""
+        return self._file is not None and self._file == self._file_there()
+
+    def _file_there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def _prepare(self) -> bool:
-        if self._path.is_dir():
-            raise CatalogDamaged(f"{self._path} is a folder.")
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(self._path).st_mode):
+                raise CatalogDamaged(f"{self._path} is not a file.")
         # Never opened where it exists: closing it would undo the locks of other connections of this process.
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -115,6 +143,10 @@ class Database:
             version: int = db.execute("PRAGMA user_version").fetchone()[0]
             if version:
                 require_version(self._path, version)
+                for older in range(version, FORMAT):
+                    db.executescript(
+                        f"BEGIN IMMEDIATE; {_UPGRADES[older]} PRAGMA user_version = {older + 1}; COMMIT;"
+                    )
             elif not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             # The database of another program fails here.
@@ -149,12 +181,15 @@ class Database:
             db = self._spare.pop()
         except IndexError:
             db = self._connect()
-        self._local.db = db
+        self._local.db, opened = db, self._opened
         try:
             yield db
         finally:
             self._local.db = None
-            self._spare.append(db)
+            if opened == self._opened:
+                self._spare.append(db)
+            else:
+                db.close()
             if self._closed:
                 self.close()
 

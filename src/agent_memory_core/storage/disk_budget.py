@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agent_memory_core.blocks.block import BlockHash
 from agent_memory_core.errors import StoreFull
@@ -43,7 +43,13 @@ class DiskBudget:
         return self.totals()["bytes"]
 
     def reserve(
-        self, nbytes: int, quota: int, shortfall: int, hold: Iterable[BlockHash], keep_branch: int | None
+        self,
+        nbytes: int,
+        quota: int,
+        shortfall: int,
+        hold: Iterable[BlockHash],
+        keep_branch: int | None,
+        writes: Sequence[StoredRecord] = (),
     ) -> tuple[int, list[StoredRecord]]:
         """Set bytes aside for a turn until `release`, and evict what stands in their way.
 
@@ -53,6 +59,7 @@ class DiskBudget:
             shortfall: evict at least so many bytes, because the volume itself lacks them.
             hold: records that no process may evict before `release`, nor what they follow.
             keep_branch: a branch that is not evicted now.
+            writes: the records whose files are written before `release`.
 
         Returns:
             A number for `release`, and the records that were evicted.
@@ -62,11 +69,15 @@ class DiskBudget:
         """
         now = time.time()
         with self._database.transaction() as db:
-            self._release_dead()
+            self.release_dead()
             reservation = db.execute(
                 "INSERT INTO reservations (process, bytes) VALUES (?, ?)", (process_name(), nbytes)
             ).lastrowid
             assert reservation is not None
+            db.executemany(
+                "INSERT INTO writing VALUES (?, ?, ?, ?)",
+                [(reservation, record.key, record.root, record.kind) for record in writes],
+            )
             for key in hold:
                 if db.execute("UPDATE records SET last_use = ? WHERE key = ?", (now, key)).rowcount:
                     db.execute("INSERT INTO holds VALUES (?, ?)", (reservation, key))
@@ -78,7 +89,14 @@ class DiskBudget:
         """Give back what `reserve` set aside and held."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM holds WHERE reservation = ?", (reservation,))
+            db.execute("DELETE FROM writing WHERE reservation = ?", (reservation,))
             db.execute("DELETE FROM reservations WHERE id = ?", (reservation,))
+
+    def being_written(self, keys: Iterable[BlockHash]) -> set[BlockHash]:
+        """Which of these records a turn is about to store under their names."""
+        return {
+            key for key in keys if self._database.read("SELECT 1 FROM writing WHERE key = ? LIMIT 1", (key,))
+        }
 
     def evict(self, needed: int, keep_branch: int | None = None) -> list[StoredRecord]:
         """Remove the rows of at least ``needed`` bytes and return them: their files may be deleted.
@@ -107,11 +125,16 @@ class DiskBudget:
                         evicted += [record] if record.nbytes else []
         return evicted
 
-    def _release_dead(self) -> None:
-        """Release what processes set aside that do not run any more."""
-        for process, reservation in self._database.read("SELECT process, id FROM reservations"):
-            if not is_alive(process):
-                self.release(reservation)
+    def release_dead(self) -> None:
+        """Release what processes set aside that do not run any more; the files that they were writing are doomed."""
+        with self._database.transaction() as db:
+            for process, reservation in db.execute("SELECT process, id FROM reservations").fetchall():
+                if not is_alive(process):
+                    db.execute(
+                        "INSERT OR IGNORE INTO doomed SELECT key, root, kind FROM writing WHERE reservation = ?",
+                        (reservation,),
+                    )
+                    self.release(reservation)
 
     def _drop_oldest_branch(self, keep_branch: int | None) -> bool:
         """Remove the least recently used branch that may be evicted; return whether there was one."""

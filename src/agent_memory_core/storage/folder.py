@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import shlex
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +18,13 @@ from pathlib import Path
 from agent_memory_core.errors import StoreUnreadable
 from agent_memory_core.storage.macos import exclude_from_backup, is_macos, syncing_cloud
 
-FORMAT = 2
-"""Version of everything on disk: the folder, the catalog and the header of each file."""
+log = logging.getLogger("agent_memory")
+
+FORMAT = 3
+"""Version of a store: its folder and its catalog."""
+
+OLDEST_FORMAT = 2
+"""The oldest version that can be read; it is brought to the newest when the store is opened."""
 
 REMOTE = {"nfs", "nfs4", "smbfs", "smb3", "cifs", "afpfs", "webdav", "fuse.sshfs"}
 """File systems of other machines, which are refused."""
@@ -94,8 +101,25 @@ def _mark_as_cache(path: Path) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted, without names that begin with a dot, see `is_hidden`."""
-    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    """What lies in a folder, sorted, but for hidden names, see `is_hidden`; nothing where there is no folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_small(path: Path, most: int = 65536) -> str:
+    """The text of a file of ours that is small.
+
+    Raises:
+        OSError: it is no regular file, is larger than ``most`` bytes, or cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, encoding="utf-8") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            raise OSError(errno.EINVAL, "it is not a small file")
+        return file.read()
 
 
 def is_hidden(name: str) -> bool:
@@ -126,7 +150,7 @@ def require_version(path: Path, version: int) -> None:
         raise StoreUnreadable(
             f"{path} says version {version}, newer than {FORMAT}: upgrade agent-memory-mlx or set another cache_dir."
         )
-    if version < FORMAT:
+    if version < OLDEST_FORMAT:
         raise StoreUnreadable(
             f"{path} says version {version}, which this agent-memory-mlx cannot read: set another cache_dir, or start "
             f"anew by deleting the old store with: cd {shlex.quote(str(path.parent))} && rm -r SCHEMA catalog.db* ns"
@@ -137,6 +161,9 @@ def require_version(path: Path, version: int) -> None:
 def opening(path: Path) -> Iterator[None]:
     """Let one process at a time open the store whose version stands in ``path``, if it can be read."""
     try:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                put_aside(path)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreUnreadable(f"{path} cannot be opened: {error.strerror}. Set another cache_dir.") from error
@@ -150,6 +177,8 @@ def opening(path: Path) -> Iterator[None]:
         else:
             require_version(path, int(text))
         yield
+        if text != str(FORMAT):
+            os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
     finally:
         os.close(fd)
 
@@ -162,6 +191,22 @@ def make_dir(path: Path) -> bool:
         return False
     path.chmod(0o700)
     return True
+
+
+def own_dir(path: Path) -> None:
+    """Make one private folder of a store. Whatever else stands in its place is put aside, and stays in the store's
+    folder under a hidden name."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            put_aside(path)
+    make_dir(path)
+
+
+def put_aside(path: Path) -> None:
+    """Give something that stands in the way of a store a hidden name beside it."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    log.warning("%s is not what a store has there: it is now called %s", path, aside.name)
+    os.rename(path, aside)
 
 
 def remove(path: Path) -> None:

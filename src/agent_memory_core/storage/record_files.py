@@ -36,7 +36,16 @@ from agent_memory_core.storage.block_file import (
     write_header,
 )
 from agent_memory_core.storage.database import is_alive, process_name
-from agent_memory_core.storage.folder import entries, is_hidden, link, make_dir, remove, sync, sync_folder
+from agent_memory_core.storage.folder import (
+    entries,
+    is_hidden,
+    link,
+    make_dir,
+    own_dir,
+    remove,
+    sync,
+    sync_folder,
+)
 from agent_memory_core.storage.record import HostTensor, Record, StoredRecord
 
 log = logging.getLogger("agent_memory")
@@ -79,16 +88,27 @@ class RecordFiles:
         self.path = path
         self._durable = durable
         self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make the folders that every store has, where they are missing.
+
+        Raises:
+            OSError: one cannot be made.
+        """
         for folder in (self._tmp, self._quarantine, self._ns):
-            make_dir(folder)
+            own_dir(folder)
 
     # -- where they are -----------------------------------------------------------------------------------
 
     def path_of(self, record: StoredRecord) -> Path:
         """Where the file of a record lies, or would lie."""
-        name = record.key.hex()
-        folder = self._ns / record.root.hex() / _FOLDERS[record.kind] / name[:2]
-        return folder / f"{name}.safetensors"
+        return self.place(record.root, record.key, record.kind)
+
+    def place(self, root: BlockHash, key: BlockHash, kind: RecordKind) -> Path:
+        """Where the file of a record lies, by what its row says of it."""
+        name = key.hex()
+        return self._ns / root.hex() / _FOLDERS[kind] / name[:2] / f"{name}.safetensors"
 
     def has(self, record: StoredRecord) -> bool:
         """Whether a file of the record's size lies in its place."""
@@ -162,7 +182,12 @@ class RecordFiles:
     def _link_or_keep(self, tmp: Path, path: Path, stored: StoredRecord) -> StoredRecord:
         for _ in range(_ATTEMPTS):
             with suppress(FileExistsError):
-                link(tmp, path)
+                try:
+                    link(tmp, path)
+                except FileNotFoundError:
+                    # Another process deleted the folder, which was empty.
+                    self._make_dirs(path.parent)
+                    link(tmp, path)
                 return stored
             try:
                 with open_file(path) as (fd, size):
@@ -179,7 +204,12 @@ class RecordFiles:
     def _write_tmp(self, views: Sequence[memoryview]) -> Path:
         path = self._tmp / f"{process_name()}.{uuid.uuid4().hex}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o600)
+        try:
+            fd = os.open(path, flags, 0o600)
+        except (FileNotFoundError, NotADirectoryError):
+            # Somebody deleted it while this process runs.
+            self.make_folders()
+            fd = os.open(path, flags, 0o600)
         try:
             os.fchmod(fd, 0o600)
             transfer(views, lambda batch, _: os.writev(fd, batch))
@@ -205,12 +235,20 @@ class RecordFiles:
     # -- removing -----------------------------------------------------------------------------------------
 
     def delete(self, record: StoredRecord) -> None:
-        """Delete the file of a record, if it is there."""
-        self.path_of(record).unlink(missing_ok=True)
+        """Delete the file of a record, if it is there, and the folder that it leaves empty."""
+        self.delete_at(self.path_of(record))
+
+    def delete_at(self, path: Path) -> None:
+        """Delete a file of ours, if it is there, and the folder that it leaves empty."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Move a damaged file to the quarantine, which keeps the newest few."""
         log.warning("%s is damaged and was set aside: %s", path, reason)
+        own_dir(self._quarantine)
         with suppress(FileNotFoundError):
             os.rename(path, self._quarantine / f"{time.time_ns()}.{uuid.uuid4().hex[:8]}.{path.name}")
         for old in entries(self._quarantine)[:-MAX_QUARANTINED]:
@@ -235,5 +273,5 @@ class RecordFiles:
         The age of a file says nothing: a machine that was asleep wakes up in the middle of writing an old one.
         """
         for path in entries(self._tmp):
-            if not is_alive(path.name.rpartition(".")[0]):
+            if not is_alive(path.name.rpartition(".")[0]) and not path.is_dir():
                 path.unlink(missing_ok=True)

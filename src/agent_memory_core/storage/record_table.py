@@ -138,6 +138,16 @@ class RecordTable:
                 db.execute("DELETE FROM records WHERE key = ? AND refs = 0", (key,))
                 db.execute("UPDATE records SET stored = 0, nbytes = 0, checksum = '' WHERE key = ?", (key,))
 
+    def doomed(self, limit: int) -> list[tuple[BlockHash, BlockHash, RecordKind]]:
+        """Some files whose rows are gone: the key, the root and the kind of each."""
+        found = self._database.read("SELECT key, root, kind FROM doomed ORDER BY key LIMIT ?", (limit,))
+        return [(bytes(key), bytes(root), kind) for key, root, kind in found]
+
+    def deleted(self, keys: Iterable[BlockHash]) -> None:
+        """Note that the files of these records, whose rows are gone, are deleted, or stored again."""
+        with self._database.transaction() as db:
+            db.executemany("DELETE FROM doomed WHERE key = ?", [(key,) for key in keys])
+
     def remove_unneeded(self, key: BlockHash) -> list[StoredRecord]:
         """Remove a row if nothing needs it, and return it then; what it follows stays."""
         with self._database.transaction() as db:

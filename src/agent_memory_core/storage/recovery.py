@@ -14,6 +14,7 @@ from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_file import Damaged, describe, open_file
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.database import CatalogDamaged
+from agent_memory_core.storage.folder import read_small
 from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.record_files import RecordFiles
 
@@ -27,11 +28,8 @@ def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
         StoreUnreadable: it cannot be opened, or is of another version.
     """
     path = files.path / "catalog.db"
-    database = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
-    if not path.exists():
-        # SQLite would replay the log of a lost database into the new one.
-        for log_file in database[1:]:
-            log_file.unlink(missing_ok=True)
+    database = _parts(path)
+    _drop_lost_log(path)
     try:
         catalog = Catalog(path, durability)
     except CatalogDamaged as damage:
@@ -39,7 +37,7 @@ def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
             "%s It is rebuilt from the files; its sessions are lost, but their blocks are not.", damage
         )
         for file in database:
-            if file.exists():
+            if os.path.lexists(file):
                 files.set_aside(file, str(damage))
         catalog = Catalog(path, durability)
     try:
@@ -49,6 +47,31 @@ def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
         catalog.close()
         raise
     return catalog
+
+
+def reopen_catalog(catalog: Catalog, files: RecordFiles) -> None:
+    """Make the folders and the catalog of a store anew, of which something was deleted or replaced while it is open.
+
+    Raises:
+        StoreError: that cannot be done.
+        OSError: a folder cannot be made.
+    """
+    files.make_folders()
+    _drop_lost_log(files.path / "catalog.db")
+    catalog.reopen()
+    if catalog.created:
+        _rebuild(catalog, files)
+
+
+def _parts(path: Path) -> list[Path]:
+    return [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
+
+
+def _drop_lost_log(path: Path) -> None:
+    """SQLite would replay the log of a lost database into the new one."""
+    if not path.exists():
+        for log_file in _parts(path)[1:]:
+            log_file.unlink(missing_ok=True)
 
 
 def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
@@ -67,10 +90,10 @@ def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
 
 def _register_root(catalog: Catalog, path: Path, root: BlockHash) -> None:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_small(path))
         identity = {str(name): str(value) for name, value in content["identity"].items()}
         catalog.records.register_root(root, identity, str(content["namespace"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s cannot be read: %s", path, error)
 
 

@@ -78,6 +78,16 @@ CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL);
 CREATE INDEX holds_reservation ON holds (reservation);
 CREATE INDEX holds_key ON holds (key);
 
+-- Files that such a turn is about to write, under their own names: those of a process that died have no row.
+CREATE TABLE writing (reservation INTEGER NOT NULL, key BLOB NOT NULL, root BLOB NOT NULL, kind TEXT NOT NULL);
+
+-- Files whose rows are gone, until they are deleted too. A process that is killed between the two leaves them here.
+CREATE TABLE doomed (
+  key BLOB NOT NULL,
+  root BLOB NOT NULL,
+  kind TEXT NOT NULL,
+  PRIMARY KEY (key, root, kind)) WITHOUT ROWID;
+
 -- Texts that other parts of the program keep here, each under a key of its own.
 CREATE TABLE notes (key TEXT PRIMARY KEY, text TEXT NOT NULL);
 
@@ -95,6 +105,7 @@ END;
 CREATE TRIGGER record_removed AFTER DELETE ON records BEGIN
   UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
   UPDATE records SET refs = refs - 1 WHERE key = OLD.parent;
+  INSERT OR IGNORE INTO doomed SELECT OLD.key, OLD.root, OLD.kind WHERE OLD.stored;
 END;
 CREATE TRIGGER hold_added AFTER INSERT ON holds BEGIN
   UPDATE records SET refs = refs + 1 WHERE key = NEW.key;

@@ -50,7 +50,7 @@ def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> Non
     refused(tmp_path / "link", "cannot be made")
 
 
-@pytest.mark.parametrize(("text", "match"), [("3\n", "upgrade"), ("many", "'many'")])
+@pytest.mark.parametrize(("text", "match"), [("4\n", "upgrade"), ("many", "'many'")])
 def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
     open_store(folder).close()
     (folder / "SCHEMA").write_text(text)
@@ -81,6 +81,27 @@ def test_a_store_of_version_1_is_refused_with_the_command_that_starts_anew(folde
     assert is_whole(store, ids(9))
     assert store.check().clean
     assert (folder / "transcripts").is_dir()
+    store.close()
+
+
+def test_a_store_of_version_2_is_brought_to_this_one(folder: Path) -> None:
+    """The folder was written by tiny-chat and agent-memory of version 2; its session keeps all its files."""
+    with tarfile.open(Path(stored_turns.__file__).with_name("store_of_version_2.tar.gz")) as archive:
+        archive.extractall(folder.parent, filter="data")
+    (folder.parent / "store").rename(folder)
+    folder.chmod(0o700)
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    for _ in range(2):
+        store = BlockStore(folder)
+        assert [info.session_id for info in store.catalog.branches.sessions()] == ["ada"]
+        assert store.check().clean
+        assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+        store.close()
+    assert (folder / "SCHEMA").read_text() == "3\n"
+    store = BlockStore(folder)
+    turn(store, ids(9))
+    assert store.forget("default", "ada")
+    assert not any(path.exists() for path in before)
     store.close()
 
 
