@@ -14,7 +14,8 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,6 +33,12 @@ log = logging.getLogger("agent_memory")
 
 MAX_PENDING = 512 * 2**20
 """Most bytes that wait to be written."""
+
+READERS = 4
+"""Threads that read."""
+
+READ_PATIENCE = 5.0
+"""Seconds that a turn waits for the disk; computing a prompt takes about as long."""
 
 _DTYPES = {
     "U32": mx.uint32,
@@ -156,14 +163,15 @@ class Results(Protocol):
 
 
 class _Worker:
-    """A daemon thread that takes jobs from a queue until it is told to stop."""
+    """Daemon threads that take jobs from one queue until they are told to stop."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int = 1) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, job: Callable[[], None]) -> bool:
         """Queue a job, and say whether it will be done: after `close`, none is."""
@@ -173,11 +181,13 @@ class _Worker:
             return not self._closed
 
     def close(self) -> None:
-        """Finish all jobs and end the thread."""
+        """Finish all jobs and end the threads."""
         with self._closing:
             self._closed = True
-            self._jobs.put(None)
-        self._thread.join()
+            for _ in self._threads:
+                self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -185,10 +195,39 @@ class _Worker:
                 job()
             except Exception:
                 # The thread's outermost loop: one fault must not end it and leave every later turn waiting.
-                log.exception("%s met a fault", self._thread.name)
+                log.exception("%s met a fault", threading.current_thread().name)
         # A thread that ran MLX and simply ends aborts the process at exit.
         mx.synchronize()
         mx.clear_streams()
+
+
+class _Breaker:
+    """Spares turns the wait for a disk that keeps failing slowly: it is tried again now and then only."""
+
+    SLOW, FIRST, LONGEST = 2.0, 5.0, 60.0
+    """Seconds: how long a failure takes that counts, and the first and the longest pause after one."""
+
+    def __init__(self) -> None:
+        self._until, self._pause = 0.0, self.FIRST
+
+    def check(self, now: float) -> None:
+        """Refuse to try while it makes no sense.
+
+        Raises:
+            StoreError: the disk failed slowly a moment ago.
+        """
+        if now < self._until:
+            raise StoreError("the disk failed a moment ago, after a long wait; it is tried again in a while.")
+
+    def failed(self, begun: float) -> None:
+        """A write that began then has failed."""
+        now = time.monotonic()
+        if now - begun >= self.SLOW:
+            self._until, self._pause = now + self._pause, min(2 * self._pause, self.LONGEST)
+
+    def worked(self) -> None:
+        """A write has worked."""
+        self._until, self._pause = 0.0, self.FIRST
 
 
 class BlockWriter:
@@ -203,6 +242,8 @@ class BlockWriter:
         self._room = threading.Condition()
         self._worker = _Worker("agent-memory-writer")
         self._is_full = False
+        self._breaker = _Breaker()
+        self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self.failed = 0
 
     def submit(self, save: Save) -> None:
@@ -214,6 +255,14 @@ class BlockWriter:
             )
             self._pending += save.nbytes
         self._worker.put(lambda: self._write(save, records))
+
+    def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
+        """Remember what a root was hashed from; it is written down with the first turn that has it."""
+        self._identities[root] = identity, namespace
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Do something else in turn; what is queued after `close` is not done."""
+        self._worker.put(job)
 
     def flush(self) -> None:
         """Wait until all that is queued now is written. Any thread may call it, also after `close`."""
@@ -231,12 +280,17 @@ class BlockWriter:
         if before is not None:
             commit = dataclasses.replace(commit, branch_id=before.branch_id, generation=before.generation)
         row: BranchRow | None = None
+        begun = time.monotonic()
         try:
+            self._breaker.check(begun)
+            self._identify(commit.root)
             row = self._store.commit(records, commit)
+            self._breaker.worked()
             self._tell_room()
         except (StoreError, OSError) as error:
             # The answer stands and older states stay readable; only this turn will be computed again.
             self.failed += 1
+            self._breaker.failed(begun)
             self._tell_failed(error)
         finally:
             with self._room:
@@ -245,6 +299,12 @@ class BlockWriter:
             now = commit if row is None else row
             save.position.set_result(BranchPosition(now.branch_id, now.generation))
             self._results.put(Saved(save.seq_id, row))
+
+    def _identify(self, root: BlockHash) -> None:
+        if root in self._identities:
+            identity, namespace = self._identities[root]
+            self._store.identify(root, identity, namespace)
+            self._identities.pop(root, None)
 
     def _tell_failed(self, error: Exception) -> None:
         """Log why a turn was not saved. A full disk is told once, not with every turn."""
@@ -262,24 +322,49 @@ class BlockWriter:
 
 
 class BlockReader:
-    """Loads chains of blocks. A chain ends before its first block that cannot be had."""
+    """Loads chains of blocks. A chain ends before its first block that cannot be had, or not in time.
 
-    def __init__(self, store: BlockStore, results: Results) -> None:
-        """What was read for a turn is put into ``results`` as a `Loaded`."""
+    Several threads read, so that a read that hangs holds up its own turn only, and that one not for long.
+
+    Args:
+        store: where the blocks are.
+        results: what was read for a turn is put here as a `Loaded`.
+        patience: seconds after which a turn goes on with what was read of its blocks by then.
+    """
+
+    def __init__(self, store: BlockStore, results: Results, patience: float = READ_PATIENCE) -> None:
         self._store = store
         self._results = results
+        self._patience = patience
         self._writes_into_arrays = memory_is_writable()
-        self._worker = _Worker("agent-memory-reader")
+        self._worker = _Worker("agent-memory-reader", READERS)
 
     def submit(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Load records in order, for the turn of that id."""
         loaded: list[Record[Any]] = []
+        answered = threading.Lock()
+
+        def answer() -> None:
+            # Whoever comes second, the reader or the clock, is too late.
+            if answered.acquire(blocking=False):
+                self._results.put(Loaded(seq_id, list(loaded)))
+
+        def give_up() -> None:
+            if answered.locked():
+                return
+            log.warning("the disk has not answered for %g seconds: a turn goes on without it", self._patience)
+            answer()
+
+        clock = threading.Timer(self._patience, give_up)
+        clock.daemon = True
+        clock.start()
 
         def job() -> None:
             try:
                 self._load(root, keys, loaded)
             finally:
-                self._results.put(Loaded(seq_id, loaded))
+                clock.cancel()
+                answer()
 
         self._worker.put(job)
 

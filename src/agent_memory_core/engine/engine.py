@@ -24,7 +24,7 @@ from agent_memory_core.engine.misses import ColdLanes
 from agent_memory_core.engine.model_runner import Step
 from agent_memory_core.engine.rooms import make_rooms
 from agent_memory_core.engine.scheduler import Chunk
-from agent_memory_core.engine.sinks import CANCELLED, OutputSink
+from agent_memory_core.engine.sinks import CANCELLED, GuardedSink, OutputSink
 from agent_memory_core.engine.stats import Counters, Stats
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.errors import Cancelled, OutOfGpuMemory, SessionNotFound
@@ -108,10 +108,17 @@ class Engine:
                 self._decoded(turn, step)
         if batch.chunk is not None:
             self._for_turn(self.turns[batch.chunk.sequence.seq_id], self._prefill, batch.chunk)
+        self._withdraw_unread()
         if evicted := self.pool.evicted - self._evicted:
             self._evicted += evicted
             self._observers.tell(events.BlocksEvicted(evicted))
         return self.scheduler.has_work() or (not self.turns and self.in_flight.begin_background())
+
+    def _withdraw_unread(self) -> None:
+        """Give back the places of turns whose readers are gone."""
+        for turn in list(self.turns.values()):
+            if isinstance(turn.sink, GuardedSink) and turn.sink.is_gone:
+                self.cancel(turn.seq_id)
 
     def take(self, result: Loaded | Saved) -> None:
         """Go on with what a thread of the disk has done."""

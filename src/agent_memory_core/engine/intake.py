@@ -16,7 +16,7 @@ from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import SessionBook
 from agent_memory_core.engine.sinks import DISCARD, OutputSink
 from agent_memory_core.engine.turn import Turn
-from agent_memory_core.errors import StoreFull
+from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
 from agent_memory_core.models.loader import LoadedModel
@@ -57,11 +57,7 @@ class Intake:
         self._roots: dict[str, BlockHash] = {}
 
     def root(self, namespace: str) -> BlockHash:
-        """What the chains of a namespace start from; walls between namespaces begin here.
-
-        Raises:
-            StoreError: it cannot be written down in the store.
-        """
+        """What the chains of a namespace start from; walls between namespaces begin here."""
         if namespace not in self._roots:
             identity = {
                 "format": FORMAT,
@@ -70,11 +66,7 @@ class Intake:
                 **self._blocks.identity(),
             }
             root = root_hash(identity)
-            try:
-                self._disk.identify(root, identity | {"name": self._loaded.name}, namespace)
-            except StoreFull:
-                # This turn is answered all the same; the next one tries again.
-                return root
+            self._disk.identify(root, identity | {"name": self._loaded.name}, namespace)
             self._roots[namespace] = root
         return self._roots[namespace]
 
@@ -102,7 +94,6 @@ class Intake:
 
         Raises:
             InvalidRequest: the template cannot render it, or its form cannot be held to.
-            StoreError: the store cannot be written.
         """
         root = self.root(key.namespace)
         session = self._sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
@@ -110,6 +101,10 @@ class Intake:
         prompt = background or self._template.encode(
             request, [b.text for b in branches], generation_prompt=not prewarm
         )
+        if not prompt.token_ids:
+            raise InvalidRequest(
+                "the model's chat template renders nothing for these messages: the prompt is empty."
+            )
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, prompt.token_ids), default=None)
         expected = self._expect(root, key, request, prompt, branches, nearest)
         owned = session if not key.ephemeral else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from agent_memory_core.blocks.block import BlockHash
@@ -34,11 +34,11 @@ class Persistence(Protocol):
         ...
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
-        """Write down what a root was hashed from.
+        """Remember what a root was hashed from, which is written down with the first turn that is saved under it."""
+        ...
 
-        Raises:
-            StoreError: it cannot be written.
-        """
+    def later(self, job: Callable[[], None]) -> None:
+        """Do something that may wait for the disk, away from the caller's thread."""
         ...
 
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
@@ -83,8 +83,12 @@ class Disk:
         return self._store.catalog.records.stored(names)
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
-        """Write down what a root was hashed from."""
-        self._store.identify(root, identity, namespace)
+        """Remember what a root was hashed from."""
+        self._writer.identify(root, identity, namespace)
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Do something between two turns that are written."""
+        self._writer.later(job)
 
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Read records for a turn; they come as a `Loaded`."""
@@ -118,6 +122,10 @@ class NoDisk:
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Nothing is written down."""
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Nothing waits for a disk here."""
+        job()
 
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Never called: without a tier, a match names only blocks in memory."""

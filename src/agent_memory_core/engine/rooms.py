@@ -71,7 +71,9 @@ def make_rooms(
     """
     catalog = store.catalog if store is not None else None
     layout = KvLayout(loaded.model)
-    parity = ParityCheck(loaded.model, layout, loaded.fingerprint, loaded.tokenizer.vocab_size, catalog)
+    disk: Persistence = Disk(store, results) if store is not None else NoDisk()
+    vocab_size = loaded.tokenizer.vocab_size
+    parity = ParityCheck(loaded.model, layout, loaded.fingerprint, vocab_size, catalog, disk.later)
     template = ChatTemplate(loaded.tokenizer)
     blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=parity.resumes)
     pool = BlockPool(memory_bytes)
@@ -80,10 +82,8 @@ def make_rooms(
     runner = ModelRunner(loaded.model, layout, eos)
     if config.batching != "auto":
         runner.batches = config.batching == "always" and layout.batches
-    disk: Persistence = NoDisk()
     sessions: SessionBook = MemorySessionBook(pool)
     if store is not None:
-        disk = Disk(store, results)
         sessions = CatalogSessionBook(pool, store.catalog.branches, template.tokenizer, config.block_tokens)
     retention = KvRetention(blocks, pool, disk, config.block_tokens)
     scheduler = Scheduler(pool, limits, _match_function(PrefixCache(pool, blocks.resume), disk))

@@ -7,14 +7,17 @@ after that is dropped. So a reader always wakes, whoever ended the turn.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Protocol
 
 from agent_memory_core.errors import DeadlineExceeded, EngineStopped
 from agent_memory_core.messages import Delta
+
+log = logging.getLogger("agent_memory")
 
 FORKED = (
     "this process was forked from one that runs an engine, and neither MLX nor the engine survives a fork: "
@@ -66,6 +69,37 @@ class Deadline:
             f"there was no whole answer within timeout={self._timeout:g} seconds: allow more, or ask again, which goes "
             "on from what was computed."
         )
+
+
+class GuardedSink:
+    """A caller's sink whose faults are its own: the turn of a caller that is gone is withdrawn, unnoticed by others."""
+
+    def __init__(self, sink: OutputSink) -> None:
+        self._sink = sink
+        self._broken = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody can read here any more."""
+        return self._broken or bool(getattr(self._sink, "is_gone", False))
+
+    def deliver(self, delta: Delta) -> None:
+        """Hand out a piece of the answer."""
+        self._try(lambda: self._sink.deliver(delta))
+
+    def fail(self, error: Exception) -> None:
+        """Hand out why there is no answer."""
+        self._try(lambda: self._sink.fail(error))
+
+    def _try(self, hand_out: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            hand_out()
+        except Exception as error:  # noqa: BLE001
+            # Somebody else's code, or an event loop that was closed.
+            self._broken = True
+            log.warning("an answer could not be handed out, and its turn is withdrawn: %r", error)
 
 
 class QueueSink:
@@ -141,7 +175,12 @@ class AsyncQueueSink:
             raise item
         return item
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the event loop of the reader was closed."""
+        return self._loop.is_closed()
+
     def _put(self, item: Delta | Exception) -> None:
-        # A loop that was closed has no reader left, and says so with a RuntimeError.
-        with suppress(RuntimeError):
+        # A loop that was closed has no reader left.
+        if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)

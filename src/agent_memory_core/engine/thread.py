@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from agent_memory_core.engine.sinks import CANCELLED, FORKED, OutputSink
+from agent_memory_core.engine.sinks import CANCELLED, FORKED, GuardedSink, OutputSink
 from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
 from agent_memory_core.messages import ChatRequest, SessionKey
 
@@ -122,6 +122,7 @@ class EngineThread:
         Raises:
             EngineStopped: the engine was closed.
         """
+        sink = GuardedSink(sink)
         handle, arrived = TurnHandle(self, sink), time.perf_counter()
         self._put(_Job(lambda engine: handle.submit(engine, request, key, prewarm, arrived), sink.fail))
         return handle

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -108,10 +109,16 @@ class ParityCheck:
     """The result for one model: measured when it is first needed, and recorded if there is a catalog."""
 
     def __init__(
-        self, model: Any, layout: KvLayout, fingerprint: str, vocab_size: int, catalog: Catalog | None
+        self,
+        model: Any,
+        layout: KvLayout,
+        fingerprint: str,
+        vocab_size: int,
+        catalog: Catalog | None,
+        later: Callable[[Callable[[], None]], None] = lambda job: job(),
     ) -> None:
         self._model, self._layout, self._vocab_size = model, layout, vocab_size
-        self._catalog = catalog
+        self._catalog, self._later = catalog, later
         self._key = parity_key(fingerprint, layout)
         recorded = catalog.note(self._key) if catalog is not None else None
         self.result = _read(recorded) if recorded is not None else None
@@ -130,7 +137,10 @@ class ParityCheck:
     def may_batch(self) -> bool:
         """Whether rows may be decoded together."""
         if self.result is None:
-            self.record(_RESULTS.get(self._key) or check_batched(self._model, self._layout, self._vocab_size))
+            result = _RESULTS.get(self._key) or check_batched(self._model, self._layout, self._vocab_size)
+            self.result = _RESULTS[self._key] = result
+            # Turns are in flight, and must not wait for the disk.
+            self._later(lambda: self.record(result))
         assert self.result is not None
         if not self.result.batched:
             log.warning(
