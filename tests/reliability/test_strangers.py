@@ -176,3 +176,27 @@ def test_turns_of_a_dead_event_loop_give_back_their_places() -> None:
     command = [sys.executable, "-W", "ignore", "-c", DEAD_LOOP]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.split() == ["0", "0", "0"]
+
+
+def test_a_namespace_that_fills_the_disk_evicts_its_own(tmp_path: Path) -> None:
+    """What another one has keeps its place up to its equal share; what it has beyond that goes by age."""
+    settings: dict[str, Any] = {"kv_bits": None, "disk_budget_mb": 2, "min_free_mb": 0, "block_tokens": 64}
+    with AgentMemory(cache_dir=tmp_path / "store", **settings) as memory:
+
+        def ask(namespace: str, number: int) -> None:
+            text = f"Number {number} of {namespace}. " * 12
+            assert memory.chat(text, SessionKey(f"s{number}", namespace), max_tokens=2).report.persisted
+
+        def live(namespace: str) -> set[str]:
+            return {info.session_id for info in memory.sessions(namespace) if info.branches}
+
+        for number in range(2):
+            ask("quiet", number)
+        for number in range(20):
+            ask("loud", number)
+        assert live("quiet") == {"s0", "s1"}
+        assert len(live("loud")) < 20
+        for number in range(2, 20):
+            ask("quiet", number)
+        assert abs(len(live("quiet")) - len(live("loud"))) <= 2
+        assert max(live("quiet"), key=lambda name: int(name[1:])) == "s19"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 
@@ -20,7 +21,10 @@ _TOTALS = """SELECT files, bytes, (SELECT coalesce(sum(bytes), 0) FROM reservati
   (SELECT count(*) FROM branches), (SELECT count(DISTINCT session) FROM branches) FROM totals"""
 
 _OLDEST_BRANCH = """SELECT b.branch_id FROM branches b JOIN sessions s ON s.id = b.session
-  WHERE NOT s.pinned AND b.branch_id IS NOT ? ORDER BY b.last_use, b.branch_id LIMIT 1"""
+  WHERE NOT s.pinned AND b.branch_id IS NOT ? {among} ORDER BY b.last_use, b.branch_id LIMIT 1"""
+
+_BYTES_BY_NAMESPACE = """SELECT t.namespace, sum(r.nbytes) FROM records r JOIN roots t ON t.root = r.root
+  GROUP BY t.namespace"""
 
 _FORGET_EVICTED = """DELETE FROM sessions WHERE NOT pinned AND last_use < ?
   AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = sessions.id)"""
@@ -102,7 +106,8 @@ class DiskBudget:
         """Remove the rows of at least ``needed`` bytes and return them: their files may be deleted.
 
         First go records that no branch reaches, the last of a chain first and the oldest first; then the least
-        recently used branches of sessions that are not pinned, with what only they reached. A session whose last
+        recently used branches of sessions that are not pinned, with what only they reached. Namespaces that have more
+        than their equal share of what is stored give first, so that nobody can empty another's. A session whose last
         branch is evicted stays known as evicted for a month.
 
         Raises:
@@ -136,10 +141,28 @@ class DiskBudget:
                     )
                     self.release(reservation)
 
+    def _oldest_branch(self, db: sqlite3.Connection, keep_branch: int | None) -> tuple[int] | None:
+        over = self._over_their_share(db)
+        if over:
+            among = f"AND s.namespace IN ({', '.join('?' * len(over))})"
+            found = db.execute(_OLDEST_BRANCH.format(among=among), (keep_branch, *over)).fetchone()
+            if found is not None:
+                return (found[0],)
+        found = db.execute(_OLDEST_BRANCH.format(among=""), (keep_branch,)).fetchone()
+        return (found[0],) if found is not None else None
+
+    def _over_their_share(self, db: sqlite3.Connection) -> list[str]:
+        """The namespaces with more than the mean of all; none where there is only one."""
+        if db.execute("SELECT count(DISTINCT namespace) FROM sessions").fetchone()[0] < 2:
+            return []
+        sizes = dict(db.execute(_BYTES_BY_NAMESPACE).fetchall())
+        mean = sum(sizes.values()) / max(1, len(sizes))
+        return [namespace for namespace, nbytes in sizes.items() if nbytes > mean]
+
     def _drop_oldest_branch(self, keep_branch: int | None) -> bool:
         """Remove the least recently used branch that may be evicted; return whether there was one."""
         with self._database.transaction() as db:
-            found = db.execute(_OLDEST_BRANCH, (keep_branch,)).fetchone()
+            found = self._oldest_branch(db, keep_branch)
             if found is None:
                 return False
             db.execute("DELETE FROM branches WHERE branch_id = ?", found)
