@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from agent_memory_core import (
     ChatRequest,
@@ -178,6 +178,13 @@ class ChatMLXPersistent(SessionChatModel):
         settings = settings_for(self._settings())
         sampling = sampling_for(settings.model, self._given(self.SAMPLING_FIELDS))
         return profile_of(self._memory(), sampling)
+
+    @model_validator(mode="after")
+    def _with_profile(self) -> Self:
+        """The profile on releases of LangChain that do not ask for it themselves."""
+        if self.profile is None and not hasattr(BaseChatModel, "_resolve_model_profile"):
+            self.__dict__["profile"] = self._resolve_model_profile()
+        return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         # LangChain's own fields, which it or the line above fills in.
