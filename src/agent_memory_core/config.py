@@ -36,6 +36,7 @@ Durability = Literal["process", "power"]
 Prewarm = Literal["off", "idle"]
 Batching = Literal["auto", "always", "never"]
 Wired = Literal["off", "on"]
+ControlWords = Literal["text", "tokens"]
 
 DEFAULT_MEMORY_MB = 8 * 1024
 """MiB for all KV in memory where nothing else is set and the machine is large enough."""
@@ -308,6 +309,11 @@ class EngineConfig(_Settings):
         default="off",
         description='"idle" prefills after a turn, while no request waits, the conversation as the chat template '
         'will write it in the next prompt; "off" leaves that to the next turn.',
+    )
+    control_words: Annotated[ControlWords, Source()] = Field(
+        default="text",
+        description="What a user's or a tool's text means that spells a special token, such as <|im_end|>: \"text\" "
+        'tokenises it as any other text, so that nobody can forge a message; "tokens" as that token.',
     )
     wired: Annotated[Wired, Source()] = Field(
         default="off",

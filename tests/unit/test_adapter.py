@@ -71,6 +71,7 @@ def test_every_setting_reaches_the_engine(adapter: type[AdapterSettings], tmp_pa
         "batching": "never",
         "wired": "on",
         "durability": "power",
+        "control_words": "tokens",
         "block_tokens": 64,
     }
     numbers = {name: 64 + i for i, name in enumerate(EngineConfig.model_fields.keys() - values.keys())}

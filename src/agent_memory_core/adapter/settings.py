@@ -29,6 +29,7 @@ from agent_memory_core.adapter.options import (
 from agent_memory_core.adapter.tools import chosen_tool
 from agent_memory_core.config import (
     Batching,
+    ControlWords,
     Durability,
     EngineConfig,
     KvBits,
@@ -125,6 +126,7 @@ class AdapterSettings(BaseModel):
     prefill_chunk: int | None = _engine_field("prefill_chunk")
     prefill_chunk_busy: int | None = _engine_field("prefill_chunk_busy")
     context_length: int | None = _engine_field("context_length")
+    control_words: ControlWords | None = _engine_field("control_words")
     wired: Wired | None = _engine_field("wired")
     prewarm: Prewarm | None = _engine_field("prewarm")
     session_ttl_days: float | None = _engine_field("session_ttl_days")

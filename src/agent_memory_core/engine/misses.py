@@ -28,7 +28,7 @@ from agent_memory_core.messages import (
     TurnReport,
 )
 from agent_memory_core.text.chat_template import TEMPLATE_ERRORS, ChatTemplate
-from agent_memory_core.text.token_text import Prompt, TokenText
+from agent_memory_core.text.token_text import GUARD, Prompt, TokenText, unguarded
 
 logger = logging.getLogger("agent_memory")
 
@@ -96,9 +96,9 @@ class MissFinder:
             part=part,
             message=index,
             token=shared,
-            character=at,
-            before=nearest.text.text[at : at + SHOWN],
-            now=prompt.text[at : at + SHOWN],
+            character=at - prompt.text.count(GUARD, 0, at),
+            before=unguarded(nearest.text.text[at : at + SHOWN]),
+            now=unguarded(prompt.text[at : at + SHOWN]),
         )
 
     def _message_at(self, request: ChatRequest, text: str, at: int) -> int | None:

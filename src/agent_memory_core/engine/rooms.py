@@ -74,7 +74,7 @@ def make_rooms(
     disk: Persistence = Disk(store, results) if store is not None else NoDisk()
     vocab_size = loaded.tokenizer.vocab_size
     parity = ParityCheck(loaded.model, layout, loaded.fingerprint, vocab_size, catalog, disk.later)
-    template = ChatTemplate(loaded.tokenizer)
+    template = ChatTemplate(loaded.tokenizer, config.control_words)
     blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=parity.resumes)
     pool = BlockPool(memory_bytes)
     limits = _limits(loaded, config, layout)

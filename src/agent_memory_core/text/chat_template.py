@@ -19,8 +19,9 @@ in its place. Where a template refuses it, drops it or moves it, it is written i
 These forms depend on a message and on what precedes it, not on what follows, as far as that can be. So a conversation
 that goes on begins as before.
 
-Text that spells a special token becomes that token, in a user's message as well as in the template's own text. Where a
-template rewrites history, the ids follow it: see `token_text`.
+Text that spells a special token becomes that token where the template, the system message or the assistant has it. In
+messages of users and tools it is only text, unless ``control_words`` says otherwise. Where a template rewrites history,
+the ids follow it: see `token_text`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerBase
 
+from agent_memory_core.config import ControlWords
 from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall
-from agent_memory_core.text.token_text import ExactTokenizer, Prompt, TokenText
+from agent_memory_core.text.token_text import GUARD, ExactTokenizer, Prompt, TokenText, unguarded
 
 TemplateDict = dict[str, Any]
 """A message or a tool as chat templates read it."""
@@ -128,9 +130,9 @@ class _Abilities:
 class ChatTemplate:
     """The chat template and the tokenizer of one model. Not for several threads at once."""
 
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+    def __init__(self, tokenizer: TokenizerWrapper, control_words: ControlWords = "text") -> None:
         self._tokenizer = tokenizer
-        self.tokenizer = ExactTokenizer(tokenizer)
+        self.tokenizer = ExactTokenizer(tokenizer, guards=control_words == "text")
         self._abilities = self._try_out()
 
     def render(self, request: ChatRequest, *, generation_prompt: bool = True) -> str:
@@ -152,7 +154,7 @@ class ChatTemplate:
         if request.continue_final_message:
             text = _left_open(text, request.messages[-1].content)
         try:
-            text.encode()
+            unguarded(text).encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {error}") from error
         return text
@@ -195,7 +197,7 @@ class ChatTemplate:
 
     def _translate(self, request: ChatRequest) -> tuple[list[TemplateDict], list[TemplateDict]]:
         can = self._abilities
-        messages = [_to_dict(message, can.calls) for message in request.messages]
+        messages = [_to_dict(self._guarded(message), can.calls) for message in request.messages]
         tools: list[TemplateDict] = [_plain(tool) for tool in request.tools]
         if tools and not can.tools:
             messages, tools = _with_tool_list(messages, tools), []
@@ -207,6 +209,16 @@ class ChatTemplate:
             first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
             messages = [*messages[:first], *_as_user(messages[first:], "system", str)]
         return _taking_turns(messages, can), tools
+
+    def _guarded(self, message: Message) -> Message:
+        """A message in which control words that a user or a tool has written are only text."""
+        if GUARD in message.content:
+            raise InvalidRequest(
+                "a message is not valid Unicode, so it has no tokens: it has a lone surrogate"
+            )
+        if message.role not in ("user", "tool"):
+            return message
+        return replace(message, content=self.tokenizer.guard(message.content))
 
     def _try_out(self) -> _Abilities:
         calls = next((dialect for dialect in _CALL_DIALECTS if self._shows_call(dialect)), None)

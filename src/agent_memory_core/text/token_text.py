@@ -3,16 +3,30 @@
 Where a new text begins with the text of a known branch, the branch's ids are taken over as they are, however the model
 chose to spell its answer. Only the rest is tokenised. The two parts meet where the tokenizer itself would cut: after a
 special token, before one, or, in templates without special tokens, at the end of a word or line.
+
+A control word is the text of a special token, such as ``<|im_end|>``. Where it is only text, in a user's message or in
+what a model spelled with other tokens, it has a `GUARD` behind its first character. So texts are equal only where their
+tokens mean the same, and a guarded word is never tokenised as that token.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile
+from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+GUARD = "\udfff"
+"""Stands inside a control word that is only text. No message can hold it, since it is no valid Unicode."""
+
+
+def unguarded(text: str) -> str:
+    """A text as people read it."""
+    return text.replace(GUARD, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +89,37 @@ class TextDecoder:
 class ExactTokenizer:
     """Text to ids and ids to text, so that ids that are already known never change."""
 
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+    def __init__(self, tokenizer: TokenizerWrapper, *, guards: bool = True) -> None:
+        """Prepare the tokenizer; without ``guards``, text that spells a control word becomes that token."""
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added: dict[int, str] = {token_id: self._decoder.inner([token_id]) for token_id in added}
+        words = {str(token) for token in added.values() if _is_control_word(token)} if guards else set()
+        ordered = sorted(words, key=len, reverse=True)
+        self._control_words = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+    def guard(self, text: str) -> str:
+        """``text``, in which control words are only text."""
+        if self._control_words is None:
+            return text
+        return self._control_words.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a whole text. A BOS is in them only if it is in the text."""
+        first, *others = text.split(GUARD)
+        return [*self._ids(first), *chain.from_iterable(map(self._ids_inside, others))]
+
+    def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
+
+    def _ids_inside(self, text: str) -> list[int]:
+        """Token ids of a text that stands after another: some tokenizers put a space before the first word."""
+        ids = self._ids(text)
+        # Behind another character no space is put; which one does not merge with the text depends on the text.
+        after = (self._ids(character + text)[len(self._ids(character)) :] for character in "a.:\n")
+        return next((found for found in chain([ids], after) if self._decoder.inner(found) == text), ids)
 
     def text_inside(self, token_ids: Sequence[int]) -> str:
         """The text of ids that stand after others."""
@@ -112,7 +147,8 @@ class ExactTokenizer:
         for added, run in groupby(ids[start:], key=self._added.__contains__):
             for part in ([i] for i in run) if added else [list(run)]:
                 decode = self._decoder.inner if at else self._decoder.whole
-                yield Piece(at, at + len(part), self._added[part[0]] if added else decode(part), added)
+                text = self._added[part[0]] if added else self.guard(decode(part))
+                yield Piece(at, at + len(part), text, added)
                 at += len(part)
 
     def tokens_before(self, token_ids: Sequence[int], text: str, at: int) -> int:
@@ -120,6 +156,7 @@ class ExactTokenizer:
 
         0 where the tokenizer does not decode ids to the text they came from.
         """
+        at, text = at - text.count(GUARD, 0, at), unguarded(text)
         count = bisect_right(
             range(len(token_ids)), at, key=lambda i: len(self._decoder.whole(token_ids[: i + 1]))
         )
@@ -144,7 +181,7 @@ class ExactTokenizer:
         # The rest is tokenised after the last piece. So a tokenizer that puts a space before a text does not put one
         # here, and the tokenizer shows whether it cuts where the piece ends.
         new = self.tokenize(last.text + rest)[len(self.tokenize(last.text)) :]
-        if self._decoder.inner(new) != rest:
+        if self._decoder.inner(new) != unguarded(rest):
             return None
         return Prompt((*branch.token_ids[: last.end], *new), text, last.end, source)
 
@@ -176,3 +213,10 @@ def _agreement(branch: TokenText, text: str) -> tuple[int, int]:
 def _common_pieces(branch: TokenText, fresh: TokenText) -> int:
     pairs = zip(branch.pieces, fresh.pieces, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0].text == pair[1].text, pairs))
+
+
+def _is_control_word(token: Any) -> bool:
+    """Whether the text of an added token is one that no prose has: special tokens, and what looks like a mark."""
+    text = str(token)
+    is_mark = re.fullmatch(r"<.+>|\[[^\s\]]+\]", text, re.DOTALL) is not None
+    return len(text) > 2 and not text.isspace() and (is_mark or bool(getattr(token, "special", False)))

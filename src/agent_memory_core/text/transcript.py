@@ -17,7 +17,7 @@ from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.messages import ChatRequest, Message, ToolCall, Transcript
 from agent_memory_core.text.chat_template import TEMPLATE_ERRORS, ChatTemplate
 from agent_memory_core.text.detokenizer import CallParser, Detokenizer
-from agent_memory_core.text.token_text import TokenText
+from agent_memory_core.text.token_text import TokenText, unguarded
 
 _MARK = "\0"
 """Stands on both sides of a special token. Messages cannot hold it as a piece of their own next to such a token."""
@@ -60,7 +60,7 @@ class TranscriptReader:
         messages = tuple(
             _with_call_ids(self._message(role, text) for role, text in self._parts(_marked(known)))
         )
-        return Transcript(messages, known.text, self._is_exact(messages, known.text))
+        return Transcript(messages, unguarded(known.text), self._is_exact(messages, known.text))
 
     # Learning
 
@@ -127,7 +127,7 @@ class TranscriptReader:
         return content if found and not rest.strip() else text
 
     def _message(self, role: str, marked: str) -> Message:
-        text = marked.replace(_MARK, "")
+        text = unguarded(marked.replace(_MARK, ""))
         if role != "assistant":
             return Message(role, text)
         reader = Detokenizer(self._tokenizer, calls=self._calls)
