@@ -68,12 +68,14 @@ if TYPE_CHECKING:
     from agent_memory_core.models.parity import ParityResult
     from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
     from agent_memory_core.storage.audit import CheckReport
+    from agent_memory_core.storage.chat_history import ChatHistory
 
 _MODULES = {
     "AdapterSettings": "adapter",
     "AgentMemory": "memory",
     "AsyncChatStream": "engine.streams",
     "BlocksEvicted": "engine.events",
+    "ChatHistory": "storage.chat_history",
     "ChatStream": "engine.streams",
     "CheckReport": "storage.audit",
     "FirstToken": "engine.events",
@@ -135,6 +137,7 @@ __all__ = [
     "BlocksEvicted",
     "BranchInfo",
     "Cancelled",
+    "ChatHistory",
     "ChatRequest",
     "ChatResult",
     "ChatStream",

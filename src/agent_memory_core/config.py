@@ -477,3 +477,12 @@ def default_memory_budget_bytes(weight_bytes: int, device: Mapping[str, Any]) ->
         return most
     # Half of what the weights leave: the other half is for what a forward pass computes, and for other programs.
     return min(most, max(LEAST_MEMORY_MB * 2**20, (of_gpu - weight_bytes) // 2))
+
+
+def with_tuples(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values with ``stop`` as the tuple it is kept as."""
+    values = dict(sampling)
+    stop = values.get("stop")
+    if stop is not None and not isinstance(stop, tuple):
+        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return values

@@ -5,8 +5,7 @@
         answer = memory.chat(history, session="ada")
 
 The caller's history is the truth and is given whole at every turn; what of it is already known is found by its
-token ids and not computed again. A session id says who owns the memory on disk. No text of a conversation is
-kept here beyond the ids of its tokens.
+token ids and not computed again. A session id says who owns the memory on disk.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from agent_memory_core.config import (
     EngineConfig,
     SamplingParams,
     known_settings,
+    with_tuples,
 )
 from agent_memory_core.engine.events import Observer, Observers
 from agent_memory_core.engine.expiry import Expiry
@@ -49,6 +49,7 @@ from agent_memory_core.messages import (
     Transcript,
     TurnReport,
     checked_request,
+    to_key,
     to_message,
     validate_namespace,
     validate_session_id,
@@ -133,7 +134,7 @@ class AgentMemory:
         """
         asked = self._request(request, sampling)
         sink = QueueSink(asked.timeout)
-        handle = self._thread.submit(asked, _key(session), sink)
+        handle = self._thread.submit(asked, to_key(session), sink)
         answer = ChatStream(sink, handle)
         return answer if stream else whole_answer(list(answer))
 
@@ -152,31 +153,40 @@ class AgentMemory:
         """`chat` for coroutines: nothing blocks the event loop and no thread waits."""
         asked = self._request(request, sampling)
         sink = AsyncQueueSink(asked.timeout)
-        handle = self._thread.submit(asked, _key(session), sink)
+        handle = self._thread.submit(asked, to_key(session), sink)
         answer = AsyncChatStream(sink, handle)
         return answer if stream else whole_answer([delta async for delta in answer])
 
     def prewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """Evaluate a prompt's messages and tools without answering, so that a turn that begins with them is warm."""
         sink = QueueSink()
-        handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
+        handle = self._thread.submit(self._request(request, {}), to_key(session), sink, prewarm=True)
         return whole_answer(list(ChatStream(sink, handle))).report
 
     async def aprewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """`prewarm` for coroutines: nothing blocks the event loop and no thread waits."""
         sink = AsyncQueueSink()
-        handle = self._thread.submit(self._request(request, {}), _key(session), sink, prewarm=True)
+        handle = self._thread.submit(self._request(request, {}), to_key(session), sink, prewarm=True)
         return whole_answer([delta async for delta in AsyncChatStream(sink, handle)]).report
 
     # -- sessions -----------------------------------------------------------------------------------------
 
-    def sessions(self, namespace: str | None = None) -> list[SessionInfo]:
-        """All sessions of a namespace, or of every namespace; the most recently used first.
+    def sessions(
+        self, namespace: str | None = None, *, limit: int | None = None, offset: int = 0
+    ) -> list[SessionInfo]:
+        """The sessions of a namespace, or of every namespace; the most recently used first.
+
+        Args:
+            namespace: whose sessions; None is every namespace.
+            limit: how many at most; None is all.
+            offset: how many of the first ones to leave out.
 
         Waits for turns that are being written, but not for the engine, which goes on meanwhile.
         """
         self._thread.check_open()
-        return self._sessions.list(namespace)
+        if offset < 0 or (limit is not None and limit < 0):
+            raise InvalidRequest(f"limit={limit!r} and offset={offset!r} are not valid: numbers from 0 on.")
+        return self._sessions.list(namespace)[offset : None if limit is None else offset + limit]
 
     def branches(self, session_id: str, namespace: str = "default") -> list[BranchInfo]:
         """The branches of a session on disk, oldest first.
@@ -243,6 +253,11 @@ class AgentMemory:
         """
         self._thread.check_open()
         return self._sessions.forget((namespace, session_id))
+
+    def forget_namespace(self, namespace: str) -> int:
+        """Delete all sessions of a namespace, pinned ones too, as `forget` does; return how many there were."""
+        validate_namespace(namespace)
+        return sum(self.forget(info.session_id, namespace) for info in self.sessions(namespace))
 
     def prune(
         self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
@@ -449,11 +464,11 @@ class AgentMemory:
     def _request(self, request: Conversation, sampling: Mapping[str, Any]) -> ChatRequest:
         if isinstance(request, ChatRequest):
             if sampling:
-                given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
+                given = known_settings(with_tuples(sampling), of=SamplingParams, error=InvalidRequest)
                 params = request.sampling.replace(**given)
                 request = dataclasses.replace(request, sampling=params)
             return checked_request(self._with_profile(request))
-        given = known_settings(_tuples(sampling), of=SamplingParams, error=InvalidRequest)
+        given = known_settings(with_tuples(sampling), of=SamplingParams, error=InvalidRequest)
         params = sampling_for(self.config.model, given)
         items = [Message("user", request)] if isinstance(request, str) else [to_message(m) for m in request]
         return checked_request(self._with_profile(ChatRequest(tuple(items), sampling=params)))
@@ -483,20 +498,3 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
     return config.replace(**settings) if config is not None else settings_for(settings)
-
-
-def _tuples(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling values with ``stop`` as the tuple it is kept as."""
-    values = dict(sampling)
-    stop = values.get("stop")
-    if stop is not None and not isinstance(stop, tuple):
-        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-    return values
-
-
-def _key(session: Owner) -> SessionKey:
-    key = session if isinstance(session, SessionKey) else SessionKey(session)
-    if key.session_id is not None:
-        validate_session_id(key.session_id)
-    validate_namespace(key.namespace)
-    return key

@@ -179,6 +179,15 @@ def _validate_name(name: str, what: str) -> str:
     )
 
 
+def to_key(session: SessionKey | str | None) -> SessionKey:
+    """The key of a session, from one or from its id, whose names can be used."""
+    key = session if isinstance(session, SessionKey) else SessionKey(session)
+    if key.session_id is not None:
+        validate_session_id(key.session_id)
+    validate_namespace(key.namespace)
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Counted tokens of one turn. ``cache_read`` + ``cache_creation`` == ``prompt_tokens``."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support import engine_driver
 
-from agent_memory_core import InvalidRequest
+from agent_memory_core import AgentMemory, ChatHistory, InvalidRequest, SessionKey
 
 Open = Callable[..., engine_driver.Driver]
 BRIEF = {"role": "system", "content": "A brief that every agent begins with. " * 8}
@@ -113,3 +113,39 @@ def test_sessions_in_use_and_pinned_ones_are_not_pruned(driver: engine_driver.Dr
     assert [info.session_id for info in driver.memory.prune(timedelta(hours=1))] == []
     with pytest.raises(InvalidRequest, match="older_than=-1"):
         driver.memory.prune(-1)
+
+
+def test_a_namespace_is_forgotten_whole_and_others_stay(tmp_path: Path) -> None:
+    with AgentMemory(cache_dir=tmp_path, min_free_mb=0) as memory:
+        for namespace in ("mine", "yours"):
+            for number in range(3):
+                memory.chat(f"{namespace} {number}. " * 20, SessionKey(f"s{number}", namespace), max_tokens=1)
+        memory.pin("s0", "mine")
+        assert memory.forget_namespace("mine") == 3
+        assert memory.sessions("mine") == []
+        assert len(memory.sessions("yours")) == 3
+        assert memory.forget_namespace("mine") == 0
+        (identity,) = (path for path in tmp_path.glob("ns/*/identity.json") if '"mine"' in path.read_text())
+        assert not list(identity.parent.rglob("*.safetensors"))
+
+
+def test_sessions_come_in_pages(tmp_path: Path) -> None:
+    with AgentMemory(cache_dir=tmp_path, min_free_mb=0) as memory:
+        for number in range(5):
+            memory.chat("Hi.", f"s{number}", max_tokens=1)
+        whole = [info.session_id for info in memory.sessions()]
+        pages = [memory.sessions(limit=2, offset=at) for at in range(0, 7, 2)]
+        assert [info.session_id for page in pages for info in page] == whole
+        with pytest.raises(InvalidRequest, match="limit=-1"):
+            memory.sessions(limit=-1)
+
+
+def test_what_the_terminal_keeps_of_a_session_goes_with_it(tmp_path: Path) -> None:
+    history = ChatHistory(tmp_path, "default", "carol")
+    with AgentMemory(cache_dir=tmp_path, min_free_mb=0) as memory:
+        memory.chat("Hi.", "carol", max_tokens=1)
+        history.write([{"role": "user", "content": "A secret."}])
+        assert memory.forget("carol")
+    assert history.read() == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"A secret." in path.read_bytes() for path in files)

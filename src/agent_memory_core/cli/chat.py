@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from agent_memory_core import AgentMemory, SessionKey, TurnReport
+from agent_memory_core import AgentMemory, ChatHistory, SessionKey, TurnReport
 from agent_memory_core.cli.options import CacheDir, DiskBudget, Model, Namespace, err, given, out
-from agent_memory_core.cli.transcript import History, Transcript
 
 
 def chat(
@@ -37,12 +36,12 @@ def chat(
                 transcript.write(history)
 
 
-def _transcript(memory: AgentMemory, namespace: str, session: str) -> Transcript | None:
+def _transcript(memory: AgentMemory, namespace: str, session: str) -> ChatHistory | None:
     folder = memory.config.cache_dir
     if folder is None:
         err.print("there is no folder for sessions (cache_dir is none): nothing of this chat is kept.")
         return None
-    return Transcript(folder, namespace, session)
+    return ChatHistory(folder, namespace, session)
 
 
 def _read_line() -> str:
@@ -52,7 +51,7 @@ def _read_line() -> str:
         return ""
 
 
-def _answer(memory: AgentMemory, history: History, key: SessionKey, max_tokens: int) -> str:
+def _answer(memory: AgentMemory, history: list[dict[str, str]], key: SessionKey, max_tokens: int) -> str:
     text = ""
     with memory.chat(history, session=key, stream=True, max_tokens=max_tokens) as stream:
         with err.status("reading"):

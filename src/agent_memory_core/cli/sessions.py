@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from agent_memory_core.cli.options import CacheDir, Namespace, SessionId, out, stored_memory
-from agent_memory_core.cli.transcript import Transcript
 
 app = typer.Typer(no_args_is_help=True, help="List, show, pin and delete the sessions on disk.")
 
@@ -66,9 +65,19 @@ def forget(session: SessionId, cache_dir: CacheDir = None, namespace: Namespace 
     """Delete a session. Blocks that other sessions share stay."""
     with stored_memory(cache_dir=cache_dir) as memory:
         found = memory.forget(session, namespace)
-        assert memory.config.cache_dir is not None
-        Transcript(memory.config.cache_dir, namespace, session).delete()
     _say(f"session {session!r} was deleted." if found else f"there was no session {session!r}.")
+
+
+@app.command("forget-namespace")
+def forget_namespace(
+    namespace: Annotated[str, typer.Argument(help="The namespace.")], cache_dir: CacheDir = None
+) -> None:
+    """Delete all sessions of a namespace, pinned ones too."""
+    with stored_memory(cache_dir=cache_dir) as memory:
+        count = memory.forget_namespace(namespace)
+    one = count == 1
+    said = f"{count} session{'' if one else 's'} of namespace {namespace!r}"
+    _say(f"{said} {'was' if one else 'were'} deleted.")
 
 
 @app.command()
@@ -86,10 +95,7 @@ def prune(
     age = _duration(older_than)
     with stored_memory(cache_dir=cache_dir) as memory:
         gone = memory.prune(age, namespace, dry_run=dry_run)
-        assert memory.config.cache_dir is not None
         for info in gone:
-            if not dry_run:
-                Transcript(memory.config.cache_dir, info.namespace, info.session_id).delete()
             _say(
                 f"session {info.session_id!r} in namespace {info.namespace!r}, last used {_time(info.last_use)}"
             )

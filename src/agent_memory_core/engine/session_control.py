@@ -14,6 +14,7 @@ from agent_memory_core.engine.thread import EngineThread
 from agent_memory_core.errors import SessionNotFound
 from agent_memory_core.messages import SessionInfo
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.chat_history import ChatHistory
 
 Owner = tuple[str, str]
 """Namespace and session id."""
@@ -74,7 +75,10 @@ class StoredSessionControl:
         """Delete a session from memory and disk, and say whether there was one."""
         in_memory = self._forget_in_memory(owner)
         self._thread.flush()
-        on_disk = self._open_store().forget(*owner)
+        store = self._open_store()
+        on_disk = store.forget(*owner)
+        # What the command line keeps of it in plain text.
+        ChatHistory(store.path, *owner).delete()
         # A turn that came meanwhile found the session still on disk: it must not bring it back.
         return self._forget_in_memory(owner) or in_memory or on_disk
 

@@ -11,12 +11,12 @@ import json
 import os
 from pathlib import Path
 
-from agent_memory_core import StoreError
+from agent_memory_core.errors import StoreError
 
 History = list[dict[str, str]]
 
 
-class Transcript:
+class ChatHistory:
     """The messages of one session on disk."""
 
     def __init__(self, cache_dir: Path, namespace: str, session_id: str) -> None:
