@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ DAY = 86_400
 
 def aged(folder: Path, **ages: float) -> None:
     """Let sessions look as if their last use were this many days ago."""
-    with sqlite3.connect(folder / "catalog.db") as db:
+    with closing(sqlite3.connect(folder / "catalog.db", isolation_level=None)) as db:
         for session, days in ages.items():
             db.execute(
                 "UPDATE branches SET last_use = ? WHERE session IN (SELECT id FROM sessions WHERE session_id = ?)",
