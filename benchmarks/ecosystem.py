@@ -15,13 +15,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from record import argument_parser, write_result
-from support.ecosystem import QUESTIONS, SCENARIOS, run
+from support.ecosystem import QUESTIONS, SCENARIOS, counts, run
 
 
 def main() -> None:
     """Measure every package that is installed."""
     options = argument_parser("ecosystem", __doc__).parse_args()
-    missing = [scenario.package for scenario in SCENARIOS.values() if not scenario.is_installed]
+    missing = sorted({known.package for known in SCENARIOS.values() if not known.is_installed})
     if missing:
         sys.exit(f"not installed: {', '.join(missing)}. Run make ecosystem.")
     results = {name: measured(name) for name in SCENARIOS}
@@ -34,12 +34,11 @@ def measured(name: str) -> dict[str, Any]:
     scenario = SCENARIOS[name]
     with tempfile.TemporaryDirectory() as folder:
         turns = [*run(name, Path(folder), 0, 2, kill=True), *run(name, Path(folder), 2, 3)]
-    kept = ("calls", "prompt", "reused")
     return {
         "package": scenario.package,
         "version": version(scenario.package),
-        "what": (scenario.make.__doc__ or "").rstrip("."),
-        "turns": [{key: turn[key] for key in kept} for turn in turns],
+        "what": (scenario.open.__doc__ or "").rstrip("."),
+        "turns": [counts(turn) for turn in turns],
     }
 
 
