@@ -104,8 +104,10 @@ class SessionChatModel(AdapterSettings, BaseChatModel):
 
     def _keywords(self, kwargs: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """The keywords with the call in place of what named its session."""
-        named = ("session_id", "namespace", "prompt_cache_key", CALL_KEY)
-        return {**{name: value for name, value in kwargs.items() if name not in named}, CALL_KEY: call}
+        # "metadata", an option of other packages that is ignored here, is also a parameter of LangChain's inside,
+        # which would be given twice.
+        left_out = ("session_id", "namespace", "prompt_cache_key", "metadata", CALL_KEY)
+        return {**{name: value for name, value in kwargs.items() if name not in left_out}, CALL_KEY: call}
 
     def _take_session(
         self, kwargs: dict[str, Any], *, config: RunnableConfig | None = None, run_manager: object = None

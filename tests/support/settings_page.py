@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent_memory_core.adapter.options import NEUTRAL, OTHER_NAMES, REASONING_EFFORTS, WITHOUT_EFFECT
+from agent_memory_core.adapter.options import CALL_OPTIONS, NEUTRAL, OTHER_NAMES, WITHOUT_EFFECT
 from agent_memory_core.config import EngineConfig, SamplingParams, SettingsClass, source_of, values_of
 from agent_memory_core.environment import PREFIX
+from llama_index_agent_memory import MLXPersistentLLM
 
 HEAD = """# Settings
 
@@ -39,24 +40,35 @@ def rows(of: SettingsClass) -> Iterator[str]:
 
 
 OPTIONS_HEAD = """Programs that are written for any model hand over the options of several providers. Of each it is
-known what becomes of it; every other name is refused with the nearest one that there is. The constructor of
-`ChatMLXPersistent` warns of unknown names instead, because LangChain's own tests forbid an error."""
+known what becomes of it; every other name is refused with the nearest one that there is. A model takes these names too
+where it has such a field, and there the constructor of `ChatMLXPersistent` warns of unknown names instead, because
+LangChain's own tests forbid an error."""
 
 
 def options() -> Iterator[str]:
-    """The lines of the table of options that other packages have."""
+    """The lines of the table of a call's options."""
     yield "| option | what becomes of it |"
     yield "| --- | --- |"
+    yield f"| {', '.join(f'`{name}`' for name in SamplingParams.model_fields)} | understood: see above |"
+    for name, what in CALL_OPTIONS.items():
+        yield f"| `{name}` | understood: {what} |"
     for name, own in OTHER_NAMES.items():
-        yield f"| `{name}` | understood as `{own}` |"
-    yield "| `prompt_cache_key` | understood as a session, where no other is named |"
-    efforts = ", ".join(f"`{effort}`" for effort in REASONING_EFFORTS)
-    yield f"| `reasoning_effort` | given to the chat template: {efforts} |"
+        yield f"| `{name}` | {_as_other_name(own)} |"
     for name, neutral in NEUTRAL.items():
         only = ", ".join(f"`{value!r}`" for value in (*neutral, None))
         yield f"| `{name}` | only {only}, which change nothing; anything else is refused |"
     for name, why in WITHOUT_EFFECT.items():
         yield f"| `{name}` | ignored: {why} |"
+    for name in sorted(MLXPersistentLLM.OTHER_NAMES.keys() - OTHER_NAMES.keys()):
+        yield f"| `{name}` | LlamaIndex: understood as `{MLXPersistentLLM.OTHER_NAMES[name]}` |"
+    for name in sorted(MLXPersistentLLM.WITHOUT_EFFECT - WITHOUT_EFFECT.keys()):
+        yield f"| `{name}` | LlamaIndex: ignored, since LlamaIndex itself hands it to every model |"
+
+
+def _as_other_name(own: str) -> str:
+    if own in EngineConfig.model_fields and own not in CALL_OPTIONS:
+        return f"understood as `{own}` where the model is made; refused by a call"
+    return f"understood as `{own}`"
 
 
 def page() -> str:

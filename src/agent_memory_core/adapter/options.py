@@ -61,6 +61,23 @@ NEUTRAL: Mapping[str, Collection[Any]] = {
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 """Values of ``reasoning_effort``; "none" means no thinking at all."""
 
+CALL_OPTIONS: Mapping[str, str] = {
+    "model": "another model for this call",
+    "session_id": "the session of this call",
+    "namespace": "the namespace of that session",
+    "prompt_cache_key": "a session, where no other is named",
+    "tools": "what the model can call",
+    "tool_choice": '"auto", "none", "required" or "any", the name of a tool, or as OpenAI writes it',
+    "parallel_tool_calls": "False allows one call at most",
+    "response_format": "a form that the answer has to fit, as OpenAI writes it",
+    "continue_final_message": "True goes on with a last message of the assistant",
+    "thinking": "whether the model thinks, where its chat template knows enable_thinking, or how much",
+    "reasoning_effort": f"how much it thinks, where its chat template knows that: {', '.join(REASONING_EFFORTS)}",
+    "chat_template_kwargs": "further arguments of the chat template",
+    "timeout": "seconds after which the answer is given up",
+}
+"""Options of a call besides those of sampling, and what each one is."""
+
 _NEAR = 0.75
 """How alike an unknown name and a known one must be for the first to be a slip of the second."""
 

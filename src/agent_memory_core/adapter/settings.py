@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from agent_memory_core.adapter.options import (
+    CALL_OPTIONS,
     OTHER_NAMES,
     REASONING_EFFORTS,
     WITHOUT_EFFECT,
@@ -315,32 +316,13 @@ class AdapterSettings(BaseModel):
                 raise InvalidRequest(
                     f"{name!r} is a setting of the model and not of a call: give it to its constructor."
                 )
-            raise InvalidRequest(f"unknown option {name!r}: {choice_of(name, known | _OTHER_OPTIONS)}")
+            raise InvalidRequest(f"unknown option {name!r}: {choice_of(name, {*known, *CALL_OPTIONS})}")
         own = {name: options[name] for name in self.SAMPLING_FIELDS if options.get(name) is not None}
         if own.get("logprobs") is False:
             own.setdefault("top_logprobs", 0)
         ends = next((e for e in (stop, options.get("stop"), self.stop) if e is not None), ())
         own["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
         return sampling_for(model, {**self._given(self.SAMPLING_FIELDS), **own})
-
-
-_OTHER_OPTIONS = frozenset(
-    {
-        "chat_template_kwargs",
-        "continue_final_message",
-        "model",
-        "namespace",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "session_id",
-        "thinking",
-        "timeout",
-        "tool_choice",
-        "tools",
-    }
-)
-"""Options of a call besides those of sampling."""
 
 
 @cache
