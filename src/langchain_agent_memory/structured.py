@@ -91,6 +91,8 @@ def to_json_schema(schema: Any) -> dict[str, Any]:
     """
     if isinstance(schema, dict):
         return _of_function(schema)
+    if schema is BaseModel:  # LangChain cannot describe it in its traces
+        raise _no_form(schema)
     try:
         return (
             convert_to_json_schema(schema)
@@ -98,9 +100,13 @@ def to_json_schema(schema: Any) -> dict[str, Any]:
             else TypeAdapter(schema).json_schema()
         )
     except (TypeError, ValueError, PydanticUserError) as error:
-        raise InvalidRequest(
-            f"schema={schema!r} is not valid: give a pydantic class, a typed dictionary, a type or a JSON schema."
-        ) from error
+        raise _no_form(schema) from error
+
+
+def _no_form(schema: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"schema={schema!r} is not valid: give a pydantic class, a typed dictionary, a type or a JSON schema."
+    )
 
 
 def shown_schema(schema: Any) -> Any:
@@ -177,19 +183,23 @@ def _is_object(form: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
 # Parsers ----------------------------------------------------------------------------------------------------
 
 
+_NOTHING = object()
+"""What a stream has yielded before its first value, which may be None."""
+
+
 class _ToItsEnd:
     """A parser that reads a stream's last value as a whole answer, so that one that was cut raises at the end."""
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
         pieces = _Pieces()
-        last: Any = None
+        last: Any = _NOTHING
         for last in super()._transform(pieces.through(input)):  # type: ignore[misc]
             yield last
         yield from self._rest(pieces, last)
 
     async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
         pieces = _Pieces()
-        last: Any = None
+        last: Any = _NOTHING
         async for last in super()._atransform(pieces.through_async(input)):  # type: ignore[misc]
             yield last
         for value in self._rest(pieces, last):

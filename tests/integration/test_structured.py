@@ -341,7 +341,7 @@ def test_a_titled_schema_of_any_root_is_held(llm: ChatMLXPersistent, schema: dic
     asked = llm.with_structured_output(schema)
     value = asked.invoke("Fill in the form.")
     assert fits(value, schema)
-    assert list(asked.stream("Fill in the form."))[-1:] == [value] if value is not None else []
+    assert list(asked.stream("Fill in the form."))[-1] == value
     if schema in OBJECTS:
         assert fits(llm.with_structured_output(schema, method="function_calling").invoke("Go."), schema)
     else:

@@ -15,6 +15,10 @@ from agent_memory_core.errors import InvalidRequest
 
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OTHER_PROPERTIES = frozenset({"additionalProperties", "patternProperties"})
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+"""Keywords whose value has a schema for each name."""
+_DATA = frozenset({"const", "default", "enum", "examples"})
+"""Keywords whose value is no schema."""
 _COMBINATORS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if"})
 
 
@@ -76,13 +80,20 @@ def _with_listed_names(schema: Any, root: Mapping[str, Any]) -> Any:
         return [_with_listed_names(part, root) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {key: _with_listed_names(value, root) for key, value in schema.items()}
+    found = {key: _with_listed_names_under(key, value, root) for key, value in schema.items()}
     names = _listed(found.get("propertyNames"), root)
     if names is not None and "properties" not in found:
         value = found.pop("additionalProperties", {})
         del found["propertyNames"]
         found |= {"properties": dict.fromkeys(names, value), "additionalProperties": False}
     return found
+
+
+def _with_listed_names_under(key: str, value: Any, root: Mapping[str, Any]) -> Any:
+    """What stands under one key of a schema: a property, a word of an enum or a default may look like a keyword."""
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: _with_listed_names(part, root) for name, part in value.items()}
+    return value if key in _DATA else _with_listed_names(value, root)
 
 
 def _listed(names: Any, root: Mapping[str, Any]) -> list[str] | None:
@@ -109,7 +120,7 @@ def _closed(schema: Any) -> Any:
         return schema
     closed: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
+        if key in _NAMED and isinstance(value, Mapping):
             value = {name: _closed(part) for name, part in value.items()}
         elif key in ("items", "additionalProperties", "prefixItems", "anyOf", "oneOf", "allOf"):
             value = _closed(value)

@@ -91,3 +91,43 @@ def test_an_object_has_the_properties_it_names_unless_its_schema_says_more() -> 
 def test_a_schema_that_is_not_json_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="the schema is not JSON"):
         json_of({"enum": [object()]})
+
+
+LISTED = {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"enum": [1, 2]}}
+
+
+def test_a_mapping_from_listed_names_has_no_others() -> None:
+    named = {**LISTED, "propertyNames": {"$ref": "#/$defs/n"}, "$defs": {"n": {"enum": ["a", "b"]}}}
+    for schema in (LISTED, named):
+        rules = f"start: {json_of(schema)}"
+        assert all(takes(rules, text) for text in ("{}", '{"a": 1}', '{"b": 2}', '{"a": 2, "b": 1}'))
+        assert not any(takes(rules, text) for text in ('{"c": 1}', '{"a": 3}', '{"a": 1, "a": 1}'))
+
+
+WORDS_OF_SCHEMAS = [
+    "propertyNames",
+    "additionalProperties",
+    "properties",
+    "$defs",
+    "enum",
+    "default",
+    "items",
+]
+
+
+@pytest.mark.parametrize("keyword", WORDS_OF_SCHEMAS)
+def test_a_property_may_be_called_like_a_keyword(keyword: str) -> None:
+    schema = {"type": "object", "properties": {keyword: {"enum": ["a"]}}, "required": [keyword]}
+    inner = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    written = f'{{"{keyword}": "a"}}'
+    assert takes(f"start: {json_of(schema)}", written)
+    assert takes(f"start: {json_of(inner)}", f'{{"x": {written}}}')
+    assert not takes(f"start: {json_of(schema)}", f'{{"{keyword}": "b"}}')
+
+
+@pytest.mark.parametrize("key", ["const", "enum"])
+def test_a_value_that_looks_like_a_schema_is_a_value(key: str) -> None:
+    value = {"propertyNames": {"enum": ["a"]}}
+    schema = {key: value if key == "const" else [value]}
+    assert takes(f"start: {json_of(schema)}", '{"propertyNames": {"enum": ["a"]}}')
+    assert not takes(f"start: {json_of(schema)}", '{"properties": {"a": {}}}')
