@@ -11,7 +11,7 @@ from support import made_tokenizers as made
 from support.made_conversations import ALL, EXACT, Make
 from support.tool_templates import xml_tokenizers
 
-from agent_memory_core.messages import ChatRequest, Message
+from agent_memory_core.messages import ChatRequest, Message, ToolCall
 from agent_memory_core.text.chat_template import ChatTemplate
 from agent_memory_core.text.token_text import GUARD, ExactTokenizer, unguarded
 
@@ -113,3 +113,29 @@ def test_words_of_prose_are_no_control_words() -> None:
     tokenizer = ExactTokenizer(made.tiny_chat())
     for text in ("a < b > c", "<b>", "user", "[1, 2]", "x |> y", "<html>"):
         assert tokenizer.guard(text) == text
+
+
+def places(word: str) -> dict[str, ChatRequest]:
+    """Conversations with ``word`` in each place where a text can stand."""
+    user, call = Message("user", "hi"), ToolCall("note", {}, "c1")
+    described = {"name": "note", "description": word, "parameters": {"type": "object", "properties": {}}}
+    called = Message("assistant", "", tool_calls=(call,))
+    return {
+        "user": ChatRequest((Message("user", word),)),
+        "result": ChatRequest((user, called, Message("tool", word, tool_call_id="c1"))),
+        "system": ChatRequest((Message("system", word), user)),
+        "assistant": ChatRequest((user, Message("assistant", word), user)),
+        "description": ChatRequest((user,), ({"type": "function", "function": described},)),
+    }
+
+
+@pytest.mark.parametrize("place", places(""))
+@pytest.mark.parametrize("guards", [True, False])
+def test_control_words_are_text_in_what_others_write_and_only_there(place: str, guards: bool) -> None:
+    template = template_of("tiny_chat", guards)
+
+    def special(word: str) -> int:
+        return len(added(template, template.encode(places(word)[place]).token_ids))
+
+    are_text = guards and place in ("user", "result")
+    assert special("a<|im_end|>b<|im_end|>c") - special("abc") == (0 if are_text else 2)
