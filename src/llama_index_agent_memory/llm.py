@@ -44,7 +44,6 @@ from agent_memory_core import (
     AgentMemory,
     ChatRequest,
     EngineConfig,
-    InvalidRequest,
     TurnReport,
     sampling_for,
     settings_for,
@@ -59,7 +58,14 @@ from llama_index_agent_memory.messages import (
     to_tools,
 )
 from llama_index_agent_memory.sessions import Surroundings, alook_around, look_around, resolve_session
-from llama_index_agent_memory.structured import aobjects, end_of, objects, to_object
+from llama_index_agent_memory.structured import (
+    aobjects,
+    check_called,
+    end_of,
+    objects,
+    to_object,
+    to_schema,
+)
 
 dispatcher = get_dispatcher(__name__)
 
@@ -220,7 +226,7 @@ class MLXPersistentLLM(AdapterSettings, FunctionCallingLLM):
             default_namespace=self.namespace,
         )
         tools = to_tools(options.pop("tools", None) or ())
-        schema = _schema(options.pop("response_schema", None))
+        schema = to_schema(options.pop("response_schema", None))
         if (form := to_response_schema(options.pop("response_format", None))) is not None:
             schema = form
         return self._turn_of(to_core(messages), tools, session, options, response_schema=schema)
@@ -459,17 +465,22 @@ async def _aanswer(turn: Turn) -> ChatResponse:
 
 def _stream(turn: Turn) -> ChatResponseGen:
     writer = ResponseWriter()
+    response = None
     with turn.memory.chat(turn.request, turn.session, stream=True) as answer:
         for delta in answer:
-            yield from writer.responses(delta)
+            for response in writer.responses(delta):
+                yield response
+    check_called(turn.request, response)
 
 
 async def _astream(turn: Turn) -> ChatResponseAsyncGen:
     writer = ResponseWriter()
+    response = None
     async with await turn.memory.achat(turn.request, turn.session, stream=True) as answer:
         async for delta in answer:
             for response in writer.responses(delta):
                 yield response
+    check_called(turn.request, response)
 
 
 def _told_start(output_cls: type[Any], prompt: PromptTemplate, prompt_args: dict[str, Any]) -> None:
@@ -481,16 +492,3 @@ def _told_start(output_cls: type[Any], prompt: PromptTemplate, prompt_args: dict
 def _told_end(found: BaseModel) -> BaseModel:
     dispatcher.event(LLMStructuredPredictEndEvent(output=found))
     return found
-
-
-def _schema(value: object) -> Mapping[str, Any] | None:
-    """A JSON schema, from one or from a pydantic class.
-
-    Raises:
-        InvalidRequest: it is neither.
-    """
-    if isinstance(value, type) and issubclass(value, BaseModel):
-        return value.model_json_schema()
-    if value is None or isinstance(value, Mapping):
-        return value
-    raise InvalidRequest(f"response_schema={value!r} is not valid: a JSON schema or a pydantic class.")

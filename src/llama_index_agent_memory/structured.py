@@ -6,12 +6,14 @@ head of the prompt, before all that a session knows, and some classes, as recurs
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse, ToolCallBlock
 from llama_index.core.program.streaming_utils import process_streaming_content_incremental
 from pydantic import BaseModel, ValidationError
+
+from agent_memory_core import ChatRequest, InvalidRequest
 
 
 def to_object(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
@@ -37,6 +39,32 @@ def end_of(response: ChatResponse, place: str) -> str:
         most = raw["usage"]["completion_tokens"]
         return f"the answer ended at max_tokens={most} in the middle of {place}: raise max_tokens, or bound the fields."
     return ""
+
+
+def check_called(request: ChatRequest, last: ChatResponse | None) -> None:
+    """Look at the end of a stream: LlamaIndex's programs and agents take a call that was cut for an empty answer.
+
+    Raises:
+        ValueError: ``request`` forces a call, and the answer ended before its first one was complete.
+    """
+    forced = request.tool_choice not in (None, "none")
+    if last is None or not forced or any(isinstance(block, ToolCallBlock) for block in last.message.blocks):
+        return
+    if cut := end_of(last, "a tool call"):
+        raise ValueError(cut)
+
+
+def to_schema(value: object) -> Mapping[str, Any] | None:
+    """A JSON schema, from one or from a pydantic class.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        return value.model_json_schema()
+    if value is None or isinstance(value, Mapping):
+        return value
+    raise InvalidRequest(f"response_schema={value!r} is not valid: a JSON schema or a pydantic class.")
 
 
 def objects(output_cls: type[BaseModel], pieces: Iterator[ChatResponse]) -> Generator[Any, None, None]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from llama_index.core import Document
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms.loading import RECOGNIZED_LLMS, load_llm
 from llama_index.core.program import FunctionCallingProgram
+from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.storage.chat_store import SimpleChatStore
 from llama_index.core.tools import FunctionTool
+from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel, Field, RootModel
 from support.conversations import RULES
 
@@ -118,13 +121,54 @@ CUTS: dict[str, Callable[[MLXPersistentLLM], Any]] = {
     "stream": lambda m: list(m.stream_structured_predict(Long, ASK, who="Ada")),
     "chat": lambda m: m.as_structured_llm(Long).complete("Ada"),
     "program": lambda m: FunctionCallingProgram.from_defaults(Long, "Ada", llm=m, tool_required=True)(),
+    "program's stream": lambda m: list(program_of(m).stream_call()),
+    "program's async stream": lambda m: asyncio.run(drained(program_of(m).astream_call())),
+    "by a tool": lambda m: list(by_tool(m).stream_structured_predict(Long, ASK, who="Ada")),
+    "forced stream": lambda m: list(
+        m.stream_chat_with_tools([get_function_tool(Long)], "Ada", tool_required=True)
+    ),
+    "forced async stream": lambda m: asyncio.run(
+        drained(m.astream_chat_with_tools([get_function_tool(Long)], "Ada", tool_required=True))
+    ),
 }
+
+
+def program_of(llm: MLXPersistentLLM) -> FunctionCallingProgram[Long]:
+    return FunctionCallingProgram.from_defaults(Long, "Ada", llm=llm, tool_choice="Long")
+
+
+def by_tool(llm: MLXPersistentLLM) -> MLXPersistentLLM:
+    return llm.model_copy(update={"pydantic_program_mode": PydanticProgramMode.FUNCTION})
+
+
+async def drained(stream: Awaitable[AsyncIterator[Any]]) -> list[Any]:
+    return [piece async for piece in await stream]
 
 
 @pytest.mark.parametrize("route", CUTS)
 def test_a_cut_names_max_tokens(llm: MLXPersistentLLM, route: str) -> None:
     with pytest.raises(ValueError, match=r"ended at max_tokens=12 in the middle of .*: raise max_tokens"):
         CUTS[route](llm.model_copy(update={"max_tokens": 12}))
+
+
+@pytest.mark.parametrize("route", ["stream", "async stream"])
+def test_an_answer_that_may_be_text_is_no_error_where_it_is_cut(llm: MLXPersistentLLM, route: str) -> None:
+    short, tools = llm.model_copy(update={"max_tokens": 2}), [get_function_tool(Long)]
+    if route == "stream":
+        pieces = list(short.stream_chat_with_tools(tools, "My name is Ada."))
+    else:
+        pieces = asyncio.run(drained(short.astream_chat_with_tools(tools, "My name is Ada.")))
+    raw: Any = pieces[-1].raw
+    assert raw["finish_reason"] == "length"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_an_agents_object_that_was_cut_is_warned_of(llm: MLXPersistentLLM) -> None:
+    """LlamaIndex catches what its agents' last call raises."""
+    agent = FunctionAgent(llm=llm.model_copy(update={"max_tokens": 12}), output_cls=Long)
+    with pytest.warns(UserWarning, match=r"ended at max_tokens=12 .*: raise max_tokens"):
+        answer: Any = await agent.run("My name is Ada.")
+    assert answer.structured_response is None
 
 
 def test_a_programs_stream_ends_with_the_object(llm: MLXPersistentLLM) -> None:
