@@ -430,9 +430,9 @@ class AgentMemory:
         # The thread must not keep a memory alive that nobody holds any more.
         memory = weakref.ref(self)
 
-        def delete() -> int:
+        def delete() -> int | None:
             alive = memory()
-            return len(alive.prune(timedelta(days=days))) if alive is not None else 0
+            return None if alive is None or alive.closed else len(alive.prune(timedelta(days=days)))
 
         with self._lock:
             self._expiry = Expiry(delete)

@@ -76,3 +76,23 @@ def test_a_failure_is_tried_again() -> None:
     count = len(calls)
     time.sleep(0.05)
     assert len(calls) == count
+
+
+def test_the_thread_ends_with_what_it_looks_after(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def delete() -> int | None:
+        calls.append(1)
+        return None if len(calls) == 2 else 0
+
+    expiry = Expiry(delete, interval=0.01)
+    expiry._thread.join(10)
+    assert not expiry._thread.is_alive()
+    assert len(calls) == 2
+    memory = AgentMemory(cache_dir=tmp_path, session_ttl_days=1)
+    memory.chat("Hello.", "a", max_tokens=1)
+    assert memory._expiry is not None
+    delete_old = memory._expiry._delete
+    assert delete_old() == 0
+    memory.close()
+    assert delete_old() is None

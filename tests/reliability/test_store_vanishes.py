@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from agent_memory_core import AgentMemory, SessionKey
+from agent_memory_core.storage.database import Database
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -90,6 +92,8 @@ WHILE_OPEN: dict[str, Harm] = {
     "all in it is deleted": delete_all,
     "the catalog is deleted": without_catalog,
     "the catalog is replaced": replace_catalog,
+    "the catalog is garbage": of_other_kind("catalog.db", lambda path: path.write_bytes(b"garbage " * 500)),
+    "the catalog is a folder": of_other_kind("catalog.db", Path.mkdir),
     **{f"{name} is deleted": deleting(name) for name in ("tmp", "ns", "quarantine")},
     "tmp is a file": of_other_kind("tmp", to_file),
     "quarantine is a file": of_other_kind("quarantine", to_file),
@@ -177,4 +181,26 @@ def test_a_volume_that_cannot_be_asked_costs_only_the_saving(
         patch.setattr(os, "statvfs", fails)
         assert not ask(opened, "unsaved", "Of Mia. " * 40)
         assert opened.stats().store.volume_free == 0
+    check_alive(opened, folder)
+
+
+def test_a_store_that_cannot_be_made_anew_yet_is_made_anew_later(folder: Path, opened: AgentMemory) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("something else stands here for a while")
+    for number in range(2):
+        assert not ask(opened, f"unsaved {number}", "Of Mia. " * 40)
+    folder.unlink()
+    check_alive(opened, folder)
+
+
+def test_a_catalog_that_cannot_be_opened_for_a_while_is_opened_later(
+    folder: Path, opened: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Database) -> bool:
+        raise sqlite3.OperationalError("database is locked")
+
+    without_catalog(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_prepare", fails)
+        assert not ask(opened, "unsaved", "Of Mia. " * 40)
     check_alive(opened, folder)

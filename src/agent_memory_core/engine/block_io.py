@@ -321,6 +321,47 @@ class BlockWriter:
             log.warning("turns are saved again")
 
 
+class _Load:
+    """What was read for one turn, answered once: by the reader at its end, or by a clock that waits for each record."""
+
+    def __init__(self, answer: Callable[[list[Record[Any]]], None], patience: float) -> None:
+        self._answer = answer
+        self._patience = patience
+        self._blocks: list[Record[Any]] = []
+        self._lock = threading.Lock()
+        self.ended = False
+        self._wind()
+
+    def add(self, block: Record[Any]) -> None:
+        """Take a record, after which there is time for the next one."""
+        with self._lock:
+            self._blocks.append(block)
+
+    def end(self) -> None:
+        """Answer with what was read. Whoever comes second is too late."""
+        with self._lock:
+            already, self.ended = self.ended, True
+            self._clock.cancel()
+            if not already:
+                self._answer(list(self._blocks))
+
+    def _wind(self) -> None:
+        self._seen = len(self._blocks)
+        self._clock = threading.Timer(self._patience, self._look)
+        self._clock.daemon = True
+        self._clock.start()
+
+    def _look(self) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            if len(self._blocks) > self._seen:
+                self._wind()
+                return
+        log.warning("the disk has not answered for %g seconds: a turn goes on without it", self._patience)
+        self.end()
+
+
 class BlockReader:
     """Loads chains of blocks. A chain ends before its first block that cannot be had, or not in time.
 
@@ -329,7 +370,7 @@ class BlockReader:
     Args:
         store: where the blocks are.
         results: what was read for a turn is put here as a `Loaded`.
-        patience: seconds after which a turn goes on with what was read of its blocks by then.
+        patience: seconds without a further record after which a turn goes on with what was read by then.
     """
 
     def __init__(self, store: BlockStore, results: Results, patience: float = READ_PATIENCE) -> None:
@@ -341,30 +382,13 @@ class BlockReader:
 
     def submit(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Load records in order, for the turn of that id."""
-        loaded: list[Record[Any]] = []
-        answered = threading.Lock()
-
-        def answer() -> None:
-            # Whoever comes second, the reader or the clock, is too late.
-            if answered.acquire(blocking=False):
-                self._results.put(Loaded(seq_id, list(loaded)))
-
-        def give_up() -> None:
-            if answered.locked():
-                return
-            log.warning("the disk has not answered for %g seconds: a turn goes on without it", self._patience)
-            answer()
-
-        clock = threading.Timer(self._patience, give_up)
-        clock.daemon = True
-        clock.start()
+        load = _Load(lambda blocks: self._results.put(Loaded(seq_id, blocks)), self._patience)
 
         def job() -> None:
             try:
-                self._load(root, keys, loaded)
+                self._load(root, keys, load)
             finally:
-                clock.cancel()
-                answer()
+                load.end()
 
         self._worker.put(job)
 
@@ -372,8 +396,10 @@ class BlockReader:
         """Finish what is queued, then end."""
         self._worker.close()
 
-    def _load(self, root: BlockHash, keys: Sequence[BlockHash], loaded: list[Record[Any]]) -> None:
+    def _load(self, root: BlockHash, keys: Sequence[BlockHash], load: _Load) -> None:
         for key in keys:
+            if load.ended:
+                break
             block = self._store.load(root, key, allocate if self._writes_into_arrays else _HostBytes.allocate)
             if block is None:
                 break
@@ -381,4 +407,4 @@ class BlockReader:
                 arrays = {name: host.array() for name, host in block.tensors.items()}
                 mx.eval(arrays)
                 block = dataclasses.replace(block, tensors=arrays)
-            loaded.append(block)
+            load.add(block)

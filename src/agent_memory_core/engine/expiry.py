@@ -18,11 +18,11 @@ class Expiry:
     """Calls something at once, and then again and again, on a thread of its own until it is stopped.
 
     Args:
-        delete: deletes what is too old and returns how much that was.
+        delete: deletes what is too old and returns how much that was; None says that nothing is left to look after.
         interval: seconds between two calls.
     """
 
-    def __init__(self, delete: Callable[[], int], interval: float = INTERVAL) -> None:
+    def __init__(self, delete: Callable[[], int | None], interval: float = INTERVAL) -> None:
         self._delete = delete
         self._interval = interval
         self._stopped = threading.Event()
@@ -38,7 +38,9 @@ class Expiry:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                if count := self._delete():
+                if (count := self._delete()) is None:
+                    return
+                if count:
                     logger.info("%d sessions had outlived session_ttl_days and were deleted", count)
             except AgentMemoryError as error:
                 logger.warning("old sessions could not be deleted: %s", error)

@@ -96,10 +96,10 @@ class GuardedSink:
             return
         try:
             hand_out()
-        except Exception as error:  # noqa: BLE001
+        except Exception:
             # Somebody else's code, or an event loop that was closed.
             self._broken = True
-            log.warning("an answer could not be handed out, and its turn is withdrawn: %r", error)
+            log.warning("an answer could not be handed out, and its turn is withdrawn", exc_info=True)
 
 
 class QueueSink:

@@ -140,7 +140,7 @@ class ParityCheck:
             result = _RESULTS.get(self._key) or check_batched(self._model, self._layout, self._vocab_size)
             self.result = _RESULTS[self._key] = result
             # Turns are in flight, and must not wait for the disk.
-            self._later(lambda: self.record(result))
+            self._later(lambda: self._write(result))
         assert self.result is not None
         if not self.result.batched:
             log.warning(
@@ -168,6 +168,9 @@ class ParityCheck:
     def record(self, result: ParityResult) -> None:
         """Remember a result."""
         self.result = _RESULTS[self._key] = result
+        self._write(result)
+
+    def _write(self, result: ParityResult) -> None:
         if self._catalog is not None:
             try:
                 self._catalog.write_note(self._key, result.to_json())

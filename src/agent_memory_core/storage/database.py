@@ -96,10 +96,18 @@ class Database:
         self._opened = 0
         self._file: tuple[int, int] | None = None
         self.failed_reads = 0
-        self.reopen()
+        try:
+            self.reopen()
+        except BaseException:
+            self.close()
+            raise
 
     def reopen(self) -> None:
-        """Open the file that lies there now, whatever was there before. Raises as the constructor does."""
+        """Open the file that lies there now, whatever was there before. It can be tried again if that fails.
+
+        Raises:
+            CatalogDamaged, StoreUnreadable: as the constructor does.
+        """
         self._opened += 1
         _close_all(self._spare)
         path = self._path
@@ -107,13 +115,9 @@ class Database:
             self.created = self._prepare()
             self._file = self._file_there()
         except (*_FAULTS, OSError) as error:
-            self.close()
             if _is_damage(error):
                 raise CatalogDamaged(f"{path} is damaged: {error}.") from error
             raise StoreUnreadable(f"{path} cannot be opened: {error}. Set another cache_dir.") from error
-        except BaseException:
-            self.close()
-            raise
 
     def is_in_place(self) -> bool:
         """Whether the file that is open is still the one that lies there."""

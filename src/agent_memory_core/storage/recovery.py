@@ -28,17 +28,11 @@ def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
         StoreUnreadable: it cannot be opened, or is of another version.
     """
     path = files.path / "catalog.db"
-    database = _parts(path)
     _drop_lost_log(path)
     try:
         catalog = Catalog(path, durability)
     except CatalogDamaged as damage:
-        log.warning(
-            "%s It is rebuilt from the files; its sessions are lost, but their blocks are not.", damage
-        )
-        for file in database:
-            if os.path.lexists(file):
-                files.set_aside(file, str(damage))
+        _set_database_aside(files, damage)
         catalog = Catalog(path, durability)
     try:
         if catalog.created:
@@ -58,9 +52,20 @@ def reopen_catalog(catalog: Catalog, files: RecordFiles) -> None:
     """
     files.make_folders()
     _drop_lost_log(files.path / "catalog.db")
-    catalog.reopen()
+    try:
+        catalog.reopen()
+    except CatalogDamaged as damage:
+        _set_database_aside(files, damage)
+        catalog.reopen()
     if catalog.created:
         _rebuild(catalog, files)
+
+
+def _set_database_aside(files: RecordFiles, damage: CatalogDamaged) -> None:
+    log.warning("%s It is rebuilt from the files; its sessions are lost, but their blocks are not.", damage)
+    for file in _parts(files.path / "catalog.db"):
+        if os.path.lexists(file):
+            files.set_aside(file, str(damage))
 
 
 def _parts(path: Path) -> list[Path]:

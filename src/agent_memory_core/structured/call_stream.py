@@ -122,15 +122,20 @@ class XmlCallReader:
 
     def __init__(self, syntax: XmlToolSyntax, tools: Sequence[Tool]) -> None:
         self.name = ""
-        self._plain, self._tools = syntax, {tool_name(tool): tool for tool in tools}
+        self._tools = {tool_name(tool): tool for tool in tools}
         self._syntax = syntax
         self._head = _Head(syntax.before_name, list(self._tools), "")
-        self._buffer, self._said = "", ""
+        self._buffer = ""
+        """What is not understood yet. It is looked at with each character, so what was handed out is not in it."""
+        self._searched = 0
+        self._said: list[str] = []
         self._key: str | None = None
-        self._written: str | None = None
-        """What was handed out of the value that is being read; None where it has to be known whole."""
+        self._value: list[str] = []
+        """The part of the value that was handed out, as it was written."""
+        self._written: list[str] | None = None
+        """The same as the parser reads it; None where the value has to be known whole."""
+        self._strips = False
         self._step: Callable[[], str | None] = self._read_head
-        self._strips: bool | None = None
 
     def feed(self, text: str) -> str:
         """See `CallReader.feed`."""
@@ -138,14 +143,13 @@ class XmlCallReader:
         pieces = []
         while (piece := self._step()) is not None:
             pieces.append(piece)
-        said = "".join(pieces)
-        self._said += said
-        return said
+        self._said += pieces
+        return "".join(pieces)
 
     def rest(self, arguments: Mapping[str, Any]) -> str | None:
         """See `CallReader.rest`."""
-        whole = json.dumps(dict(arguments), ensure_ascii=False)
-        return whole[len(self._said) :] if whole.startswith(self._said) else None
+        whole, said = json.dumps(dict(arguments), ensure_ascii=False), "".join(self._said)
+        return whole[len(said) :] if whole.startswith(said) else None
 
     # Each step takes what it can from the buffer and returns a piece, which may be empty; None where it needs more.
 
@@ -156,7 +160,7 @@ class XmlCallReader:
         if found is None or not after or after[0].isalnum() or after[0] in "_-.":
             return None
         self.name, self._buffer = found[1], after
-        self._syntax = self._plain.offering(self._tools[self.name])
+        self._syntax = self._syntax.offering(self._tools[self.name])
         self._step = self._read_key
         return "{"
 
@@ -170,46 +174,52 @@ class XmlCallReader:
             return None
         again = self._key is not None
         self._key, self._buffer = found["key"], self._buffer[found.end() :]
-        self._strips, self._written = self._text_of(self._key)
+        self._strips, is_plain = self._text_of(self._key)
+        self._written, self._value, self._searched = [] if is_plain else None, [], 0
         self._step = self._read_value
         return (", " if again else "") + json.dumps(self._key, ensure_ascii=False) + ": "
 
     def _read_value(self) -> str | None:
         mark = self._syntax.value_end.lstrip()
-        value, found, after = self._buffer.partition(mark)
-        if found:
-            self._buffer, self._step = after, self._read_key
-            return self._end_of(value)
-        if self._written is None:
-            return None
-        value = self._begun(value[: len(value) - _held(value, mark)].rstrip())
-        if len(value) <= max(_LONGEST_WORD, len(self._written)):
-            return None
-        return self._string_up_to(value)
+        at = self._buffer.find(mark, self._searched)
+        if at >= 0:
+            value, self._buffer = self._buffer[:at], self._buffer[at + len(mark) :]
+            self._step = self._read_key
+            return self._end_of("".join([*self._value, value]))
+        self._searched = max(0, len(self._buffer) - len(mark))
+        return self._string_so_far(mark) if self._written is not None else None
 
-    def _string_up_to(self, value: str) -> str:
+    def _string_so_far(self, mark: str) -> str | None:
+        """What is certain of a string: all but what may be a mark, and the space before it."""
         assert self._written is not None
+        certain = self._buffer[: len(self._buffer) - _held(self._buffer, mark)].rstrip()
+        new = certain if self._written else self._begun(certain)
+        if len(new) <= (0 if self._written else _LONGEST_WORD):
+            return None
         quote = "" if self._written else '"'
-        new, self._written = value[len(self._written) :], value
+        self._value.append(certain)
+        self._written.append(new)
+        self._buffer, self._searched = self._buffer[len(certain) :], 0
         return quote + _inner(new)
 
     def _end_of(self, value: str) -> str | None:
         """The rest of a value, as the parser reads it."""
         assert self._key is not None
-        syntax = self._syntax
-        before = _trailing_space(syntax.after_key)
-        raw = value.removeprefix(before).removesuffix(_leading_space(syntax.value_end))
+        syntax, written = self._syntax, "".join(self._written or ())
+        raw = value.removeprefix(_trailing_space(syntax.after_key)).removesuffix(
+            _leading_space(syntax.value_end)
+        )
         read = syntax.read_back(self.name, [(self._key, raw)])
         found = (read or {}).get(self._key, _NOTHING)
         if found is _NOTHING:
             self._stop()
             return None
-        if not self._written:
+        if not written:
             return json.dumps(found, ensure_ascii=False)
-        if not isinstance(found, str) or not found.startswith(self._written):
+        if not isinstance(found, str) or not found.startswith(written):
             self._stop()
             return None
-        return _inner(found[len(self._written) :]) + '"'
+        return _inner(found[len(written) :]) + '"'
 
     def _stop(self) -> None:
         """Hand out no more before the end of the call."""
@@ -220,16 +230,16 @@ class XmlCallReader:
         text = value.removeprefix(_trailing_space(self._syntax.after_key))
         return text.lstrip() if self._strips else text
 
-    def _text_of(self, key: str) -> tuple[bool, str | None]:
-        """Whether the parser strips strings of this parameter; "" if strings come back as they are, else None."""
+    def _text_of(self, key: str) -> tuple[bool, bool]:
+        """Whether the parser strips strings of this parameter, and whether they come back as they are but for that."""
         schema = tool_parameters(self._tools[self.name])
         declared = (schema.get("properties") or {}).get(key)
         if declared is None or {found.name for found in schema_types(declared, schema)} != {"string"}:
-            return False, None
+            return False, False
         read = [(self._syntax.read_back(self.name, [(key, text)]) or {}).get(key) for text in _TRIED]
         if read == list(_TRIED):
-            return False, ""
-        return True, "" if read == [text.strip() for text in _TRIED] else None
+            return False, True
+        return True, read == [text.strip() for text in _TRIED]
 
 
 _NOTHING = object()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from agent_memory_core.blocks.block import Block, record_hash
 from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Loaded, Save, Saved
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.record import Record
 
 Results = queue.SimpleQueue[Loaded | Saved]
 
@@ -121,3 +124,40 @@ def test_what_was_written_is_read_up_to_the_first_gap(store: BlockStore, results
     for record, block in zip(loaded.blocks, saved.blocks, strict=False):
         assert mx.array_equal(record.tensors["0.v"], block.kv["0.v"])
     assert nothing == Loaded(8, [])
+
+
+class Late:
+    """A store whose every record takes its time; reading the one that is named never ends before it is let go."""
+
+    def __init__(self, hangs_at: bytes | None = None, seconds: float = 0.0) -> None:
+        self.hangs_at, self.seconds, self.go_on = hangs_at, seconds, threading.Event()
+
+    def load(self, root: bytes, key: bytes, allocate: Any) -> Record[Any]:
+        if key == self.hangs_at:
+            self.go_on.wait(30)
+        time.sleep(self.seconds)
+        return Record(key, root, (), "block", {})
+
+
+def test_a_slow_disk_is_waited_for_as_long_as_it_answers(results: Results) -> None:
+    """Together its records take far longer than a turn waits for one."""
+    reader = BlockReader(Late(seconds=0.15), results, patience=0.3)
+    keys = [bytes([n]) for n in range(6)]
+    reader.submit(1, ROOT, keys)
+    reader.close()
+    loaded = results.get_nowait()
+    assert isinstance(loaded, Loaded)
+    assert [record.key for record in loaded.blocks] == keys
+
+
+def test_what_was_read_before_a_read_that_hangs_is_used_and_nothing_comes_after_it(results: Results) -> None:
+    keys = [bytes([n]) for n in range(4)]
+    store = Late(hangs_at=keys[2])
+    reader = BlockReader(store, results, patience=0.2)
+    reader.submit(1, ROOT, keys)
+    loaded = results.get(timeout=20)
+    assert isinstance(loaded, Loaded)
+    assert [record.key for record in loaded.blocks] == keys[:2]
+    store.go_on.set()
+    reader.close()
+    assert results.empty()
