@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 EXAMPLE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 
@@ -38,6 +40,16 @@ class Page:
     def errors(self) -> list[tuple[str, str]]:
         """The names of the page's errors and a part of what each says."""
         return re.findall(r"^\| `(\w+)` \| `(.+?)` \|", self.section("Troubleshooting"), re.MULTILINE)
+
+    def check_errors(self, provoked: Sequence[Callable[[], object]], number: int) -> None:
+        """Check that the error of this number in the page's table is raised, as the page has it."""
+        told = self.errors()
+        assert len(told) == len(provoked)
+        name, says = told[number]
+        # Warnings are errors in tests.
+        with pytest.raises(Exception, match=re.escape(says)) as raised:
+            provoked[number]()
+        assert raised.type.__name__ == name
 
 
 def printed(code: str, name: str = "example") -> str:

@@ -98,13 +98,7 @@ class Intake:
         root = self.root(key.namespace)
         session = self._sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
         branches = session.branches if session else []
-        prompt = background or self._template.encode(
-            request, [b.text for b in branches], generation_prompt=not prewarm
-        )
-        if not prompt.token_ids:
-            raise InvalidRequest(
-                "the model's chat template renders nothing for these messages: the prompt is empty."
-            )
+        prompt = background or self._prompt(request, branches, asks=not prewarm)
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, prompt.token_ids), default=None)
         expected = self._expect(root, key, request, prompt, branches, nearest)
         owned = session if not key.ephemeral else None
@@ -120,9 +114,7 @@ class Intake:
             checkpoints=self._find_checkpoints(request, prompt),
             stops_at_checkpoints=self._resume.stops_at_checkpoints,
         )
-        held = [] if prewarm else self._grammars.processors(request, prompt)
-        call_mask = None if prewarm else self._grammars.call_mask(request, prompt)
-        return Turn(
+        turn = Turn(
             sequence=sequence,
             sink=sink,
             key=key,
@@ -132,9 +124,19 @@ class Intake:
             branch=owned.continued_by(prompt.token_ids, key.lane) if owned else None,
             expected=expected,
             arrived=arrived or time.perf_counter(),
-            processors=[*held, *filter(None, [call_mask])],
-            call_mask=call_mask,
         )
+        if not prewarm:
+            turn.call_mask = self._grammars.call_mask(request, prompt)
+            turn.processors = [*self._grammars.processors(request, prompt), *filter(None, [turn.call_mask])]
+        return turn
+
+    def _prompt(self, request: ChatRequest, branches: ReadOnly[Branch[TokenText]], *, asks: bool) -> Prompt:
+        prompt = self._template.encode(request, [b.text for b in branches], generation_prompt=asks)
+        if not prompt.token_ids:
+            raise InvalidRequest(
+                "the model's chat template renders nothing for these messages: the prompt is empty."
+            )
+        return prompt
 
     def background_turn(self, seq_id: int, work: Prewarm) -> Turn:
         """Make a turn without an answer of background work. Raises as `turn` does."""
