@@ -109,6 +109,8 @@ class Database:
             CatalogDamaged, StoreUnreadable: as the constructor does.
         """
         self._opened += 1
+        # A new file may get the number of the old one, as soon as nobody has the old one open.
+        self._file = None
         _close_all(self._spare)
         path = self._path
         try:

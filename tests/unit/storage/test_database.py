@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreUnreadable
 from agent_memory_core.storage.branches import BranchRow
 from agent_memory_core.storage.catalog import Catalog
-from agent_memory_core.storage.database import CatalogDamaged
+from agent_memory_core.storage.database import CatalogDamaged, Database
 
 
 def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
@@ -140,3 +141,19 @@ def test_a_checkpoint_is_synced_in_full_always_and_a_commit_if_asked(
     assert catalog.read("PRAGMA checkpoint_fullfsync", strict=True) == [(1,)]
     assert catalog.read("PRAGMA fullfsync", strict=True) == [(fullfsync,)]
     catalog.close()
+
+
+def test_a_file_that_could_not_be_opened_is_not_in_place_whatever_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Database) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with closing(Database(tmp_path / "catalog.db")) as database:
+        assert database.is_in_place()
+        with monkeypatch.context() as patch, pytest.raises(StoreError):
+            patch.setattr(Database, "_prepare", fails)
+            database.reopen()
+        assert not database.is_in_place()
+        database.reopen()
+        assert database.is_in_place()
