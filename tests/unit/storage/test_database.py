@@ -151,9 +151,10 @@ def test_a_file_that_could_not_be_opened_is_not_in_place_whatever_its_number(
 
     with closing(Database(tmp_path / "catalog.db")) as database:
         assert database.is_in_place()
-        with monkeypatch.context() as patch, pytest.raises(StoreError):
+        with monkeypatch.context() as patch:
             patch.setattr(Database, "_prepare", fails)
-            database.reopen()
+            with pytest.raises(StoreError):
+                database.reopen()
         assert not database.is_in_place()
         database.reopen()
         assert database.is_in_place()
