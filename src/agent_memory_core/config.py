@@ -252,8 +252,14 @@ class EngineConfig(_Settings):
     disk_budget_mb: Annotated[int | None, Source("thresholds")] = Field(
         default=None,
         ge=1,
-        description="MiB for the store on disk; None is the lesser of "
+        description="MiB for the folder of the store, with everything in it; None is the lesser of "
         f"{DEFAULT_DISK_MB // 1024} GiB and a tenth of the volume.",
+    )
+    namespace_budget_mb: Annotated[int | None, Source("thresholds")] = Field(
+        default=None,
+        ge=1,
+        description="MiB of the store that the sessions of one namespace may take; None sets no limit of its own. "
+        "Where the whole store is full, namespaces with more than their equal share give way first.",
     )
     min_free_mb: Annotated[int | None, Source("thresholds")] = Field(
         default=None,

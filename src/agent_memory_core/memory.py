@@ -441,11 +441,11 @@ class AgentMemory:
         config = self.config
         with self._lock:
             if self._store is None and config.cache_dir is not None:
-                quota, min_free = config.disk_budget_mb, config.min_free_mb
                 self._store = BlockStore(
                     config.cache_dir,
-                    quota_bytes=quota * _MIB if quota is not None else None,
-                    min_free_bytes=min_free * _MIB if min_free is not None else None,
+                    quota_bytes=_in_bytes(config.disk_budget_mb),
+                    namespace_quota_bytes=_in_bytes(config.namespace_budget_mb),
+                    min_free_bytes=_in_bytes(config.min_free_mb),
                     durability=config.durability,
                 )
             return self._store
@@ -494,6 +494,10 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _in_bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * _MIB
 
 
 def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:

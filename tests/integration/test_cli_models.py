@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from support import command_line, families, tiny_models
+from support.catalog_rows import catalog_at
 
 from agent_memory_core.models.parity import ParityResult
 from agent_memory_core.models.profile import read_profile, shipped_directory
-from agent_memory_core.storage.catalog import Catalog
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -235,7 +235,7 @@ def test_a_sound_model_is_verified_and_the_verdict_is_recorded_and_read(
     good = chatted(folder, store)
     assert good.returncode == 0, good.stderr
     assert "nothing of this model is stored" not in good.stderr
-    with closing(Catalog(store / "catalog.db")) as catalog:
+    with closing(catalog_at(store / "catalog.db")) as catalog:
         catalog.write_note(subject, replace(verdict, resumed=False, resumed_gap=0.25).to_json())
     bad = chatted(folder, store)
     assert bad.returncode == 0, bad.stderr

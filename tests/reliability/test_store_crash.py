@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import stored_turns
-from support.stored_turns import BLOCK, FILE, ROOT, files, is_whole, turn
+from support.stored_turns import BLOCK, FILE, ROOT, RecordStore, files, is_whole, turn
 
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
@@ -150,7 +150,7 @@ def test_kills_amid_evictions_leave_a_store_that_is_sound_and_within_its_budget(
         kill(
             [start(folder, 10 * round_ + n, 5, quota) for n in range(2)], Acked(), chance.uniform(0.05, 0.25)
         )
-        store = BlockStore(folder, quota_bytes=quota)
+        store = RecordStore(folder, quota_bytes=quota)
         report = checked(store)
         assert store.stats()["bytes"] <= quota
         # Whoever opens the store finishes what was killed between the rows and the files, both ways.
@@ -160,7 +160,7 @@ def test_kills_amid_evictions_leave_a_store_that_is_sound_and_within_its_budget(
             for row in store.catalog.branches.of_session("default", info.session_id, ROOT):
                 assert is_whole(store, store.catalog.branches.tokens(row))
         store.close()
-    store = BlockStore(folder, quota_bytes=quota)
+    store = RecordStore(folder, quota_bytes=quota)
     store.check(fix=True)
     # A check may adopt files that nobody knew; the next turn evicts them.
     turn(store, range(8 * BLOCK), "last")

@@ -180,7 +180,7 @@ def test_turns_of_a_dead_event_loop_give_back_their_places() -> None:
 
 def test_a_namespace_that_fills_the_disk_evicts_its_own(tmp_path: Path) -> None:
     """What another one has keeps its place up to its equal share; what it has beyond that goes by age."""
-    settings: dict[str, Any] = {"kv_bits": None, "disk_budget_mb": 2, "min_free_mb": 0, "block_tokens": 64}
+    settings: dict[str, Any] = {"kv_bits": None, "disk_budget_mb": 3, "min_free_mb": 0, "block_tokens": 64}
     with AgentMemory(cache_dir=tmp_path / "store", **settings) as memory:
 
         def ask(namespace: str, number: int) -> None:
@@ -200,3 +200,23 @@ def test_a_namespace_that_fills_the_disk_evicts_its_own(tmp_path: Path) -> None:
             ask("quiet", number)
         assert abs(len(live("quiet")) - len(live("loud"))) <= 2
         assert max(live("quiet"), key=lambda name: int(name[1:])) == "s19"
+
+
+def test_a_namespace_keeps_to_its_own_budget(tmp_path: Path) -> None:
+    """It evicts its own oldest sessions; what the others have is not touched, though the store has room."""
+    settings: dict[str, Any] = {
+        "kv_bits": None,
+        "namespace_budget_mb": 1,
+        "min_free_mb": 0,
+        "block_tokens": 64,
+    }
+    with AgentMemory(cache_dir=tmp_path / "store", **settings) as memory:
+        for namespace, count in (("quiet", 2), ("loud", 9)):
+            for number in range(count):
+                text = f"Number {number} of {namespace}. " * 12
+                assert memory.chat(text, SessionKey(f"s{number}", namespace), max_tokens=2).report.persisted
+        assert len(memory.sessions("quiet")) == 2
+        loud = memory.sessions("loud")
+        assert 0 < sum(info.nbytes for info in loud) <= 2**20
+        assert {info.session_id for info in loud} < {f"s{number}" for number in range(9)}
+        assert memory.check().clean

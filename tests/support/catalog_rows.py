@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from support.stored_turns import (
     FILE,
@@ -16,8 +17,10 @@ from agent_memory_core.blocks.block import (
     RecordKind,
     record_hash,
 )
+from agent_memory_core.config import Durability
 from agent_memory_core.storage.branches import BranchRow
 from agent_memory_core.storage.catalog import Catalog
+from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record import StoredRecord
 
 _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
@@ -27,6 +30,12 @@ _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
     WHERE s.pinned
   UNION SELECT r.parent FROM reach t JOIN records r ON r.key = t.key)
   SELECT coalesce(sum(nbytes), 0) FROM records WHERE key IN reach"""
+
+
+def catalog_at(path: Path, durability: Durability = "process") -> Catalog:
+    """The catalog in that file, opened as a store would."""
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    return Catalog(path, Presence(folder / "processes"), durability)
 
 
 def evictable_bytes(catalog: Catalog) -> int:

@@ -42,9 +42,16 @@ def ids(count: int, start: int = 0) -> tuple[int, ...]:
     return tuple(range(start, start + count))
 
 
+class RecordStore(BlockStore):
+    """A store whose quota counts records alone, so that a test can say how many of them fit."""
+
+    def record_quota(self) -> int:
+        return self.quota_bytes
+
+
 def open_store(path: Path, quota: int = MANY, durability: Durability = "process") -> BlockStore:
-    """A store that knows what `ROOT` is."""
-    store = BlockStore(path, quota_bytes=quota, durability=durability)
+    """A store that knows what `ROOT` is, and whose quota is that of its records."""
+    store = RecordStore(path, quota_bytes=quota, durability=durability)
     store.identify(ROOT, IDENTITY, "default")
     return store
 

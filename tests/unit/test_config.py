@@ -44,6 +44,7 @@ NOTHING: dict[str, str] = {}
         ("max_batch_size", True),
         ("max_batch_size", 2.0),
         ("memory_budget_mb", 0),
+        ("namespace_budget_mb", 0),
         ("min_free_mb", -1),
         ("context_length", 0),
         ("prefill_chunk_busy", 0),

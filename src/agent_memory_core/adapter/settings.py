@@ -120,6 +120,7 @@ class AdapterSettings(BaseModel):
     kv_bits: KvBits = _engine_field("kv_bits", default=_NotGiven("6/4"))
     memory_budget_mb: int | None = _engine_field("memory_budget_mb")
     disk_budget_mb: int | None = _engine_field("disk_budget_mb")
+    namespace_budget_mb: int | None = _engine_field("namespace_budget_mb")
     min_free_mb: int | None = _engine_field("min_free_mb")
     max_batch_size: int | None = _engine_field("max_batch_size")
     batching: Batching | None = _engine_field("batching")

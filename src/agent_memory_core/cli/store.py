@@ -25,7 +25,7 @@ def check(
         bool, typer.Option("--fix", help="Repair what can be repaired. Intact sessions are never deleted.")
     ] = False,
 ) -> None:
-    """Compare every stored file with the catalog and its checksum."""
+    """Compare every stored file with the catalog and its checksum, and say what was found."""
     opened = stored_memory(cache_dir=cache_dir, model=model, disk_budget_mb=disk_budget)
     with opened as memory, err.status("reading every block"):
         report = memory.check(fix=fix)
@@ -54,6 +54,10 @@ def _lines(report: CheckReport) -> Iterator[str]:
             f"harmless remains of a killed process: {len(report.unknown)} files that the catalog does not name, "
             f"{report.leftovers} temporary files"
         )
+    if report.quarantined:
+        yield f"in the quarantine: {report.quarantined} files that were found damaged earlier and are not used"
+    if report.clean:
+        yield "all is well"
 
 
 def stats(cache_dir: CacheDir = None, model: ProfileModel = None, disk_budget: DiskBudget = None) -> None:

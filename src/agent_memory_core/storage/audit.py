@@ -38,6 +38,8 @@ class CheckReport:
     """bytes above the quota; the next turn evicts them"""
     leftovers: int
     """temporary files; a process that was killed leaves them, and they do no harm"""
+    quarantined: int
+    """files in the quarantine, which were found damaged earlier; they are not used"""
 
     @property
     def clean(self) -> bool:
@@ -59,8 +61,10 @@ class _Findings:
     missing: list[StoredRecord] = field(default_factory=list)
 
 
-def check(catalog: Catalog, files: RecordFiles, quota_bytes: int, fix: bool) -> CheckReport:
+def check(catalog: Catalog, files: RecordFiles, record_quota: int, fix: bool) -> CheckReport:
     """Compare files and catalog, and verify every checksum. Nothing is ever evicted, whatever the quota.
+
+    ``record_quota`` is how many bytes records may have.
 
     With ``fix``, records without a file are dropped, damaged files put aside, sound files without a row adopted,
     leftovers removed, and counts set right. Foreign files stay.
@@ -78,9 +82,10 @@ def check(catalog: Catalog, files: RecordFiles, quota_bytes: int, fix: bool) -> 
         damaged=tuple(found.damaged),
         foreign=tuple(found.foreign),
         unknown=tuple(found.unknown),
-        catalog=tuple(catalog.records.recount(fix=False)),
-        over_quota=max(0, catalog.budget.total_bytes() - quota_bytes),
+        catalog=(*catalog.faults(), *catalog.records.recount(fix=False)),
+        over_quota=max(0, catalog.budget.total_bytes() - record_quota),
         leftovers=files.temporary(),
+        quarantined=files.quarantined(),
     )
     if fix:
         _mend(found, catalog, files)
@@ -115,6 +120,7 @@ def _judge(path: Path) -> None:
 
 
 def _mend(found: _Findings, catalog: Catalog, files: RecordFiles) -> None:
+    catalog.mend()
     catalog.records.recount(fix=True)
     for record in found.missing:
         discard(catalog, files, record.key, files.path_of(record))

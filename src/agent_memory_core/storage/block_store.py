@@ -27,6 +27,7 @@ from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.disk_budget import Limits
 from agent_memory_core.storage.folder import opening, prepare_root
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
@@ -38,6 +39,7 @@ log = logging.getLogger("agent_memory")
 _ATTEMPTS = 3
 _DELETE_AT_ONCE = 128
 _FORGETTING = "forgetting "
+_LOG_DIVISOR = 64
 
 _COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_failed")
 
@@ -67,7 +69,8 @@ class BlockStore:
 
     Args:
         path: its folder, which is made if it does not exist.
-        quota_bytes: most bytes of all its files; None is the lesser of 20 GiB and a tenth of the volume.
+        quota_bytes: most bytes of all that lies there; None is the lesser of 20 GiB and a tenth of the volume.
+        namespace_quota_bytes: most bytes of the records of one namespace; None sets no limit of its own.
         min_free_bytes: bytes of the volume that it leaves free; None is the lesser of 5 GiB and 2 % of the volume.
         durability: see `EngineConfig`.
 
@@ -80,6 +83,7 @@ class BlockStore:
         path: Path,
         *,
         quota_bytes: int | None = None,
+        namespace_quota_bytes: int | None = None,
         min_free_bytes: int | None = 0,
         durability: Durability = "process",
     ) -> None:
@@ -88,11 +92,12 @@ class BlockStore:
         self._counting = threading.Lock()
         self._reopening = threading.Lock()
         prepare_root(path)
+        self.namespace_quota_bytes = namespace_quota_bytes
         self.quota_bytes = default_quota(path) if quota_bytes is None else quota_bytes
         with opening(path / "SCHEMA"):
             self.files = RecordFiles(path, durable=durability == "power")
             self.files.remove_leftovers()
-            self.catalog = open_catalog(self.files, durability)
+            self.catalog = open_catalog(self.files, durability, self.quota_bytes // _LOG_DIVISOR)
         self.volume = Volume(path, min_free_bytes, self.catalog)
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self._finish_for_the_dead()
@@ -134,9 +139,14 @@ class BlockStore:
                 "what a process that was killed left in %s could not be removed: %s", self.path, error
             )
 
+    def record_quota(self) -> int:
+        """Most bytes that records may have: the quota without what else lies in the folder."""
+        return self.quota_bytes - self.files.other_bytes()
+
     def close(self) -> None:
         """Close the catalog."""
         self.catalog.close()
+        self.files.presence.close()
 
     # -- identity and sessions ----------------------------------------------------------------------------
 
@@ -203,8 +213,9 @@ class BlockStore:
         # Outside the transaction, since what the volume owes stays noted where it makes the turn fail. What another
         # process evicts before it is held here is noticed when the turn is committed.
         lacking, free = self.volume.shortfall(nbytes) if new else (0, 0)
+        limits = Limits(self.record_quota(), self.namespace_quota_bytes, lacking)
         reservation, evicted = self.catalog.budget.reserve(
-            nbytes, self.quota_bytes, lacking, hold, commit.branch_id, [described for described, _ in new]
+            commit.root, nbytes, limits, hold, commit.branch_id, [described for described, _ in new]
         )
         return _Plan(kept, new, evicted, reservation, free if lacking else None)
 
@@ -329,7 +340,7 @@ class BlockStore:
 
     def check(self, fix: bool = False) -> CheckReport:
         """Audit the whole store, see `audit.check`; it reads every file. With ``fix``, mend what can be mended."""
-        return check(self.catalog, self.files, self.quota_bytes, fix)
+        return check(self.catalog, self.files, self.record_quota(), fix)
 
     def stats(self) -> dict[str, int]:
         """Files and bytes stored, the quota, and since opening: records evicted and misses by reason."""

@@ -6,13 +6,19 @@ from pathlib import Path
 
 from agent_memory_core.config import Durability
 from agent_memory_core.storage.branches import Branches
-from agent_memory_core.storage.database import Database
+from agent_memory_core.storage.database import MAX_LOG, Database
 from agent_memory_core.storage.disk_budget import DiskBudget
+from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record_table import RecordTable
 
 
 class Catalog(Database):
     """The database of one store, and what is kept in it.
+
+    Args:
+        path: its file.
+        presence: shows that this opening of the store is not over, and tells it of others.
+        durability, log_bytes: see `Database`.
 
     Raises:
         CatalogDamaged, StoreUnreadable: see `Database`.
@@ -25,11 +31,13 @@ class Catalog(Database):
     budget: DiskBudget
     """how many bytes there are, and what is evicted to make room"""
 
-    def __init__(self, path: Path, durability: Durability = "process") -> None:
-        super().__init__(path, durability)
+    def __init__(
+        self, path: Path, presence: Presence, durability: Durability = "process", log_bytes: int = MAX_LOG
+    ) -> None:
+        super().__init__(path, durability, log_bytes)
         self.records = RecordTable(self)
         self.branches = Branches(self, self.records)
-        self.budget = DiskBudget(self, self.records)
+        self.budget = DiskBudget(self, self.records, presence)
 
     def note(self, key: str) -> str | None:
         """The text that was noted last under a key."""

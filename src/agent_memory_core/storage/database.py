@@ -12,26 +12,27 @@ import os
 import sqlite3
 import stat
 import threading
-import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreFull, StoreUnreadable
 from agent_memory_core.storage.folder import FORMAT, require_version
+from agent_memory_core.storage.layout import SCHEMA, is_ours, layout, renew, wanted_layout
 
 log = logging.getLogger("agent_memory")
 
 _BUSY_SECONDS = 10.0
-_LIFE = uuid.uuid4().hex[:12]
-_TABLES = (
-    "roots, sessions, branches, dependencies, records, totals, reservations, holds, writing, doomed, notes"
-)
+_OLDEST_SQLITE = (3, 37)
+_PAGE = 4096
+_MIN_LOG = 16 * _PAGE
+
+MAX_LOG = 1024 * _PAGE
+"""Bytes beyond which the log of the database is written back to it; a long transaction may exceed them."""
 # A damaged database can make SQLite return an error message that is not valid text.
 _FAULTS = (sqlite3.Error, UnicodeDecodeError)
 # Errors that can keep a sound database from being opened.
@@ -40,33 +41,9 @@ _PASSING = {
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL),
 }
 
-_FILES = resources.files("agent_memory_core.storage")
-_SCHEMA = _FILES.joinpath("schema.sql").read_text()
-_UPGRADES = {2: _FILES.joinpath("schema_2_to_3.sql").read_text()}
-"""What brings a catalog of a version to the next one."""
-
 
 class CatalogDamaged(StoreError):
     """The file is not a database, or not one of ours, or its pages contradict each other."""
-
-
-def process_name() -> str:
-    """A name for this process: its id, and a random part that an earlier process of the same id did not have."""
-    return f"{os.getpid()}.{_LIFE}"
-
-
-def is_alive(process: str) -> bool:
-    """Whether the process of that name still runs on this machine, as far as can be told."""
-    pid = process.partition(".")[0]
-    if pid == str(os.getpid()):
-        return process == process_name()
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class Database:
@@ -74,6 +51,11 @@ class Database:
 
     A read that fails (the database is locked or damaged) returns no rows and is counted in ``failed_reads``; a write
     that fails raises StoreError.
+
+    Args:
+        path: the file.
+        durability: see `EngineConfig`.
+        log_bytes: where its log is written back, within bounds; see `MAX_LOG`.
 
     Raises:
         CatalogDamaged: the file is not a sound database of ours.
@@ -85,8 +67,9 @@ class Database:
     failed_reads: int
     """how many reads have failed"""
 
-    def __init__(self, path: Path, durability: Durability = "process") -> None:
+    def __init__(self, path: Path, durability: Durability = "process", log_bytes: int = MAX_LOG) -> None:
         self._path = path
+        self._log_bytes = min(MAX_LOG, max(_MIN_LOG, log_bytes))
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._spare: deque[sqlite3.Connection] = deque()
         weakref.finalize(self, _close_all, self._spare)
@@ -108,6 +91,11 @@ class Database:
         Raises:
             CatalogDamaged, StoreUnreadable: as the constructor does.
         """
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            raise StoreUnreadable(
+                f"this Python has SQLite {sqlite3.sqlite_version}, and a store needs 3.37 or newer: use another "
+                f"Python, or cache_dir=None to keep nothing."
+            )
         self._opened += 1
         # A new file may get the number of the old one, as soon as nobody has the old one open.
         self._file = None
@@ -140,24 +128,32 @@ class Database:
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with self._connection() as db:
-            if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise CatalogDamaged(f"{self._path} is damaged.")
             if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreUnreadable(
                     f"{self._path} cannot have a log here. Set a cache_dir on a local disk."
                 )
-            version: int = db.execute("PRAGMA user_version").fetchone()[0]
-            if version:
-                require_version(self._path, version)
-                for older in range(version, FORMAT):
-                    db.executescript(
-                        f"BEGIN IMMEDIATE; {_UPGRADES[older]} PRAGMA user_version = {older + 1}; COMMIT;"
-                    )
-            elif not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            # The database of another program fails here.
-            db.execute(f"SELECT 1 FROM {_TABLES} LIMIT 0")
-            return version == 0
+            is_new = self._lay_out(db)
+            # After that: where only the types of the columns are wrong, this would call sound rows damaged.
+            if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise CatalogDamaged(f"{self._path} is damaged.")
+            return is_new
+
+    def _lay_out(self, db: sqlite3.Connection) -> bool:
+        """Make the tables what they should be; return whether they are new."""
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version:
+            require_version(self._path, version)
+        found = layout(db)
+        if not found:
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
+        elif found != wanted_layout():
+            if not version or not is_ours(found):
+                raise CatalogDamaged(f"{self._path} has not the tables of a catalog.")
+            log.warning(
+                "%s is brought to version %d: its rows are copied into new tables", self._path, FORMAT
+            )
+            renew(db, FORMAT)
+        return version == 0
 
     def _connect(self) -> sqlite3.Connection:
         if self._closed:
@@ -165,6 +161,10 @@ class Database:
         db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {self._log_bytes // _PAGE}")
+            db.execute(f"PRAGMA journal_size_limit = {self._log_bytes}")
+            # SQL that stands in the file itself is not believed.
+            db.execute("PRAGMA trusted_schema = OFF")
             # What was forgotten must not stay in free pages.
             db.execute("PRAGMA secure_delete = ON")
             db.execute(f"PRAGMA fullfsync = {int(self._synchronous == 'FULL')}")
@@ -241,6 +241,20 @@ class Database:
         """Note that a new database has all that was to be put into it. Until then every opening finds it new."""
         with self.transaction() as db:
             db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def faults(self) -> list[str]:
+        """What SQLite finds wrong with the whole file, one phrase each; it reads all of it."""
+        found = [str(row[0]) for row in self.read("PRAGMA integrity_check(10)", strict=True)]
+        return [] if found == ["ok"] else found
+
+    def mend(self) -> None:
+        """Make the indexes anew from the rows.
+
+        Raises:
+            StoreError: the database cannot be written.
+        """
+        with self.transaction() as db:
+            db.execute("REINDEX")
 
     def scrub(self) -> None:
         """Empty the database's log, where what was deleted can still be read."""

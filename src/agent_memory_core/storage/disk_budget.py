@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from agent_memory_core.blocks.block import BlockHash
 from agent_memory_core.errors import StoreFull
-from agent_memory_core.storage.database import Database, is_alive, process_name
+from agent_memory_core.storage.database import Database
+from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.record_table import RecordTable
 
@@ -17,25 +19,44 @@ _REMEMBER_SECONDS = 30 * 24 * 3600.0
 
 _EVICT_AT_ONCE = 64
 
-_TOTALS = """SELECT files, bytes, (SELECT coalesce(sum(bytes), 0) FROM reservations),
+_TOTALS = """SELECT coalesce(sum(files), 0), coalesce(sum(bytes), 0),
+  (SELECT coalesce(sum(bytes), 0) FROM reservations),
   (SELECT count(*) FROM branches), (SELECT count(DISTINCT session) FROM branches) FROM totals"""
 
 _OLDEST_BRANCH = """SELECT b.branch_id FROM branches b JOIN sessions s ON s.id = b.session
   WHERE NOT s.pinned AND b.branch_id IS NOT ? {among} ORDER BY b.last_use, b.branch_id LIMIT 1"""
 
-_BYTES_BY_NAMESPACE = """SELECT t.namespace, sum(r.nbytes) FROM records r JOIN roots t ON t.root = r.root
-  GROUP BY t.namespace"""
+_BYTES_BY_NAMESPACE = """SELECT r.namespace, sum(t.bytes) FROM totals t JOIN roots r ON r.root = t.root
+  GROUP BY r.namespace"""
+
+_BYTES_OF_NAMESPACE = """SELECT coalesce(sum(bytes), 0) FROM (SELECT root, bytes FROM totals
+  UNION ALL SELECT root, bytes FROM reservations) WHERE root IN (SELECT root FROM roots WHERE namespace = ?)"""
+
+_AMONG_ROOTS = "AND root IN (SELECT root FROM roots WHERE namespace = ?)"
 
 _FORGET_EVICTED = """DELETE FROM sessions WHERE NOT pinned AND last_use < ?
   AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = sessions.id)"""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a turn that is to be written has to keep to, in bytes."""
+
+    total: int
+    """most that may be stored and set aside together"""
+    namespace: int | None = None
+    """the same for the turn's own namespace; None: no limit of its own"""
+    shortfall: int = 0
+    """what the volume itself lacks"""
+
+
 class DiskBudget:
     """Counts the bytes of one catalog's records, and removes records to make room."""
 
-    def __init__(self, database: Database, records: RecordTable) -> None:
+    def __init__(self, database: Database, records: RecordTable, presence: Presence) -> None:
         self._database = database
         self._records = records
+        self._presence = presence
 
     def totals(self) -> dict[str, int]:
         """How many files and bytes are stored, bytes reserved, and branches and sessions there are."""
@@ -48,9 +69,9 @@ class DiskBudget:
 
     def reserve(
         self,
+        root: BlockHash,
         nbytes: int,
-        quota: int,
-        shortfall: int,
+        limits: Limits,
         hold: Iterable[BlockHash],
         keep_branch: int | None,
         writes: Sequence[StoredRecord] = (),
@@ -58,9 +79,9 @@ class DiskBudget:
         """Set bytes aside for a turn until `release`, and evict what stands in their way.
 
         Args:
+            root: what the turn's chain starts from.
             nbytes: the bytes to set aside.
-            quota: most bytes that may be stored and set aside together.
-            shortfall: evict at least so many bytes, because the volume itself lacks them.
+            limits: what may not be exceeded.
             hold: records that no process may evict before `release`, nor what they follow.
             keep_branch: a branch that is not evicted now.
             writes: the records whose files are written before `release`.
@@ -75,7 +96,8 @@ class DiskBudget:
         with self._database.transaction() as db:
             self.release_dead()
             reservation = db.execute(
-                "INSERT INTO reservations (process, bytes) VALUES (?, ?)", (process_name(), nbytes)
+                "INSERT INTO reservations (process, root, bytes) VALUES (?, ?, ?)",
+                (self._presence.name, root, nbytes),
             ).lastrowid
             assert reservation is not None
             db.executemany(
@@ -85,9 +107,25 @@ class DiskBudget:
             for key in hold:
                 if db.execute("UPDATE records SET last_use = ? WHERE key = ?", (now, key)).rowcount:
                     db.execute("INSERT INTO holds VALUES (?, ?)", (reservation, key))
-            totals = self.totals()
-            needed = max(shortfall, totals["bytes"] + totals["reserved"] - quota)
-            return reservation, self.evict(needed, keep_branch)
+            return reservation, self._make_room(root, limits, keep_branch)
+
+    def _make_room(self, root: BlockHash, limits: Limits, keep_branch: int | None) -> list[StoredRecord]:
+        totals = self.totals()
+        needed = max(limits.shortfall, totals["bytes"] + totals["reserved"] - limits.total)
+        evicted: list[StoredRecord] = []
+        if limits.namespace is not None and (namespace := self._namespace_of(root)) is not None:
+            over = self.bytes_of(namespace) - limits.namespace
+            evicted += self.evict(over, keep_branch, namespace)
+            needed -= sum(record.nbytes for record in evicted)
+        return evicted + self.evict(needed, keep_branch)
+
+    def _namespace_of(self, root: BlockHash) -> str | None:
+        found = self._database.read("SELECT namespace FROM roots WHERE root = ?", (root,))
+        return str(found[0][0]) if found else None
+
+    def bytes_of(self, namespace: str) -> int:
+        """Bytes stored and set aside in a namespace."""
+        return int(self._database.read(_BYTES_OF_NAMESPACE, (namespace,))[0][0])
 
     def release(self, reservation: int) -> None:
         """Give back what `reserve` set aside and held."""
@@ -102,8 +140,12 @@ class DiskBudget:
             key for key in keys if self._database.read("SELECT 1 FROM writing WHERE key = ? LIMIT 1", (key,))
         }
 
-    def evict(self, needed: int, keep_branch: int | None = None) -> list[StoredRecord]:
+    def evict(
+        self, needed: int, keep_branch: int | None = None, namespace: str | None = None
+    ) -> list[StoredRecord]:
         """Remove the rows of at least ``needed`` bytes and return them: their files may be deleted.
+
+        With a ``namespace``, only what belongs to it is removed.
 
         First go records that no branch reaches, the last of a chain first and the oldest first; then the least
         recently used branches of sessions that are not pinned, with what only they reached. Namespaces that have more
@@ -116,13 +158,9 @@ class DiskBudget:
         evicted: list[StoredRecord] = []
         with self._database.transaction() as db:
             while needed > 0:
-                found = self._records.select(f"WHERE refs = 0 ORDER BY last_use, id LIMIT {_EVICT_AT_ONCE}")
-                if not found and not self._drop_oldest_branch(keep_branch):
-                    raise StoreFull(
-                        f"the disk budget or the volume lacks {needed} bytes, and what is stored belongs to pinned "
-                        f"sessions or to the turn itself: raise disk_budget_mb, free space on the volume, or unpin or "
-                        f"forget a session."
-                    )
+                found = self._unneeded(namespace)
+                if not found and not self._drop_oldest_branch(keep_branch, namespace):
+                    raise StoreFull(_nothing_to_evict(needed, namespace))
                 for record in found:
                     if needed > 0:
                         db.execute("DELETE FROM records WHERE key = ?", (record.key,))
@@ -130,26 +168,37 @@ class DiskBudget:
                         evicted += [record] if record.nbytes else []
         return evicted
 
+    def _unneeded(self, namespace: str | None) -> list[StoredRecord]:
+        among, values = (
+            _AMONG_ROOTS if namespace is not None else "",
+            (namespace,) if namespace is not None else (),
+        )
+        return self._records.select(
+            f"WHERE refs = 0 {among} ORDER BY last_use, id LIMIT {_EVICT_AT_ONCE}", values
+        )
+
     def release_dead(self) -> None:
-        """Release what processes set aside that do not run any more; the files that they were writing are doomed."""
+        """Release what was set aside by processes that have ended; the files that they were writing are doomed."""
         with self._database.transaction() as db:
             for process, reservation in db.execute("SELECT process, id FROM reservations").fetchall():
-                if not is_alive(process):
+                if not self._presence.is_alive(process):
                     db.execute(
                         "INSERT OR IGNORE INTO doomed SELECT key, root, kind FROM writing WHERE reservation = ?",
                         (reservation,),
                     )
                     self.release(reservation)
 
-    def _oldest_branch(self, db: sqlite3.Connection, keep_branch: int | None) -> tuple[int] | None:
-        over = self._over_their_share(db)
-        if over:
-            among = f"AND s.namespace IN ({', '.join('?' * len(over))})"
-            found = db.execute(_OLDEST_BRANCH.format(among=among), (keep_branch, *over)).fetchone()
+    def _oldest_branch(
+        self, db: sqlite3.Connection, keep_branch: int | None, namespace: str | None
+    ) -> int | None:
+        preferred = [namespace] if namespace is not None else self._over_their_share(db)
+        tries = [(f"AND s.namespace IN ({', '.join('?' * len(preferred))})", preferred)] if preferred else []
+        tries += [("", [])] if namespace is None else []
+        for among, names in tries:
+            found = db.execute(_OLDEST_BRANCH.format(among=among), (keep_branch, *names)).fetchone()
             if found is not None:
-                return (found[0],)
-        found = db.execute(_OLDEST_BRANCH.format(among=""), (keep_branch,)).fetchone()
-        return (found[0],) if found is not None else None
+                return int(found[0])
+        return None
 
     def _over_their_share(self, db: sqlite3.Connection) -> list[str]:
         """The namespaces with more than the mean of all; none where there is only one."""
@@ -159,12 +208,24 @@ class DiskBudget:
         mean = sum(sizes.values()) / max(1, len(sizes))
         return [namespace for namespace, nbytes in sizes.items() if nbytes > mean]
 
-    def _drop_oldest_branch(self, keep_branch: int | None) -> bool:
+    def _drop_oldest_branch(self, keep_branch: int | None, namespace: str | None) -> bool:
         """Remove the least recently used branch that may be evicted; return whether there was one."""
         with self._database.transaction() as db:
-            found = self._oldest_branch(db, keep_branch)
+            found = self._oldest_branch(db, keep_branch, namespace)
             if found is None:
                 return False
-            db.execute("DELETE FROM branches WHERE branch_id = ?", found)
+            db.execute("DELETE FROM branches WHERE branch_id = ?", (found,))
             db.execute(_FORGET_EVICTED, (time.time() - _REMEMBER_SECONDS,))
             return True
+
+
+def _nothing_to_evict(lacking: int, namespace: str | None) -> str:
+    if namespace is not None:
+        return (
+            f"the budget of namespace {namespace!r} lacks {lacking} bytes, and what is stored there belongs to pinned "
+            f"sessions or to the turn itself: raise namespace_budget_mb, or unpin or forget a session."
+        )
+    return (
+        f"the disk budget or the volume lacks {lacking} bytes, and what is stored belongs to pinned sessions or to the "
+        f"turn itself: raise disk_budget_mb, free space on the volume, or unpin or forget a session."
+    )

@@ -20,7 +20,7 @@ from agent_memory_core.storage.macos import exclude_from_backup, is_macos, synci
 
 log = logging.getLogger("agent_memory")
 
-FORMAT = 3
+FORMAT = 4
 """Version of a store: its folder and its catalog."""
 
 OLDEST_FORMAT = 2

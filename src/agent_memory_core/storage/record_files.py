@@ -1,6 +1,6 @@
 """The files of a store: where each record lies, how it gets its bytes and its name, and how damage is put aside.
 
-    <root>/  0700   SCHEMA   catalog.db   tmp/   quarantine/
+    <root>/  0700   SCHEMA   catalog.db   tmp/   quarantine/   processes/
       ns/<root hash>/identity.json   blocks/<hh>/<block hash>.safetensors
                                      and in the same way tails/ windows/ token_tails/
 
@@ -35,7 +35,6 @@ from agent_memory_core.storage.block_file import (
     verify,
     write_header,
 )
-from agent_memory_core.storage.database import is_alive, process_name
 from agent_memory_core.storage.folder import (
     entries,
     is_hidden,
@@ -46,6 +45,7 @@ from agent_memory_core.storage.folder import (
     sync,
     sync_folder,
 )
+from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record import HostTensor, Record, StoredRecord
 
 log = logging.getLogger("agent_memory")
@@ -84,11 +84,15 @@ class RecordFiles:
         durable: whether what is written is on the drive when a method returns, so that it outlives a power cut.
     """
 
+    presence: Presence
+    """shows to others that this opening of the store is not over"""
+
     def __init__(self, path: Path, durable: bool) -> None:
         self.path = path
         self._durable = durable
         self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
         self.make_folders()
+        self.presence = Presence(path / "processes")
 
     def make_folders(self) -> None:
         """Make the folders that every store has, where they are missing.
@@ -202,7 +206,7 @@ class RecordFiles:
         raise StoreError(f"{path} cannot be replaced: is another program writing there?")
 
     def _write_tmp(self, views: Sequence[memoryview]) -> Path:
-        path = self._tmp / f"{process_name()}.{uuid.uuid4().hex}"
+        path = self._tmp / f"{self.presence.name}.{uuid.uuid4().hex}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(path, flags, 0o600)
@@ -254,6 +258,11 @@ class RecordFiles:
         for old in entries(self._quarantine)[:-MAX_QUARANTINED]:
             remove(old)
 
+    def other_bytes(self) -> int:
+        """Bytes in the folder that no record has: of the catalog and its log, of the quarantine, and the like."""
+        apart = {self._tmp, self._ns, self.presence.folder}
+        return sum(_size(path) for path in entries(self.path) if path not in apart)
+
     def quarantined(self) -> int:
         """How many files lie in the quarantine."""
         return len(entries(self._quarantine))
@@ -273,5 +282,16 @@ class RecordFiles:
         The age of a file says nothing: a machine that was asleep wakes up in the middle of writing an old one.
         """
         for path in entries(self._tmp):
-            if not is_alive(path.name.rpartition(".")[0]) and not path.is_dir():
+            if not self.presence.is_alive(path.name.rpartition(".")[0]) and not path.is_dir():
                 path.unlink(missing_ok=True)
+        self.presence.remove_the_dead()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what disappears meanwhile has none."""
+    with suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            return sum(_size(inner) for inner in path.iterdir())
+        return found.st_size
+    return 0

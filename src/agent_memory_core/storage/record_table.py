@@ -12,6 +12,7 @@ The records after it can be used again once the missing one has been written aga
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ _COUNTED_REFS = """(SELECT count(*) FROM records c WHERE c.parent = records.key)
   + (SELECT count(*) FROM branches b WHERE b.tail = records.key)
   + (SELECT count(*) FROM holds h WHERE h.key = records.key)
   + (SELECT count(*) FROM dependencies p WHERE p.key = records.key)"""
+
+_COUNTED_TOTALS = "SELECT root, sum(stored), sum(nbytes) FROM records GROUP BY root"
 
 _PUT = """INSERT INTO records (key, parent, root, tokens, ntok, kind, nbytes, checksum, stored, refs, owner, last_use)
   VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
@@ -178,16 +181,33 @@ class RecordTable:
             ).fetchone()
             if miscounted:
                 wrong.append(f"{miscounted} records with a wrong count of references")
-            counted = db.execute(
-                "SELECT coalesce(sum(stored), 0), coalesce(sum(nbytes), 0) FROM records"
-            ).fetchone()
-            noted = db.execute("SELECT files, bytes FROM totals").fetchone()
-            if counted != noted:
-                wrong.append(f"totals are {noted} instead of {counted} files and bytes")
+            wrong += [
+                f"totals of {root.hex()[:8]} are {noted} instead of {counted} files and bytes"
+                for root, noted, counted in self._miscounted_totals(db)
+            ]
             if fix and wrong:
                 db.execute(f"UPDATE records SET refs = {_COUNTED_REFS}")
-                db.execute("UPDATE totals SET files = ?, bytes = ?", counted)
+                self.count_totals()
         return wrong
+
+    def count_totals(self) -> None:
+        """Set the totals right."""
+        with self._database.transaction() as db:
+            if self._miscounted_totals(db):
+                db.execute("DELETE FROM totals")
+                db.execute(f"INSERT INTO totals {_COUNTED_TOTALS}")
+
+    def _miscounted_totals(
+        self, db: sqlite3.Connection
+    ) -> list[tuple[BlockHash, tuple[int, int], tuple[int, int]]]:
+        noted = {root: (files, nbytes) for root, files, nbytes in db.execute("SELECT * FROM totals")}
+        counted = {root: (files, nbytes) for root, files, nbytes in db.execute(_COUNTED_TOTALS)}
+        none = (0, 0)
+        return [
+            (root, noted.get(root, none), counted.get(root, none))
+            for root in sorted(noted.keys() | counted.keys())
+            if noted.get(root, none) != counted.get(root, none)
+        ]
 
 
 def proven_tokens(key: BlockHash, parent: BlockHash, packed: bytes, kind: RecordKind) -> tuple[int, ...]:

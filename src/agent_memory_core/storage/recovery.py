@@ -21,7 +21,7 @@ from agent_memory_core.storage.record_files import RecordFiles
 log = logging.getLogger("agent_memory")
 
 
-def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
+def open_catalog(files: RecordFiles, durability: Durability, log_bytes: int) -> Catalog:
     """Open the catalog of a store. One that is missing or damaged is made anew from the headers of the files.
 
     Raises:
@@ -30,13 +30,14 @@ def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
     path = files.path / "catalog.db"
     _drop_lost_log(path)
     try:
-        catalog = Catalog(path, durability)
+        catalog = Catalog(path, files.presence, durability, log_bytes)
     except CatalogDamaged as damage:
         _set_database_aside(files, damage)
-        catalog = Catalog(path, durability)
+        catalog = Catalog(path, files.presence, durability, log_bytes)
     try:
         if catalog.created:
             _rebuild(catalog, files)
+        catalog.records.count_totals()
     except BaseException:
         catalog.close()
         raise
@@ -51,6 +52,7 @@ def reopen_catalog(catalog: Catalog, files: RecordFiles) -> None:
         OSError: a folder cannot be made.
     """
     files.make_folders()
+    files.presence.show()
     _drop_lost_log(files.path / "catalog.db")
     try:
         catalog.reopen()

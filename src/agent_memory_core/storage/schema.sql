@@ -1,12 +1,13 @@
--- The tables of a store's catalog, and the triggers that count for it. `database.py` runs this file once, when it
--- makes the database. Times are seconds since the epoch; keys, parents and roots are sha256 digests of 32 bytes.
+-- The tables of a store's catalog, and the triggers that count for it. A database whose layout is another, because it is
+-- older or damaged, is brought to this one when it is opened (`layout.py`); what else a change of this file needs is a
+-- new version. Times are seconds since the epoch; keys, parents and roots are sha256 digests of 32 bytes.
 
 -- What the chains of records start from: one row for each model, codec, block size and namespace.
 CREATE TABLE roots (
-  root BLOB PRIMARY KEY,
+  root BLOB PRIMARY KEY NOT NULL CHECK (length(root) = 32),
   namespace TEXT NOT NULL,
   model TEXT NOT NULL,          -- a name to show to people
-  identity TEXT NOT NULL);      -- JSON: everything that the root was hashed from
+  identity TEXT NOT NULL) STRICT; -- JSON: everything that the root was hashed from
 
 -- One row for each session and root. A session that used two models has two rows.
 CREATE TABLE sessions (
@@ -18,7 +19,7 @@ CREATE TABLE sessions (
   is_thread INTEGER NOT NULL,   -- 1: the id is that of a framework's thread
   created REAL NOT NULL,
   last_use REAL NOT NULL,
-  UNIQUE (namespace, session_id, root));
+  UNIQUE (namespace, session_id, root)) STRICT;
 
 CREATE TABLE branches (
   branch_id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -30,7 +31,7 @@ CREATE TABLE branches (
   prompt_tokens INTEGER NOT NULL,
   lane TEXT NOT NULL,
   created REAL NOT NULL,
-  last_use REAL NOT NULL);
+  last_use REAL NOT NULL) STRICT;
 CREATE INDEX branches_session ON branches (session);
 CREATE INDEX branches_head ON branches (head);
 CREATE INDEX branches_tail ON branches (tail);
@@ -40,59 +41,67 @@ CREATE INDEX branches_age ON branches (last_use);
 CREATE TABLE dependencies (
   branch INTEGER NOT NULL,
   key BLOB NOT NULL,
-  PRIMARY KEY (branch, key)) WITHOUT ROWID;
+  PRIMARY KEY (branch, key)) WITHOUT ROWID, STRICT;
 CREATE INDEX dependencies_key ON dependencies (key);
 
 -- One row for each file. A row with stored = 0 is a ghost: its file is lost, but something still follows it.
 CREATE TABLE records (
   id INTEGER PRIMARY KEY,
-  key BLOB NOT NULL UNIQUE,
+  key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
   parent BLOB NOT NULL,
   root BLOB NOT NULL,
   tokens BLOB NOT NULL,         -- little-endian u32; empty where a rebuild could not know them
   ntok INTEGER NOT NULL,
-  kind TEXT NOT NULL,
-  nbytes INTEGER NOT NULL,      -- size of the file
+  kind TEXT NOT NULL CHECK (kind IN ('block', 'tail', 'window', 'token_tail')),
+  nbytes INTEGER NOT NULL CHECK (nbytes >= 0), -- size of the file
   checksum TEXT NOT NULL,       -- xxh3-128 of its payload, in hex
-  stored INTEGER NOT NULL,
+  stored INTEGER NOT NULL CHECK (stored IN (0, 1)),
   refs INTEGER NOT NULL,        -- how many rows need this one; kept by the triggers below
   owner INTEGER NOT NULL,       -- the session that stored it first, or 0
-  last_use REAL NOT NULL);
+  last_use REAL NOT NULL) STRICT;
 CREATE INDEX records_parent ON records (parent);
 CREATE INDEX records_owner ON records (owner);
 CREATE INDEX records_free ON records (last_use) WHERE refs = 0;
 CREATE INDEX records_without_tokens ON records (root) WHERE tokens = x'' AND ntok > 0;
 
--- How many files and bytes `records` names; one row, kept by the triggers below.
-CREATE TABLE totals (files INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO totals VALUES (0, 0);
+-- How many files and bytes `records` names under each root, kept by the triggers below.
+CREATE TABLE totals (
+  root BLOB PRIMARY KEY NOT NULL,
+  files INTEGER NOT NULL,
+  bytes INTEGER NOT NULL) WITHOUT ROWID, STRICT;
 
--- Bytes of the quota that a process set aside for a turn that it is writing.
+-- Bytes of the quota that an opening of the store set aside for a turn that it is writing under that root.
 CREATE TABLE reservations (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   process TEXT NOT NULL,
-  bytes INTEGER NOT NULL);
+  root BLOB NOT NULL,
+  bytes INTEGER NOT NULL) STRICT;
 
 -- Records that must stay until such a turn is committed.
-CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL);
+CREATE TABLE holds (reservation INTEGER NOT NULL, key BLOB NOT NULL) STRICT;
 CREATE INDEX holds_reservation ON holds (reservation);
 CREATE INDEX holds_key ON holds (key);
 
 -- Files that such a turn is about to write, under their own names: those of a process that died have no row.
-CREATE TABLE writing (reservation INTEGER NOT NULL, key BLOB NOT NULL, root BLOB NOT NULL, kind TEXT NOT NULL);
+CREATE TABLE writing (
+  reservation INTEGER NOT NULL,
+  key BLOB NOT NULL,
+  root BLOB NOT NULL,
+  kind TEXT NOT NULL) STRICT;
 
 -- Files whose rows are gone, until they are deleted too. A process that is killed between the two leaves them here.
 CREATE TABLE doomed (
   key BLOB NOT NULL,
   root BLOB NOT NULL,
   kind TEXT NOT NULL,
-  PRIMARY KEY (key, root, kind)) WITHOUT ROWID;
+  PRIMARY KEY (key, root, kind)) WITHOUT ROWID, STRICT;
 
 -- Texts that other parts of the program keep here, each under a key of its own.
-CREATE TABLE notes (key TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE notes (key TEXT PRIMARY KEY NOT NULL, text TEXT NOT NULL) STRICT;
 
 CREATE TRIGGER record_added AFTER INSERT ON records BEGIN
-  UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes;
+  INSERT OR IGNORE INTO totals VALUES (NEW.root, 0, 0);
+  UPDATE totals SET files = files + NEW.stored, bytes = bytes + NEW.nbytes WHERE root = NEW.root;
   UPDATE records SET refs = refs + 1 WHERE key = NEW.parent;
   UPDATE records SET refs = (SELECT count(*) FROM records WHERE parent = NEW.key)
     + (SELECT count(*) FROM branches WHERE head = NEW.key) + (SELECT count(*) FROM branches WHERE tail = NEW.key)
@@ -100,10 +109,11 @@ CREATE TRIGGER record_added AFTER INSERT ON records BEGIN
     WHERE id = NEW.id;
 END;
 CREATE TRIGGER record_changed AFTER UPDATE OF stored, nbytes ON records BEGIN
-  UPDATE totals SET files = files + NEW.stored - OLD.stored, bytes = bytes + NEW.nbytes - OLD.nbytes;
+  UPDATE totals SET files = files + NEW.stored - OLD.stored, bytes = bytes + NEW.nbytes - OLD.nbytes
+    WHERE root = OLD.root;
 END;
 CREATE TRIGGER record_removed AFTER DELETE ON records BEGIN
-  UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes;
+  UPDATE totals SET files = files - OLD.stored, bytes = bytes - OLD.nbytes WHERE root = OLD.root;
   UPDATE records SET refs = refs - 1 WHERE key = OLD.parent;
   INSERT OR IGNORE INTO doomed SELECT OLD.key, OLD.root, OLD.kind WHERE OLD.stored;
 END;

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import made_tokenizers as made
-from support.catalog_rows import commit
+from support.catalog_rows import catalog_at, commit
 from support.stored_turns import BLOCK, IDENTITY, ROOT, ids, wanted
 
 from agent_memory_core.blocks.block import Block, chain, record_hash
@@ -28,7 +28,7 @@ def branch(tokens: Sequence[int]) -> Branch[TokenText]:
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog(tmp_path / "catalog.db")
+    opened = catalog_at(tmp_path / "catalog.db")
     opened.records.register_root(ROOT, IDENTITY, "default")
     yield opened
     opened.close()

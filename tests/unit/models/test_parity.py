@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from mlx_lm.models.cache import KVCache
 from support import families, tiny_models
+from support.catalog_rows import catalog_at
 from support.gpu_rounding import GpuRounding
 
 from agent_memory_core.blocks.block import RecordKind
@@ -78,7 +79,7 @@ def nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    catalog = Catalog(tmp_path / "catalog.db")
+    catalog = catalog_at(tmp_path / "catalog.db")
     yield catalog
     catalog.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.catalog_rows import catalog_at
 from support.stored_turns import (
     IDENTITY,
     OTHER,
@@ -34,7 +35,7 @@ def store(folder: Path) -> Iterator[BlockStore]:
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    catalog = Catalog(tmp_path / "catalog.db")
+    catalog = catalog_at(tmp_path / "catalog.db")
     catalog.records.register_root(ROOT, IDENTITY | {"name": "made"}, "default")
     catalog.records.register_root(OTHER, {"model": "other"}, "default")
     yield catalog

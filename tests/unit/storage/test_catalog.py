@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support.catalog_rows import evictable_bytes, keys, named, rows, window_rows
+from support.catalog_rows import catalog_at, evictable_bytes, keys, named, rows, window_rows
 from support.stored_turns import (
     BLOCK,
     FILE,
@@ -21,11 +21,10 @@ from agent_memory_core.blocks.block import (
     BlockHash,
 )
 from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError, StoreFull
-from agent_memory_core.storage.catalog import Catalog
 
 
 def test_a_note_stands_until_the_next_one_and_other_catalogs_read_it(tmp_path: Path) -> None:
-    catalog, other = Catalog(tmp_path / "catalog.db"), Catalog(tmp_path / "catalog.db")
+    catalog, other = catalog_at(tmp_path / "catalog.db"), catalog_at(tmp_path / "catalog.db")
     assert catalog.note("a key") is None
     for text in ("good", "bad"):
         catalog.write_note("a key", text)
@@ -50,7 +49,7 @@ class Books(RuleBasedStateMachine):
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.catalog = Catalog(Path(self.folder.name) / "catalog.db")
+        self.catalog = catalog_at(Path(self.folder.name) / "catalog.db")
         self.branches: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.dependencies: dict[int, set[BlockHash]] = {}
         self.pinned: set[str] = set()

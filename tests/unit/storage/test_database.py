@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.catalog_rows import commit, keys
+from support.catalog_rows import catalog_at, commit, keys
 from support.stored_turns import (
     BLOCK,
     ROOT,
@@ -21,6 +21,7 @@ from agent_memory_core.errors import StoreError, StoreUnreadable
 from agent_memory_core.storage.branches import BranchRow
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.database import CatalogDamaged, Database
+from agent_memory_core.storage.presence import Presence
 
 
 def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
@@ -59,7 +60,7 @@ def test_threads_share_a_catalog(catalog: Catalog) -> None:
 
 
 def test_a_catalog_damaged_while_open_knows_nothing_and_refuses_writes(tmp_path: Path) -> None:
-    catalog = Catalog(tmp_path / "catalog.db")
+    catalog = catalog_at(tmp_path / "catalog.db")
     branch = commit(catalog, ids(40))
     # Another writer makes this one read the pages again.
     other = sqlite3.connect(tmp_path / "catalog.db")
@@ -81,7 +82,7 @@ def test_a_catalog_damaged_while_open_knows_nothing_and_refuses_writes(tmp_path:
         commit(catalog, ids(8))
     catalog.close()
     with pytest.raises(CatalogDamaged):
-        Catalog(tmp_path / "catalog.db")
+        catalog_at(tmp_path / "catalog.db")
 
 
 def test_a_database_of_another_kind_is_damage_and_a_newer_one_is_refused(tmp_path: Path) -> None:
@@ -89,31 +90,32 @@ def test_a_database_of_another_kind_is_damage_and_a_newer_one_is_refused(tmp_pat
     foreign.executescript("CREATE TABLE records (x); PRAGMA user_version = 2")
     foreign.close()
     with pytest.raises(CatalogDamaged):
-        Catalog(tmp_path / "foreign.db")
+        catalog_at(tmp_path / "foreign.db")
     newer = sqlite3.connect(tmp_path / "newer.db")
     newer.executescript("PRAGMA user_version = 1000000")
     newer.close()
     with pytest.raises(StoreUnreadable, match="upgrade"):
-        Catalog(tmp_path / "newer.db")
+        catalog_at(tmp_path / "newer.db")
     with pytest.raises(CatalogDamaged):
-        Catalog(tmp_path)
+        catalog_at(tmp_path)
     with pytest.raises(StoreUnreadable, match="cannot be opened"):
-        Catalog(tmp_path / "nowhere" / "catalog.db")
+        catalog_at(tmp_path / "nowhere" / "catalog.db")
 
 
 def test_an_opening_that_fails_leaves_no_connection_open(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     path.write_bytes(os.urandom(8192))
+    presence = Presence(tmp_path / "processes")
     before = os.listdir("/dev/fd")
     with pytest.raises(CatalogDamaged) as damage:
-        Catalog(path)
+        Catalog(path, presence)
     # The traceback still holds what the opening held.
     assert damage.tb is not None
     assert os.listdir("/dev/fd") == before
 
 
 def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
-    catalog = Catalog(tmp_path / "catalog.db")
+    catalog = catalog_at(tmp_path / "catalog.db")
     catalog.close()
     with pytest.raises(StoreError, match="closed"):
         catalog.records.known_prefix([b"x" * 32])
@@ -122,14 +124,14 @@ def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
 
 
 def test_what_was_forgotten_cannot_be_read_from_the_database_files(tmp_path: Path) -> None:
-    catalog = Catalog(tmp_path / "catalog.db")
+    catalog = catalog_at(tmp_path / "catalog.db")
     secret = [0x5EC8E701 + n for n in range(40)]
     commit(catalog, secret)
     needle = b"".join(n.to_bytes(4, "little") for n in secret[:BLOCK])
-    assert any(needle in path.read_bytes() for path in tmp_path.iterdir())
+    assert any(needle in path.read_bytes() for path in tmp_path.glob("catalog.db*"))
     catalog.branches.forget("default", "s")
     catalog.scrub()
-    assert not any(needle in path.read_bytes() for path in tmp_path.iterdir())
+    assert not any(needle in path.read_bytes() for path in tmp_path.glob("catalog.db*"))
     catalog.close()
 
 
@@ -137,7 +139,7 @@ def test_what_was_forgotten_cannot_be_read_from_the_database_files(tmp_path: Pat
 def test_a_checkpoint_is_synced_in_full_always_and_a_commit_if_asked(
     tmp_path: Path, durability: Durability, fullfsync: int
 ) -> None:
-    catalog = Catalog(tmp_path / "catalog.db", durability)
+    catalog = catalog_at(tmp_path / "catalog.db", durability)
     assert catalog.read("PRAGMA checkpoint_fullfsync", strict=True) == [(1,)]
     assert catalog.read("PRAGMA fullfsync", strict=True) == [(fullfsync,)]
     catalog.close()

@@ -13,10 +13,13 @@ from support.stored_turns import (
     OTHER,
     ROOT,
     ids,
+    wanted,
 )
 
+from agent_memory_core.blocks.block import root_hash
 from agent_memory_core.errors import SessionNotFound, StoreFull
 from agent_memory_core.storage.catalog import Catalog
+from agent_memory_core.storage.disk_budget import Limits
 
 
 def test_what_no_branch_reaches_goes_first_leaf_first_and_oldest_first(catalog: Catalog) -> None:
@@ -63,7 +66,9 @@ def test_what_a_turn_builds_on_is_held(catalog: Catalog) -> None:
     commit(catalog, ids(12), "a")
     other = commit(catalog, ids(8, 100), "b")
     chain = keys(ids(12))
-    held, gone = catalog.budget.reserve(0, MANY, 1, [chain[1], b"?" * 32], other.branch_id)
+    held, gone = catalog.budget.reserve(
+        ROOT, 0, Limits(MANY, shortfall=1), [chain[1], b"?" * 32], other.branch_id
+    )
     assert [row.key for row in gone] == [chain[2]]
     with pytest.raises(StoreFull):
         catalog.budget.evict(1, other.branch_id)
@@ -78,17 +83,17 @@ def test_reservations_count_until_they_are_released_or_their_process_is_dead(
     catalog: Catalog, tmp_path: Path
 ) -> None:
     commit(catalog, ids(8), "a")
-    held, gone = catalog.budget.reserve(FILE, 4 * FILE, 0, [], None)
+    held, gone = catalog.budget.reserve(ROOT, FILE, Limits(4 * FILE), [], None)
     assert gone == []
-    more, gone = catalog.budget.reserve(2 * FILE, 4 * FILE, 0, [], None)
+    more, gone = catalog.budget.reserve(ROOT, 2 * FILE, Limits(4 * FILE), [], None)
     assert len(gone) == 1
     assert catalog.budget.totals()["reserved"] == 3 * FILE
     catalog.budget.release(held)
     catalog.budget.release(more)
     with catalog.transaction() as db:
-        db.execute("INSERT INTO reservations VALUES (99, '999999999.x', ?)", (4 * FILE,))
+        db.execute("INSERT INTO reservations VALUES (99, 'ended', ?, ?)", (ROOT, 4 * FILE))
         db.execute("INSERT INTO holds VALUES (99, ?)", (keys(ids(8))[0],))
-    held, gone = catalog.budget.reserve(4 * FILE, 4 * FILE, 0, [], None)
+    held, gone = catalog.budget.reserve(ROOT, 4 * FILE, Limits(4 * FILE), [], None)
     assert len(gone) == 1
     catalog.budget.release(held)
     assert catalog.budget.totals()["reserved"] == 0
@@ -96,7 +101,7 @@ def test_reservations_count_until_they_are_released_or_their_process_is_dead(
 
 def test_a_volume_that_fills_up_evicts_below_the_quota(catalog: Catalog) -> None:
     commit(catalog, ids(8), "a")
-    held, gone = catalog.budget.reserve(FILE, 1000 * FILE, 2 * FILE, [], None)
+    held, gone = catalog.budget.reserve(ROOT, FILE, Limits(1000 * FILE, shortfall=2 * FILE), [], None)
     assert len(gone) == 2
     catalog.budget.release(held)
 
@@ -149,3 +154,21 @@ def test_a_branch_beyond_the_limit_lets_go_of_its_dependencies(catalog: Catalog)
     commit_with(catalog, ids(4), [window])
     commit(catalog, ids(4, 100), max_branches=1)
     assert {row.key for row in catalog.budget.evict(2 * FILE)} == {window.key, *keys(ids(4))}
+
+
+def test_a_namespace_keeps_to_its_own_budget_and_evicts_its_own(catalog: Catalog) -> None:
+    theirs, third = ids(16, 900), root_hash({"model": "third"})
+    catalog.records.register_root(third, {"model": "third"}, "tenant")
+    catalog.branches.commit(rows(theirs, third), wanted(theirs, "theirs", root=third, namespace="tenant"))
+    commit(catalog, ids(12), "old")
+    commit(catalog, ids(12, 100), "new")
+    before = catalog.budget.bytes_of("tenant")
+    held, gone = catalog.budget.reserve(ROOT, 2 * FILE, Limits(MANY, namespace=6 * FILE), [], None)
+    assert {row.root for row in gone} == {ROOT}
+    assert catalog.budget.bytes_of("default") <= 6 * FILE
+    assert catalog.budget.bytes_of("tenant") == before
+    assert [info.session_id for info in catalog.branches.sessions("default")] == ["new"]
+    catalog.budget.release(held)
+    with pytest.raises(StoreFull, match=r"namespace 'default'.*namespace_budget_mb"):
+        catalog.budget.reserve(ROOT, 7 * FILE, Limits(MANY, namespace=6 * FILE), [], None)
+    assert catalog.budget.totals()["reserved"] == 0

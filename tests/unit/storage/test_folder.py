@@ -19,6 +19,7 @@ from support.stored_turns import (
 from agent_memory_core.errors import StoreUnreadable
 from agent_memory_core.storage import folder as store_folder
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.folder import FORMAT
 
 
 def refused(path: Path, match: str) -> None:
@@ -50,7 +51,7 @@ def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> Non
     refused(tmp_path / "link", "cannot be made")
 
 
-@pytest.mark.parametrize(("text", "match"), [("4\n", "upgrade"), ("many", "'many'")])
+@pytest.mark.parametrize(("text", "match"), [(f"{FORMAT + 1}\n", "upgrade"), ("many", "'many'")])
 def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
     open_store(folder).close()
     (folder / "SCHEMA").write_text(text)
@@ -84,9 +85,10 @@ def test_a_store_of_version_1_is_refused_with_the_command_that_starts_anew(folde
     store.close()
 
 
-def test_a_store_of_version_2_is_brought_to_this_one(folder: Path) -> None:
-    """The folder was written by tiny-chat and agent-memory of version 2; its session keeps all its files."""
-    with tarfile.open(Path(stored_turns.__file__).with_name("store_of_version_2.tar.gz")) as archive:
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_store_of_an_older_version_is_brought_to_this_one(folder: Path, version: int) -> None:
+    """The folder was written by tiny-chat and agent-memory of that version; its session keeps all its files."""
+    with tarfile.open(Path(stored_turns.__file__).with_name(f"store_of_version_{version}.tar.gz")) as archive:
         archive.extractall(folder.parent, filter="data")
     (folder.parent / "store").rename(folder)
     folder.chmod(0o700)
@@ -97,7 +99,7 @@ def test_a_store_of_version_2_is_brought_to_this_one(folder: Path) -> None:
         assert store.check().clean
         assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
         store.close()
-    assert (folder / "SCHEMA").read_text() == "3\n"
+    assert (folder / "SCHEMA").read_text() == f"{FORMAT}\n"
     store = BlockStore(folder)
     turn(store, ids(9))
     assert store.forget("default", "ada")

@@ -18,6 +18,7 @@ from support.stored_turns import (
     FILE,
     MANY,
     ROOT,
+    RecordStore,
     bytes_on_disk,
     files,
     ids,
@@ -218,7 +219,7 @@ def test_under_frozen_free_space_no_session_is_evicted_twice_for_the_volume(
     gone: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         volume.install(patch)
-        store = BlockStore(Path(name) / "store", quota_bytes=quota, min_free_bytes=FLOOR)
+        store = RecordStore(Path(name) / "store", quota_bytes=quota, min_free_bytes=FLOOR)
         for number in range(3):
             save(store, number)
         volume.free = FLOOR - lacking
