@@ -90,7 +90,7 @@ class AgentMemory:
         self.config = config if config is not None and not settings else _config(config, settings)
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
-        self._expiry: Expiry | None = None
+        self._expiry: Expiry[AgentMemory] | None = None
         self._observers = Observers()
         self._thread = EngineThread(self._build)
         self._sessions: SessionControl = MemorySessionControl(self._thread)
@@ -419,6 +419,8 @@ class AgentMemory:
         engine = Engine(loaded, self.config, memory_bytes, store, results, self._observers)
         if profile is not None:
             profile.check(cache_spec(engine.blocks.layout.groups, loaded.config))
+        if store is not None:
+            store.begin_reconciling()
         self._expire_sessions()
         return engine
 
@@ -427,15 +429,9 @@ class AgentMemory:
         days = self.config.session_ttl_days
         if days is None or self.config.cache_dir is None:
             return
-        # The thread must not keep a memory alive that nobody holds any more.
-        memory = weakref.ref(self)
-
-        def delete() -> int | None:
-            alive = memory()
-            return None if alive is None or alive.closed else len(alive.prune(timedelta(days=days)))
-
+        age = timedelta(days=days)
         with self._lock:
-            self._expiry = Expiry(delete)
+            self._expiry = Expiry(self, lambda memory: None if memory.closed else len(memory.prune(age)))
 
     def _open_store(self) -> BlockStore | None:
         config = self.config

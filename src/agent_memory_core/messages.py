@@ -255,6 +255,8 @@ class TurnReport:
     """The agent or node that asked."""
     miss: Miss | None = None
     """Where the prompt differs, if ``miss_reason`` is "diverged" or "template"."""
+    save_error: str = ""
+    """Why the turn is not on disk though it should be; a turn is answered whatever the disk does."""
 
 
 @dataclass(frozen=True, slots=True)

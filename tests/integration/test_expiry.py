@@ -59,18 +59,23 @@ def test_without_the_setting_sessions_stay(tmp_path: Path) -> None:
         AgentMemory(session_ttl_days=0)
 
 
+class Owner:
+    """Somebody who has sessions."""
+
+
 def test_a_failure_is_tried_again() -> None:
     calls: list[int] = []
     done = threading.Event()
 
-    def delete() -> int:
+    def delete(_: Owner) -> int:
         calls.append(1)
         if len(calls) == 1:
             raise StoreError("the disk is away")
         done.set()
         return 0
 
-    expiry = Expiry(delete, interval=0.01)
+    owner = Owner()
+    expiry = Expiry(owner, delete, interval=0.01)
     assert done.wait(10)
     expiry.stop()
     count = len(calls)
@@ -78,21 +83,15 @@ def test_a_failure_is_tried_again() -> None:
     assert len(calls) == count
 
 
-def test_the_thread_ends_with_what_it_looks_after(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def delete() -> int | None:
-        calls.append(1)
-        return None if len(calls) == 2 else 0
-
-    expiry = Expiry(delete, interval=0.01)
+@pytest.mark.parametrize("end", ["closed", "gone"])
+def test_the_thread_ends_with_what_it_looks_after(end: str) -> None:
+    owner = Owner()
+    is_closed = False
+    expiry = Expiry(owner, lambda _: None if is_closed else 0, interval=0.01)
+    assert expiry._thread.is_alive()
+    if end == "closed":
+        is_closed = True
+    else:
+        del owner
     expiry._thread.join(10)
     assert not expiry._thread.is_alive()
-    assert len(calls) == 2
-    memory = AgentMemory(cache_dir=tmp_path, session_ttl_days=1)
-    memory.chat("Hello.", "a", max_tokens=1)
-    assert memory._expiry is not None
-    delete_old = memory._expiry._delete
-    assert delete_old() == 0
-    memory.close()
-    assert delete_old() is None

@@ -35,7 +35,9 @@ _PINNED_BYTES = """WITH RECURSIVE reach (key) AS (
 def catalog_at(path: Path, durability: Durability = "process") -> Catalog:
     """The catalog in that file, opened as a store would."""
     folder = next(parent for parent in path.parents if parent.is_dir())
-    return Catalog(path, Presence(folder / "processes"), durability)
+    presence = Presence(folder / "processes")
+    presence.show()
+    return Catalog(path, presence, durability)
 
 
 def evictable_bytes(catalog: Catalog) -> int:

@@ -60,6 +60,7 @@ MEASURED = {
     "session_id": "s",
     "branch_id": 3,
     "persisted": True,
+    "save_error": None,
     "lane": "",
     "miss": None,
 }

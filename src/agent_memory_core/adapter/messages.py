@@ -62,6 +62,7 @@ def measurements(report: TurnReport) -> dict[str, Any]:
         "session_id": report.session_id,
         "branch_id": report.branch_id,
         "persisted": report.persisted,
+        "save_error": report.save_error or None,
         "lane": report.lane,
         "miss": dataclasses.asdict(report.miss) if report.miss else None,
     }

@@ -24,7 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
-from agent_memory_core.errors import StoreError, StoreFull
+from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
 from agent_memory_core.storage.record import HostTensor, Record
@@ -33,6 +33,12 @@ log = logging.getLogger("agent_memory")
 
 MAX_PENDING = 512 * 2**20
 """Most bytes that wait to be written."""
+
+ROOM_PATIENCE = 1.0
+"""Seconds that the engine waits for a disk that does not keep up, once until it has done something again."""
+
+SAVE_PATIENCE = 10.0
+"""Seconds that a turn waits to hear that it was written."""
 
 READERS = 4
 """Threads that read."""
@@ -143,6 +149,10 @@ class Saved:
     seq_id: int
     row: BranchRow | None
     """The branch as it is in the catalog; None if the turn could not be saved."""
+    reason: str = ""
+    """Why it could not."""
+    is_final: bool = True
+    """Whether that is the end of it; else the turn need not wait for the end, which is told by another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,30 +241,78 @@ class _Breaker:
 
 
 class BlockWriter:
-    """Makes turns durable in the order they are handed in."""
+    """Makes turns durable in the order they are handed in.
 
-    def __init__(self, store: BlockStore, results: Results, max_pending: int = MAX_PENDING) -> None:
-        """Each turn's outcome is put into ``results`` as a `Saved`."""
+    Args:
+        store: where to.
+        results: each turn's outcome is put here as a `Saved`, and one before it where the disk is slow.
+        max_pending: bytes under way beyond which a turn is not saved.
+        patience: seconds that a turn waits to hear that it was written.
+    """
+
+    def __init__(
+        self,
+        store: BlockStore,
+        results: Results,
+        max_pending: int = MAX_PENDING,
+        patience: float = SAVE_PATIENCE,
+    ) -> None:
         self._store = store
         self._results = results
         self._max_pending = max_pending
+        self._patience = patience
         self._pending = 0
         self._room = threading.Condition()
         self._worker = _Worker("agent-memory-writer")
-        self._is_full = False
+        self._is_stalled = False
+        self._failure: Exception | None = None
         self._breaker = _Breaker()
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self.failed = 0
 
     def submit(self, save: Save) -> None:
-        """Queue a turn; wait while more than `MAX_PENDING` bytes are under way. Only the engine's thread calls it."""
+        """Queue a turn. Only the engine's thread calls it, and waits for a slow disk a moment at most."""
+        if not self._take_room(save.nbytes):
+            self._results.put(Saved(save.seq_id, None, "the disk does not keep up.", is_final=False))
+            # The blocks are not held until the disk answers.
+            self._refuse_later(dataclasses.replace(save, blocks=()))
+            return
         records = [to_record(block) for block in save.blocks]
+        overdue = Saved(
+            save.seq_id, None, f"the disk has not answered for {self._patience:g} seconds.", False
+        )
+        clock = threading.Timer(self._patience, lambda: self._results.put(overdue))
+        clock.daemon = True
+        clock.start()
+
+        def job() -> None:
+            try:
+                self._write(save, records)
+            finally:
+                clock.cancel()
+
+        self._worker.put(job)
+
+    def _take_room(self, nbytes: int) -> bool:
         with self._room:
-            self._room.wait_for(
-                lambda: self._pending == 0 or self._pending + save.nbytes <= self._max_pending
+            has_room = self._room.wait_for(
+                lambda: self._pending == 0 or self._pending + nbytes <= self._max_pending,
+                0.0 if self._is_stalled else ROOM_PATIENCE,
             )
-            self._pending += save.nbytes
-        self._worker.put(lambda: self._write(save, records))
+            self._is_stalled = not has_room
+            self._pending += nbytes if has_room else 0
+        return has_room
+
+    def _refuse_later(self, save: Save) -> None:
+        """Leave a branch where the commit before this one leaves it."""
+
+        def job() -> None:
+            self.failed += 1
+            stays = BranchPosition(save.commit.branch_id, save.commit.generation)
+            save.position.set_result(save.after.result() if save.after is not None else stays)
+            self._results.put(Saved(save.seq_id, None))
+
+        self._worker.put(job)
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Remember what a root was hashed from; it is written down with the first turn that has it."""
@@ -279,26 +337,28 @@ class BlockWriter:
         commit = save.commit
         if before is not None:
             commit = dataclasses.replace(commit, branch_id=before.branch_id, generation=before.generation)
-        row: BranchRow | None = None
+        row, reason = None, ""
         begun = time.monotonic()
         try:
             self._breaker.check(begun)
             self._identify(commit.root)
             row = self._store.commit(records, commit)
             self._breaker.worked()
-            self._tell_room()
+            self._tell_works()
         except (StoreError, OSError) as error:
             # The answer stands and older states stay readable; only this turn will be computed again.
             self.failed += 1
             self._breaker.failed(begun)
+            reason = str(error)
             self._tell_failed(error)
         finally:
             with self._room:
                 self._pending -= save.nbytes
+                self._is_stalled = False
                 self._room.notify_all()
             now = commit if row is None else row
             save.position.set_result(BranchPosition(now.branch_id, now.generation))
-            self._results.put(Saved(save.seq_id, row))
+            self._results.put(Saved(save.seq_id, row, reason))
 
     def _identify(self, root: BlockHash) -> None:
         if root in self._identities:
@@ -307,17 +367,18 @@ class BlockWriter:
             self._identities.pop(root, None)
 
     def _tell_failed(self, error: Exception) -> None:
-        """Log why a turn was not saved. A full disk is told once, not with every turn."""
-        if isinstance(error, StoreFull):
-            level, self._is_full = logging.DEBUG if self._is_full else logging.WARNING, True
-            log.log(level, "turns are answered but not saved until there is room: %s", error)
-        else:
-            log.warning("a turn could not be saved: %s", error)
+        """Log why a turn was not saved: once, not with every turn that meets the same."""
+        is_news, self._failure = type(error) is not type(self._failure), error
+        log.log(
+            logging.WARNING if is_news else logging.DEBUG,
+            "turns are answered but not saved until this is mended: %s",
+            error,
+        )
 
-    def _tell_room(self) -> None:
-        """Log that a disk that was full has room again."""
-        if self._is_full:
-            self._is_full = False
+    def _tell_works(self) -> None:
+        """Log that turns are saved that could not be saved before."""
+        if self._failure is not None:
+            self._failure = None
             log.warning("turns are saved again")
 
 

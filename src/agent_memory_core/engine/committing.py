@@ -44,6 +44,8 @@ class _Unanswered:
     pending: PendingCommit
     last: Delta
     report: TurnReport
+    is_told: bool = False
+    """Whether the turn was ended without waiting for it."""
 
 
 class Committing:
@@ -116,14 +118,23 @@ class Committing:
         self._unanswered[turn.seq_id] = _Unanswered(turn, session, pending, last, report)
         return self.saved(saved) if saved is not None else None
 
-    def saved(self, result: Saved) -> Ended:
-        """The writer has answered: note what the catalog says of the branch now."""
-        waiting = self._unanswered.pop(result.seq_id)
+    def saved(self, result: Saved) -> Ended | None:
+        """The writer has answered: note what the catalog says of the branch now. None: the turn has ended already."""
+        waiting = self._unanswered.pop(result.seq_id, None)
+        if waiting is None or (waiting.is_told and not result.is_final):
+            return None
         branch, row = waiting.pending.branch, result.row
-        waiting.session.pending.remove(waiting.pending)
+        if result.is_final:
+            waiting.session.pending.remove(waiting.pending)
+        else:
+            self._unanswered[result.seq_id] = dataclasses.replace(waiting, is_told=True)
         if row is not None:
             branch.branch_id, branch.generation = row.branch_id, row.generation
-        report = dataclasses.replace(waiting.report, branch_id=branch.branch_id, persisted=row is not None)
+        if waiting.is_told:
+            return None
+        report = dataclasses.replace(
+            waiting.report, branch_id=branch.branch_id, persisted=row is not None, save_error=result.reason
+        )
         last = dataclasses.replace(waiting.last, report=report)
         return Ended(waiting.turn, report, last, is_saved=self._disk.keeps_turns)
 

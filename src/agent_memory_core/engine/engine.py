@@ -123,7 +123,9 @@ class Engine:
     def take(self, result: Loaded | Saved) -> None:
         """Go on with what a thread of the disk has done."""
         if isinstance(result, Saved):
-            self._ended(self.committing.saved(result))
+            ended = self.committing.saved(result)
+            if ended is not None:
+                self._ended(ended)
         elif (turn := self.turns.get(result.seq_id)) is not None:
             self._for_turn(turn, self._restore, result)
 

@@ -27,8 +27,10 @@ from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.disk_budget import Limits
-from agent_memory_core.storage.folder import opening, prepare_root
+from agent_memory_core.storage.folder import opening, prepare_root, reading
+from agent_memory_core.storage.reconcile import Reconciler
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
 from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
@@ -67,6 +69,8 @@ class _Plan:
 class BlockStore:
     """One store on disk. Any thread may call it.
 
+    One that cannot be written is read; every commit raises StoreError then.
+
     Args:
         path: its folder, which is made if it does not exist.
         quota_bytes: most bytes of all that lies there; None is the lesser of 20 GiB and a tenth of the volume.
@@ -88,19 +92,30 @@ class BlockStore:
         durability: Durability = "process",
     ) -> None:
         self.path = path
+        self._reconciler: Reconciler | None = None
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._reopening = threading.Lock()
-        prepare_root(path)
+        self.read_only = not prepare_root(path)
         self.namespace_quota_bytes = namespace_quota_bytes
         self.quota_bytes = default_quota(path) if quota_bytes is None else quota_bytes
-        with opening(path / "SCHEMA"):
-            self.files = RecordFiles(path, durable=durability == "power")
-            self.files.remove_leftovers()
-            self.catalog = open_catalog(self.files, durability, self.quota_bytes // _LOG_DIVISOR)
-        self.volume = Volume(path, min_free_bytes, self.catalog)
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
-        self._finish_for_the_dead()
+        self.files, self.catalog = self._open_to_read() if self.read_only else self._open(durability)
+        self.volume = Volume(path, min_free_bytes, self.catalog)
+        if not self.read_only:
+            self._finish_for_the_dead()
+
+    def _open(self, durability: Durability) -> tuple[RecordFiles, Catalog]:
+        with opening(self.path / "SCHEMA"):
+            files = RecordFiles(self.path, durable=durability == "power")
+            files.remove_leftovers()
+            return files, open_catalog(files, durability, self.quota_bytes // _LOG_DIVISOR)
+
+    def _open_to_read(self) -> tuple[RecordFiles, Catalog]:
+        log.warning("%s is read-only: what is there is used, and nothing is saved", self.path)
+        files = RecordFiles(self.path, durable=False, read_only=True)
+        with reading(self.path / "SCHEMA"):
+            return files, Catalog(self.path / "catalog.db", files.presence, read_only=True)
 
     def ensure_in_place(self) -> None:
         """Make the store anew where its folder or its catalog was deleted or replaced since it was opened.
@@ -111,7 +126,7 @@ class BlockStore:
             StoreError: it cannot be made anew.
             OSError: the same.
         """
-        if self.catalog.is_in_place():
+        if self.read_only or self.catalog.is_in_place():
             return
         with self._reopening:
             if self.catalog.is_in_place():
@@ -125,6 +140,11 @@ class BlockStore:
             for root, (identity, namespace) in self._identities.items():
                 self.files.write_identity(root, identity, namespace)
                 self.catalog.records.register_root(root, identity, namespace)
+
+    def begin_reconciling(self) -> None:
+        """Compare all files with the catalog in the background, once; see `reconcile`."""
+        if self._reconciler is None and not self.read_only:
+            self._reconciler = Reconciler(self.catalog, self.files)
 
     def _finish_for_the_dead(self) -> None:
         """Finish what killed processes have begun: delete files without a row, and forget what they forgot."""
@@ -145,17 +165,21 @@ class BlockStore:
 
     def close(self) -> None:
         """Close the catalog."""
+        if self._reconciler is not None:
+            self._reconciler.stop()
         self.catalog.close()
         self.files.presence.close()
 
     # -- identity and sessions ----------------------------------------------------------------------------
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
-        """Write down once, for people and for a rebuild, what a root was hashed from.
+        """Write down once, for people and for a rebuild, what a root was hashed from; not where nothing may be written.
 
         Raises:
             StoreError: it cannot be written.
         """
+        if self.read_only:
+            return
         self.ensure_in_place()
         self._identities[root] = identity, namespace
         self.files.write_identity(root, identity, namespace)

@@ -18,7 +18,7 @@ class Catalog(Database):
     Args:
         path: its file.
         presence: shows that this opening of the store is not over, and tells it of others.
-        durability, log_bytes: see `Database`.
+        durability, log_bytes, read_only: see `Database`.
 
     Raises:
         CatalogDamaged, StoreUnreadable: see `Database`.
@@ -32,9 +32,14 @@ class Catalog(Database):
     """how many bytes there are, and what is evicted to make room"""
 
     def __init__(
-        self, path: Path, presence: Presence, durability: Durability = "process", log_bytes: int = MAX_LOG
+        self,
+        path: Path,
+        presence: Presence,
+        durability: Durability = "process",
+        log_bytes: int = MAX_LOG,
+        read_only: bool = False,
     ) -> None:
-        super().__init__(path, durability, log_bytes)
+        super().__init__(path, durability, log_bytes, read_only)
         self.records = RecordTable(self)
         self.branches = Branches(self, self.records)
         self.budget = DiskBudget(self, self.records, presence)

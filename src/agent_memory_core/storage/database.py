@@ -56,6 +56,7 @@ class Database:
         path: the file.
         durability: see `EngineConfig`.
         log_bytes: where its log is written back, within bounds; see `MAX_LOG`.
+        read_only: whether nothing may be written; every transaction raises StoreError then.
 
     Raises:
         CatalogDamaged: the file is not a sound database of ours.
@@ -67,8 +68,16 @@ class Database:
     failed_reads: int
     """how many reads have failed"""
 
-    def __init__(self, path: Path, durability: Durability = "process", log_bytes: int = MAX_LOG) -> None:
+    def __init__(
+        self,
+        path: Path,
+        durability: Durability = "process",
+        log_bytes: int = MAX_LOG,
+        read_only: bool = False,
+    ) -> None:
         self._path = path
+        self.read_only = read_only
+        self._mode = "ro" if read_only else "rw"
         self._log_bytes = min(MAX_LOG, max(_MIN_LOG, log_bytes))
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._spare: deque[sqlite3.Connection] = deque()
@@ -102,7 +111,7 @@ class Database:
         _close_all(self._spare)
         path = self._path
         try:
-            self.created = self._prepare()
+            self.created = self._look() if self.read_only else self._prepare()
             self._file = self._file_there()
         except (*_FAULTS, OSError) as error:
             if _is_damage(error):
@@ -138,6 +147,17 @@ class Database:
                 raise CatalogDamaged(f"{self._path} is damaged.")
             return is_new
 
+    def _look(self) -> bool:
+        """Look at a database that cannot be written; without its log where SQLite cannot open that."""
+        for self._mode in ("ro", "ro&immutable=1"):
+            with suppress(sqlite3.OperationalError), self._connection() as db:
+                if layout(db) != wanted_layout() or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                    raise StoreUnreadable(
+                        f"{self._path} is damaged and cannot be mended, because it is read-only: set another cache_dir."
+                    )
+                return False
+        raise StoreUnreadable(f"{self._path} cannot be read: set another cache_dir, or None to keep nothing.")
+
     def _lay_out(self, db: sqlite3.Connection) -> bool:
         """Make the tables what they should be; return whether they are new."""
         version: int = db.execute("PRAGMA user_version").fetchone()[0]
@@ -158,7 +178,10 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreError(f"the store at {self._path.parent} is closed.")
-        db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        address = f"{self._path.absolute().as_uri()}?mode={self._mode}"
+        db = sqlite3.connect(
+            address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
         try:
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute(f"PRAGMA wal_autocheckpoint = {self._log_bytes // _PAGE}")
@@ -208,6 +231,10 @@ class Database:
         Raises:
             StoreError: the database cannot be written, or stayed locked for ten seconds.
         """
+        if self.read_only:
+            raise StoreError(
+                f"{self._path.parent} is read-only: what is there is used, and nothing is saved."
+            )
         try:
             with self._connection() as db:
                 if db.in_transaction:
@@ -222,6 +249,23 @@ class Database:
         except _FAULTS as error:
             full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
             raise (StoreFull if full else StoreError)(f"{self._path} cannot be written: {error}.") from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """See the database as it is at one moment, whatever others write meanwhile.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        try:
+            with self._connection() as db:
+                try:
+                    db.execute("BEGIN")
+                    yield db
+                finally:
+                    db.rollback()
+        except _FAULTS as error:
+            raise StoreError(f"{self._path} cannot be read: {error}.") from error
 
     def read(self, sql: str, values: Sequence[Any] = (), *, strict: bool = False) -> list[Any]:
         """All rows of a query. One that fails returns none, but raises if it is ``strict`` or part of a transaction."""

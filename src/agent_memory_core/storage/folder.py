@@ -39,8 +39,8 @@ _F_BARRIERFSYNC = 85
 _F_FULLFSYNC = 51
 
 
-def prepare_root(path: Path) -> None:
-    """Make the folder, or refuse one that others can read, that cannot be written, or that a cloud may empty.
+def prepare_root(path: Path) -> bool:
+    """Make the folder, or refuse one that others can read or that a cloud may empty; return whether it can be written.
 
     A new folder is marked as a cache, which backups and the index of Spotlight leave out.
 
@@ -59,16 +59,23 @@ def prepare_root(path: Path) -> None:
     except OSError as error:
         raise StoreUnreadable(f"{path} cannot be made: {error.strerror}. Set another cache_dir.") from error
     _require_private(path, found)
-    if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StoreUnreadable(f"{path} is read-only. Set another cache_dir, or None to keep nothing.")
     kind = file_system(path)
     if kind in REMOTE:
         raise StoreUnreadable(
             f"{path} is on {kind}, where locks and shared memory cannot be relied on. Set a cache_dir on a local disk."
         )
+    if _is_read_only(path, found):
+        return False
     # A folder that was there may hold what somebody wants in his backups.
     if is_new or not entries(path):
         _mark_as_cache(path)
+    return True
+
+
+def _is_read_only(path: Path, found: os.stat_result) -> bool:
+    # Root can write where the folder says that nobody should.
+    wanted = bool(found.st_mode & stat.S_IWUSR)
+    return not wanted or bool(os.statvfs(path).f_flag & os.ST_RDONLY) or not os.access(path, os.W_OK)
 
 
 def _require_private(path: Path, found: os.stat_result) -> None:
@@ -79,7 +86,7 @@ def _require_private(path: Path, found: os.stat_result) -> None:
         raise StoreUnreadable(
             f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}. Set another cache_dir."
         )
-    if mode & 0o077 or mode & 0o700 != 0o700:
+    if mode & 0o077 or mode & 0o500 != 0o500:
         raise StoreUnreadable(
             f"{path} has mode {mode:04o}, but what lies there is as private as the conversations: chmod 700 {path}"
         )
@@ -181,6 +188,23 @@ def opening(path: Path) -> Iterator[None]:
             os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Open a store that cannot be written, whose version stands in ``path``; it must be the newest one."""
+    try:
+        text = read_small(path, 32).strip()
+    except (OSError, ValueError) as error:
+        raise StoreUnreadable(
+            f"{path.parent} is read-only and holds no store: set another cache_dir, or None to keep nothing."
+        ) from error
+    if text != str(FORMAT):
+        raise StoreUnreadable(
+            f"{path} says {text!r} instead of version {FORMAT}, and the store cannot be brought to it because it is "
+            f"read-only: set another cache_dir, or None to keep nothing."
+        )
+    yield
 
 
 def make_dir(path: Path) -> bool:

@@ -16,13 +16,10 @@ from agent_memory_core.storage.folder import entries, own_dir
 
 
 class Presence:
-    """Shows to everybody who opens the same store that this opening of it is not over.
+    """Shows to everybody who opens the same store that this opening of it is not over, once `show` was called.
 
     Args:
         folder: where the files with the locks lie; it is made when it is missing.
-
-    Raises:
-        OSError: the file cannot be made or locked.
     """
 
     name: str
@@ -34,11 +31,10 @@ class Presence:
         self.name = uuid.uuid4().hex
         self.folder = folder
         self._fd = -1
-        self.show()
         _present.add(self)
 
     def show(self) -> None:
-        """Make the file again where somebody deleted it.
+        """Make the file, also where somebody deleted it.
 
         Raises:
             OSError: it cannot be made or locked.

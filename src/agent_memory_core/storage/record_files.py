@@ -82,17 +82,20 @@ class RecordFiles:
     Args:
         path: the folder of the store, which exists.
         durable: whether what is written is on the drive when a method returns, so that it outlives a power cut.
+        read_only: whether nothing may be written; then nothing is made that is missing.
     """
 
     presence: Presence
     """shows to others that this opening of the store is not over"""
 
-    def __init__(self, path: Path, durable: bool) -> None:
+    def __init__(self, path: Path, durable: bool, read_only: bool = False) -> None:
         self.path = path
         self._durable = durable
         self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
-        self.make_folders()
         self.presence = Presence(path / "processes")
+        if not read_only:
+            self.make_folders()
+            self.presence.show()
 
     def make_folders(self) -> None:
         """Make the folders that every store has, where they are missing.
@@ -113,6 +116,22 @@ class RecordFiles:
         """Where the file of a record lies, by what its row says of it."""
         name = key.hex()
         return self._ns / root.hex() / _FOLDERS[kind] / name[:2] / f"{name}.safetensors"
+
+    def identity_of(self, root: BlockHash) -> Path:
+        """Where the file with the identity of a root lies."""
+        return self._ns / root.hex() / "identity.json"
+
+    def in_part(self, part: int) -> Iterator[FoundFile]:
+        """Every file of a record whose key begins with the byte ``part``; folders that are empty are deleted."""
+        for folder in self._ns.glob(f"*/*/{part:02x}"):
+            if folder.is_symlink() or not folder.is_dir():
+                continue
+            with suppress(OSError):
+                folder.rmdir()
+                continue
+            for path in entries(folder):
+                if match := _RECORD.fullmatch(path.relative_to(self._ns).as_posix()):
+                    yield FoundFile(path, bytes.fromhex(match[1]), bytes.fromhex(match[4]), _KINDS[match[2]])
 
     def has(self, record: StoredRecord) -> bool:
         """Whether a file of the record's size lies in its place."""
@@ -146,7 +165,7 @@ class RecordFiles:
         Raises:
             StoreError: it cannot be written.
         """
-        path = self._ns / root.hex() / "identity.json"
+        path = self.identity_of(root)
         text = json.dumps({"namespace": namespace, "identity": dict(identity)}, indent=1, sort_keys=True)
         try:
             if not path.exists():

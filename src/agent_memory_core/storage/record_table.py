@@ -86,6 +86,21 @@ class RecordTable:
         """The keys of all stored records, oldest first."""
         return [row[0] for row in self._database.read("SELECT key FROM records WHERE stored ORDER BY id")]
 
+    def places(self, part: int) -> list[tuple[BlockHash, BlockHash, RecordKind]]:
+        """Key, root and kind of all stored records whose keys begin with the byte ``part``.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        first = bytes([part])
+        sql = "SELECT key, root, kind FROM records WHERE stored AND key >= ? AND key < ?"
+        # A key has 32 bytes, so none is as great as this.
+        return self._database.read(sql, (first, first + b"\xff" * 32), strict=True)
+
+    def being_deleted(self, keys: Iterable[BlockHash]) -> set[BlockHash]:
+        """Which of these have lost their rows, while their files are still to be deleted."""
+        return {key for key in keys if self._database.read("SELECT 1 FROM doomed WHERE key = ?", (key,))}
+
     def select(self, condition: str, values: Sequence[Any] = ()) -> list[StoredRecord]:
         """The rows, ghosts included, that satisfy the SQL that stands after the name of the table."""
         return [_stored_record(row) for row in self._database.read(f"{_SELECT} {condition}", values)]
@@ -175,7 +190,7 @@ class RecordTable:
         With ``fix`` the counts are set right.
         """
         wrong: list[str] = []
-        with self._database.transaction() as db:
+        with self._database.transaction() if fix else self._database.snapshot() as db:
             (miscounted,) = db.execute(
                 f"SELECT count(*) FROM records WHERE refs <> {_COUNTED_REFS}"
             ).fetchone()

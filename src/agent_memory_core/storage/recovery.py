@@ -85,7 +85,7 @@ def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
     found: list[tuple[StoredRecord, float]] = []
     for file in files.walk():
         if file.key is None:
-            _register_root(catalog, file.path, file.root)
+            register_root(catalog, file.path, file.root)
             continue
         with suppress(OSError, Damaged), open_file(file.path) as (fd, size):
             stored = describe(fd, size, file.root, file.key, file.kind)
@@ -95,7 +95,8 @@ def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
         catalog.finish()
 
 
-def _register_root(catalog: Catalog, path: Path, root: BlockHash) -> None:
+def register_root(catalog: Catalog, path: Path, root: BlockHash) -> None:
+    """Tell the catalog what a root was hashed from, as the file at ``path`` says; where that is lost, nobody knows."""
     try:
         content = json.loads(read_small(path))
         identity = {str(name): str(value) for name, value in content["identity"].items()}

@@ -28,7 +28,7 @@ def refused(path: Path, match: str) -> None:
 
 
 def test_a_folder_that_others_can_read_is_refused_with_the_command_that_mends_it(folder: Path) -> None:
-    for mode in (0o750, 0o701, 0o777, 0o500):
+    for mode in (0o750, 0o701, 0o777, 0o600):
         folder.mkdir(exist_ok=True)
         folder.chmod(mode)
         refused(folder, f"chmod 700 {folder}")

@@ -17,14 +17,21 @@ import sys
 from pathlib import Path
 from agent_memory_core.storage.presence import Presence
 presence = Presence(Path(sys.argv[1]))
+presence.show()
 print(presence.name, flush=True)
 input()
 """
 
 
+def shown(folder: Path) -> Presence:
+    presence = Presence(folder)
+    presence.show()
+    return presence
+
+
 @pytest.fixture
 def presence(tmp_path: Path) -> Presence:
-    return Presence(tmp_path / "processes")
+    return shown(tmp_path / "processes")
 
 
 @pytest.mark.parametrize("end", ["killed", "ended"])
@@ -44,7 +51,7 @@ def test_another_process_is_alive_until_it_ends(presence: Presence, end: str) ->
 
 
 def test_two_openings_in_one_process_are_told_apart(presence: Presence) -> None:
-    other = Presence(presence.folder)
+    other = shown(presence.folder)
     assert presence.is_alive(other.name)
     assert other.is_alive(presence.name)
     other.close()
@@ -63,6 +70,7 @@ import os, time
 from pathlib import Path
 from agent_memory_core.storage.presence import Presence
 presence = Presence(Path({str(tmp_path / "processes")!r}))
+presence.show()
 child = os.fork()
 if child == 0:
     time.sleep(100)
@@ -84,7 +92,7 @@ os._exit(0)
 
 
 def test_a_file_that_was_deleted_is_made_again(presence: Presence) -> None:
-    other = Presence(presence.folder)
+    other = shown(presence.folder)
     (presence.folder / presence.name).unlink()
     assert not other.is_alive(presence.name)
     presence.show()
