@@ -203,11 +203,14 @@ def _commit_until_killed(path: Path, seed: int, sessions: int, quota: int, nbyte
 
 
 def _fill(path: Path) -> None:
-    """Fill a small volume with turns that may be evicted, then with turns that may not."""
-    store = open_store(path, 2**40)
+    """Fill a small volume with turns that may be evicted, then with turns that may not.
+
+    A turn is large beside what the log of the catalog grows by: else that would hide what deleting frees.
+    """
+    store, large = open_store(path, 2**40), 8 * PAYLOAD
     for n in range(150):
         tokens = range(100 * n, 100 * n + 2 * BLOCK)
-        turn(store, tokens, f"s{n}")
+        turn(store, tokens, f"s{n}", nbytes=large)
         assert is_whole(store, tokens)
     assert store.stats()["evicted"] > 20
     for info in store.catalog.branches.sessions():
@@ -216,7 +219,7 @@ def _fill(path: Path) -> None:
     for n in range(150, 170):
         before = files(store)
         try:
-            turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}")
+            turn(store, range(100 * n, 100 * n + 8 * BLOCK), f"s{n}", nbytes=large)
             store.catalog.branches.pin("default", f"s{n}", True)
         except StoreFull:
             refused += 1
