@@ -61,8 +61,8 @@ from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
 
 if TYPE_CHECKING:
-    from agent_memory_core.engine.block_io import Results
     from agent_memory_core.engine.engine import Engine
+    from agent_memory_core.engine.results import Results
     from agent_memory_core.models.parity import ParityResult
 
 Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
@@ -324,11 +324,11 @@ class AgentMemory:
     def count_tokens(self, request: Conversation) -> int:
         """How many prompt tokens a request comes to. Loads the model."""
         asked = self._request(request, {})
-        return self._thread.call(lambda engine: len(engine.template.encode(asked).token_ids)).result()
+        return len(self._thread.ask(lambda template: template.encode(asked).token_ids))
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Loads the model."""
-        return self._thread.call(lambda engine: engine.template.tokenizer.tokenize(text)).result()
+        return self._thread.ask(lambda template: template.tokenizer.tokenize(text))
 
     @property
     def model_name(self) -> str:

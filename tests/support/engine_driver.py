@@ -30,9 +30,9 @@ from agent_memory_core import (
     TurnProgress,
     TurnQueued,
 )
-from agent_memory_core.engine.block_io import Loaded, Saved
 from agent_memory_core.engine.engine import Engine
 from agent_memory_core.engine.events import Event, Observers
+from agent_memory_core.engine.results import Result
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.storage.block_store import BlockStore
 
@@ -84,7 +84,7 @@ class SteppedEngine(Engine):
     def __init__(
         self, loaded: LoadedModel, config: EngineConfig, memory_bytes: int, store: BlockStore | None
     ) -> None:
-        self.results: queue.SimpleQueue[Loaded | Saved] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self.observers = Observers()
         super().__init__(loaded, config, memory_bytes, store, self.results, self.observers)
 

@@ -12,21 +12,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
+from agent_memory_core.engine.results import Loaded, Results, Saved
+from agent_memory_core.engine.workers import Worker
 from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.branches import BranchCommit
 from agent_memory_core.storage.record import HostTensor, Record
 
 log = logging.getLogger("agent_memory")
@@ -142,75 +143,6 @@ class Save:
         return sum(block.nbytes for block in self.blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What became of a `Save`."""
-
-    seq_id: int
-    row: BranchRow | None
-    """The branch as it is in the catalog; None if the turn could not be saved."""
-    reason: str = ""
-    """Why it could not."""
-    is_final: bool = True
-    """Whether that is the end of it; else the turn need not wait for the end, which is told by another one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Records that were read for a turn."""
-
-    seq_id: int
-    blocks: list[Record[Any]]
-    """In the order that they were asked for, up to the first that could not be had."""
-
-
-class Results(Protocol):
-    """The queue that takes what was done to the engine's thread."""
-
-    def put(self, item: Loaded | Saved, /) -> None:
-        """Add a result."""
-        ...
-
-
-class _Worker:
-    """Daemon threads that take jobs from one queue until they are told to stop."""
-
-    def __init__(self, name: str, threads: int = 1) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._closing = threading.Lock()
-        self._closed = False
-        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
-
-    def put(self, job: Callable[[], None]) -> bool:
-        """Queue a job, and say whether it will be done: after `close`, none is."""
-        with self._closing:
-            if not self._closed:
-                self._jobs.put(job)
-            return not self._closed
-
-    def close(self) -> None:
-        """Finish all jobs and end the threads."""
-        with self._closing:
-            self._closed = True
-            for _ in self._threads:
-                self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception:
-                # The thread's outermost loop: one fault must not end it and leave every later turn waiting.
-                log.exception("%s met a fault", threading.current_thread().name)
-        # A thread that ran MLX and simply ends aborts the process at exit.
-        mx.synchronize()
-        mx.clear_streams()
-
-
 class _Breaker:
     """Spares turns the wait for a disk that keeps failing slowly: it is tried again now and then only."""
 
@@ -263,7 +195,7 @@ class BlockWriter:
         self._patience = patience
         self._pending = 0
         self._room = threading.Condition()
-        self._worker = _Worker("agent-memory-writer")
+        self._worker = Worker("agent-memory-writer")
         self._is_stalled = False
         self._failure: Exception | None = None
         self._breaker = _Breaker()
@@ -439,7 +371,7 @@ class BlockReader:
         self._results = results
         self._patience = patience
         self._writes_into_arrays = memory_is_writable()
-        self._worker = _Worker("agent-memory-reader", READERS)
+        self._worker = Worker("agent-memory-reader", READERS)
 
     def submit(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
         """Load records in order, for the turn of that id."""

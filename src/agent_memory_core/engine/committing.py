@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from agent_memory_core.blocks.block import Block
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
-from agent_memory_core.engine.block_io import Save, Saved
+from agent_memory_core.engine.block_io import Save
 from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.results import Saved
 from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.session_book import LiveSession, PendingCommit, SessionBook
 from agent_memory_core.engine.turn import Turn

@@ -17,11 +17,11 @@ import mlx.core as mx
 
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine import events
-from agent_memory_core.engine.block_io import Loaded, Results, Saved
 from agent_memory_core.engine.committing import Ended
 from agent_memory_core.engine.in_flight import InFlight
 from agent_memory_core.engine.misses import ColdLanes
 from agent_memory_core.engine.model_runner import Step
+from agent_memory_core.engine.results import Loaded, Prepared, Result, Results, Saved
 from agent_memory_core.engine.rooms import make_rooms
 from agent_memory_core.engine.scheduler import Chunk
 from agent_memory_core.engine.sinks import CANCELLED, GuardedSink, OutputSink
@@ -63,7 +63,8 @@ class Engine:
         self.runner, self.disk, self.sessions = rooms.runner, rooms.disk, rooms.sessions
         self.intake, self.restoring, self.retention = rooms.intake, rooms.restoring, rooms.retention
         self.committing, self.background, self.gpu = rooms.committing, rooms.background, rooms.gpu
-        self.in_flight = InFlight(self.intake, self.scheduler, self.background, observers)
+        self.preparer = rooms.preparer
+        self.in_flight = InFlight(self.intake, self.preparer, self.scheduler, self.background, observers)
         self.turns = self.in_flight.turns
         self._observers = observers
         self._eos = frozenset(loaded.tokenizer.eos_token_ids)
@@ -84,6 +85,8 @@ class Engine:
         """Queue a turn, for which background work makes way, and return its id; its deltas go to ``sink``.
 
         With ``prewarm`` only the prompt is evaluated. ``arrived`` is when the caller asked, by `time.perf_counter`.
+
+        A long request is prepared on another thread; what is wrong with it then reaches the sink.
 
         Raises:
             InvalidRequest: the template cannot render it, its form cannot be held to, or it can never fit.
@@ -120,9 +123,11 @@ class Engine:
             if isinstance(turn.sink, GuardedSink) and turn.sink.is_gone:
                 self.cancel(turn.seq_id)
 
-    def take(self, result: Loaded | Saved) -> None:
-        """Go on with what a thread of the disk has done."""
-        if isinstance(result, Saved):
+    def take(self, result: Result) -> None:
+        """Go on with what another thread has done."""
+        if isinstance(result, Prepared):
+            self.in_flight.prepared(result)
+        elif isinstance(result, Saved):
             ended = self.committing.saved(result)
             if ended is not None:
                 self._ended(ended)
@@ -237,6 +242,7 @@ class Engine:
         """
         turn = self.turns.get(seq_id) if seq_id is not None else None
         if turn is None:
+            self.counters.cancelled += self.in_flight.withdraw(seq_id)
             return
         self.counters.cancelled += not turn.sequence.background
         report = turn.report("cancelled", len(turn.sequence.generated), self.loaded.name)
@@ -258,6 +264,7 @@ class Engine:
     def fail_all(self, error: Exception) -> None:
         """Give every turn in flight the same error and start afresh; what is at rest stays."""
         self.runner.close()
+        self.counters.failed += self.in_flight.refuse_preparing(error)
         for turn in list(self.turns.values()):
             self._fail(turn, error)
 
@@ -313,14 +320,14 @@ class Engine:
     def sessions_in_use(self) -> set[tuple[str, str]]:
         """Namespace and session id of every turn that is in flight or being written."""
         in_flight = {turn.owner for turn in self.turns.values() if turn.key.session_id is not None}
-        return in_flight | self.sessions.in_use()
+        return in_flight | self.in_flight.owners_preparing() | self.sessions.in_use()
 
     def stats(self) -> Stats:
         """What was done and what memory holds; of the store only its owner can tell."""
         return Stats(
             **dataclasses.asdict(self.counters),
             model=self.loaded.name,
-            waiting=self.scheduler.waiting,
+            waiting=self.scheduler.waiting + self.in_flight.preparing,
             running=len(self.scheduler.running),
             unsaved_turns=self.disk.failed,
             memory=self.gpu.stats(self.pool),
@@ -329,6 +336,7 @@ class Engine:
     def close(self) -> None:
         """Write what is queued and let go of everything. The last turns' results are still to be taken."""
         self.runner.close()
+        self.preparer.close()
         self.disk.close()
         self.gpu.close()
 

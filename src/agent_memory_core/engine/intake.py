@@ -10,19 +10,18 @@ from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.misses import Expectation, MissFinder
 from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.preparing import Preparation
 from agent_memory_core.engine.prewarm import Prewarm
+from agent_memory_core.engine.results import PreparedPrompt
 from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import SessionBook
 from agent_memory_core.engine.sinks import DISCARD, OutputSink
 from agent_memory_core.engine.turn import Turn
-from agent_memory_core.errors import InvalidRequest
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.structured.grammar import Grammars
-from agent_memory_core.text.chat_template import ChatTemplate
-from agent_memory_core.text.checkpoints import CheckpointFinder
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.text.token_text import Prompt, TokenText
 
@@ -37,7 +36,7 @@ class Intake:
         self,
         loaded: LoadedModel,
         config: EngineConfig,
-        template: ChatTemplate,
+        preparation: Preparation,
         blocks: KvBlocks,
         sessions: SessionBook,
         retention: KvRetention,
@@ -45,10 +44,9 @@ class Intake:
     ) -> None:
         self._loaded = loaded
         self._block_tokens = config.block_tokens
-        self._template = template
-        self._grammars = Grammars(loaded.tokenizer, template)
-        self._checkpoints = CheckpointFinder(template)
-        self._misses = MissFinder(template)
+        self._preparation = preparation
+        self._grammars = Grammars(loaded.tokenizer, preparation.template)
+        self._misses = MissFinder(preparation.template)
         self._blocks = blocks
         self._resume = blocks.resume
         self._sessions = sessions
@@ -79,7 +77,8 @@ class Intake:
         *,
         prewarm: bool,
         arrived: float = 0,
-        background: Prompt | None = None,
+        prepared: PreparedPrompt | None = None,
+        background: bool = False,
     ) -> Turn:
         """Make a turn of a request.
 
@@ -90,7 +89,8 @@ class Intake:
             sink: where its deltas go.
             prewarm: whether only the prompt is to be evaluated.
             arrived: when the caller asked, by `time.perf_counter`; 0 means now.
-            background: the prompt of background work, which is not rendered from the request.
+            prepared: the prompt, where it is known already; else the request is rendered and tokenised.
+            background: whether nobody waits for it.
 
         Raises:
             InvalidRequest: the template cannot render it, or its form cannot be held to.
@@ -98,7 +98,9 @@ class Intake:
         root = self.root(key.namespace)
         session = self._sessions.open(root, (key.namespace, key.session_id)) if key.session_id else None
         branches = session.branches if session else []
-        prompt = background or self._prompt(request, branches, asks=not prewarm)
+        if prepared is None:
+            prepared = self._preparation.prepare(request, [b.text for b in branches], asks=not prewarm)
+        prompt = prepared.prompt
         nearest = max(branches, key=lambda b: common_prefix(b.token_ids, prompt.token_ids), default=None)
         expected = self._expect(root, key, request, prompt, branches, nearest)
         owned = session if not key.ephemeral else None
@@ -110,8 +112,8 @@ class Intake:
             block_tokens=self._block_tokens,
             hashes=nearest.hashes[: expected.shared // self._block_tokens] if nearest else [],
             reads_tier=session is not None,
-            background=background is not None,
-            checkpoints=self._find_checkpoints(request, prompt),
+            background=background,
+            checkpoints=prepared.checkpoints,
             stops_at_checkpoints=self._resume.stops_at_checkpoints,
         )
         turn = Turn(
@@ -130,23 +132,20 @@ class Intake:
             turn.processors = [*self._grammars.processors(request, prompt), *filter(None, [turn.call_mask])]
         return turn
 
-    def _prompt(self, request: ChatRequest, branches: ReadOnly[Branch[TokenText]], *, asks: bool) -> Prompt:
-        prompt = self._template.encode(request, [b.text for b in branches], generation_prompt=asks)
-        if not prompt.token_ids:
-            raise InvalidRequest(
-                "the model's chat template renders nothing for these messages: the prompt is empty."
-            )
-        return prompt
+    def known(self, key: SessionKey) -> list[TokenText]:
+        """The branches of a session, as far as they are known."""
+        if not key.session_id:
+            return []
+        session = self._sessions.open(self.root(key.namespace), (key.namespace, key.session_id))
+        return [branch.text for branch in session.branches]
 
     def background_turn(self, seq_id: int, work: Prewarm) -> Turn:
         """Make a turn without an answer of background work. Raises as `turn` does."""
         asked = work.turn
-        return self.turn(seq_id, asked.request, asked.key, DISCARD, prewarm=True, background=work.prompt)
-
-    def _find_checkpoints(self, request: ChatRequest, prompt: Prompt) -> tuple[int, ...]:
-        if not self._resume.needs_checkpoints:
-            return ()
-        return self._checkpoints.find(request, prompt)
+        prepared = self._preparation.with_checkpoints(asked.request, work.prompt)
+        return self.turn(
+            seq_id, asked.request, asked.key, DISCARD, prewarm=True, prepared=prepared, background=True
+        )
 
     def _detokenizer(self, request: ChatRequest, prompt: Prompt) -> Detokenizer:
         tokenizer = self._loaded.tokenizer

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from agent_memory_core.blocks.block import BlockHash
 from agent_memory_core.blocks.prefix_cache import Tier
-from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Results, Save, Saved
+from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Save
+from agent_memory_core.engine.results import Results, Saved
 from agent_memory_core.storage.block_store import BlockStore
 
 

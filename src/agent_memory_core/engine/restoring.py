@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from agent_memory_core.blocks.block import Block
-from agent_memory_core.engine.block_io import Loaded
 from agent_memory_core.engine.model_runner import ModelRunner
 from agent_memory_core.engine.persistence import Persistence
+from agent_memory_core.engine.results import Loaded
 from agent_memory_core.engine.scheduler import Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.turn import Turn

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.prefix_cache import PrefixCache
 from agent_memory_core.config import EngineConfig
-from agent_memory_core.engine.block_io import Results
 from agent_memory_core.engine.committing import Committing
 from agent_memory_core.engine.gpu_memory import GpuMemory
 from agent_memory_core.engine.intake import Intake
 from agent_memory_core.engine.model_runner import ModelRunner
 from agent_memory_core.engine.persistence import Disk, NoDisk, Persistence
+from agent_memory_core.engine.preparing import Preparation, Preparer
 from agent_memory_core.engine.prewarm import BackgroundPrewarm
 from agent_memory_core.engine.restoring import Restoring
+from agent_memory_core.engine.results import Results
 from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.scheduler import Limits, MatchFunction, Scheduler
 from agent_memory_core.engine.session_book import CatalogSessionBook, MemorySessionBook, SessionBook
@@ -50,6 +51,8 @@ class Rooms:
     """The sessions in use."""
     intake: Intake
     """Requests to turns."""
+    preparer: Preparer
+    """Long requests to prompts."""
     restoring: Restoring
     """Stored prompts to live caches."""
     retention: KvRetention
@@ -63,11 +66,16 @@ class Rooms:
 
 
 def make_rooms(
-    loaded: LoadedModel, config: EngineConfig, memory_bytes: int, store: BlockStore | None, results: Results
+    loaded: LoadedModel,
+    config: EngineConfig,
+    memory_bytes: int,
+    store: BlockStore | None,
+    results: Results,
 ) -> Rooms:
     """Put the parts of one engine together.
 
-    This is the one place that asks whether there is a store. What was read and written comes through ``results``.
+    This is the one place that asks whether there is a store. What was read, written and prepared comes through
+    ``results``.
     """
     catalog = store.catalog if store is not None else None
     layout = KvLayout(loaded.model)
@@ -87,6 +95,12 @@ def make_rooms(
         sessions = CatalogSessionBook(pool, store.catalog.branches, template.tokenizer, config.block_tokens)
     retention = KvRetention(blocks, pool, disk, config.block_tokens)
     scheduler = Scheduler(pool, limits, _match_function(PrefixCache(pool, blocks.resume), disk))
+    needs_checkpoints = blocks.resume.needs_checkpoints
+
+    def prepares_with(own: ChatTemplate) -> Preparation:
+        return Preparation(own, needs_checkpoints, limits.context_length)
+
+    preparation = prepares_with(template)
     prewarms = config.prewarm == "idle" and not blocks.resume.unsupported
     return Rooms(
         parity=parity,
@@ -98,7 +112,8 @@ def make_rooms(
         runner=runner,
         disk=disk,
         sessions=sessions,
-        intake=Intake(loaded, config, template, blocks, sessions, retention, disk),
+        preparer=Preparer(loaded.tokenizer, config.control_words, preparation, prepares_with, results),
+        intake=Intake(loaded, config, preparation, blocks, sessions, retention, disk),
         restoring=Restoring(blocks, scheduler, runner, disk, config.prefill_chunk),
         retention=retention,
         committing=Committing(disk, sessions, retention, pool, template.tokenizer),

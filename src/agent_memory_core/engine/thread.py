@@ -27,8 +27,9 @@ from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
 from agent_memory_core.messages import ChatRequest, SessionKey
 
 if TYPE_CHECKING:
-    from agent_memory_core.engine.block_io import Loaded, Results, Saved
     from agent_memory_core.engine.engine import Engine
+    from agent_memory_core.engine.results import Result, Results
+    from agent_memory_core.text.chat_template import ChatTemplate
 
 log = logging.getLogger("agent_memory")
 
@@ -84,7 +85,7 @@ class EngineThread:
 
     def __init__(self, build: Callable[[Results], Engine]) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[_Job | Loaded | Saved | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Job | Result | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -145,6 +146,16 @@ class EngineThread:
 
         self._put(_Job(job, future.set_exception))
         return future
+
+    def ask(self, question: Callable[[ChatTemplate], T]) -> T:
+        """Ask the chat template something, without waiting for the turns in flight; the engine is built first.
+
+        Raises:
+            EngineStopped: the engine was closed.
+            AgentMemoryError: it cannot be built, or what the template raises.
+        """
+        engine = self._engine or self.call(lambda engine: engine).result()
+        return engine.preparer.ask(question).result()
 
     def post(self, job: Callable[[Engine], None]) -> None:
         """Like `call`, with nobody waiting; ignored once the engine is closed."""
@@ -231,7 +242,7 @@ class EngineThread:
                 self._take_result(engine, message)
             wait = False
 
-    def _take_result(self, engine: Engine, result: Loaded | Saved) -> None:
+    def _take_result(self, engine: Engine, result: Result) -> None:
         try:
             engine.take(result)
         except Exception as error:

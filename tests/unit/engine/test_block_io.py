@@ -14,7 +14,8 @@ import pytest
 from support.stored_turns import BLOCK, IDENTITY, ROOT, ids, wanted
 
 from agent_memory_core.blocks.block import Block, record_hash
-from agent_memory_core.engine.block_io import ROOM_PATIENCE, BlockReader, BlockWriter, Loaded, Save, Saved
+from agent_memory_core.engine.block_io import ROOM_PATIENCE, BlockReader, BlockWriter, Save
+from agent_memory_core.engine.results import Loaded, Saved
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import BranchCommit, BranchRow

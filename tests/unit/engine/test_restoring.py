@@ -9,7 +9,7 @@ import pytest
 from support.engine_driver import RecordingSink, SteppedEngine
 
 from agent_memory_core import ChatRequest, Message, SamplingParams, SessionKey
-from agent_memory_core.engine.block_io import Loaded
+from agent_memory_core.engine.results import Loaded
 
 pytestmark = pytest.mark.model
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent_memory_core import Cancelled, ChatRequest, EngineStopped, Message, ModelNotFound, SessionKey
-from agent_memory_core.engine.block_io import Loaded
+from agent_memory_core.engine.results import Loaded
 from agent_memory_core.engine.sinks import QueueSink
 from agent_memory_core.engine.thread import EngineThread
 
