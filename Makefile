@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest check bench quality first-day wheels ecosystem format clean
+.PHONY: help demo unit test test-lowest check bench quality first-day wheels ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
 	@echo 'make ecosystem    the tests inside packages that others wrote, and the table of what they reuse'
 	@echo 'make check        format, lint, types, floors'
+	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make quality      measure only what rounding the KV cache costs'
 	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
@@ -73,6 +74,10 @@ ecosystem: $(INSTALLED)
 	$(ECOSYSTEM) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),ecosystem-tests]'
 	$(ECOSYSTEM) -m pytest tests/ecosystem
 	$(ECOSYSTEM) benchmarks/ecosystem.py
+	$(BIN)/python benchmarks/report.py
+
+reliability: $(INSTALLED)
+	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
 
 check: $(INSTALLED)

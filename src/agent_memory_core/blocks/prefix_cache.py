@@ -239,16 +239,16 @@ class PrefixCache:
         return found | {b.hash: (b, b.hash in found) for b in self._pool.children(parent)}
 
     def _tails(self, query: _Query, count: int) -> Iterator[tuple[int, Hit]]:
-        """The tails that the prompt continues, after each of up to ``count`` blocks, with how many blocks those are."""
+        """The tails of which enough can be used, after each of up to ``count`` blocks, with the number of these."""
         parents = [query.root, *query.hashes[:count]]
         for key, (record, index, stored) in sorted(self._tails_after(query, parents).items()):
             start, length = index * self._block_tokens, len(record.tokens)
             rest = query.token_ids[start : min(start + length, len(query.token_ids) - 1)]
-            agrees = record.tokens == tuple(rest) and key == record_hash(
-                "tail", parents[index], record.tokens
-            )
-            if agrees and key not in query.without:
-                yield index, Hit(key, length, self._pool.get(key), stored, "tail")
+            shared = common_prefix(record.tokens, rest)
+            is_enough = shared == length or (self._policy.inside_block and shared >= MIN_TAIL_PART)
+            is_proven = key == record_hash("tail", parents[index], record.tokens)
+            if is_enough and is_proven and key not in query.without:
+                yield index, Hit(key, shared, self._pool.get(key), stored, "tail")
 
     def _tails_after(
         self, query: _Query, parents: Sequence[BlockHash]

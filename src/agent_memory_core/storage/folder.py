@@ -121,9 +121,8 @@ def read_small(path: Path, most: int = 65536) -> str:
     Raises:
         OSError: it is no regular file, is larger than ``most`` bytes, or cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, encoding="utf-8") as file:
-        found = os.fstat(fd)
+    with open(path, encoding="utf-8", opener=_open_to_read) as file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > most:
             raise OSError(errno.EINVAL, "it is not a small file")
         return file.read()
@@ -149,6 +148,28 @@ def file_system(path: Path) -> str:
     real = os.path.realpath(path)
     over = [(len(at), kind) for at, kind in mounts if os.path.commonpath([real, at]) == at]
     return max(over, default=(0, ""), key=lambda mount: mount[0])[1]
+
+
+def _version(path: Path, text: str) -> int:
+    """The version that the file at ``path`` says; where it is damaged, that of the catalog beside it.
+
+    Raises:
+        StoreUnreadable: neither says one.
+    """
+    if text.isdecimal():
+        return int(text)
+    # https://www.sqlite.org/fileformat.html: `user_version` is the big-endian number at byte 60.
+    with suppress(OSError), open(path.with_name("catalog.db"), "rb", opener=_open_to_read) as catalog:
+        header = catalog.read(64)
+        if header.startswith(b"SQLite format 3\0") and len(header) == 64:
+            log.warning("%s holds %r instead of a version: that of the catalog is taken", path, text)
+            # 0 where it is in the log alone; then the catalog itself is asked when it is opened.
+            return int.from_bytes(header[60:], "big") or FORMAT
+    raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def require_version(path: Path, version: int) -> None:
@@ -179,12 +200,11 @@ def opening(path: Path) -> Iterator[None]:
         text = os.pread(fd, 32, 0).decode(errors="replace").strip()
         if not text:
             os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
-        elif not text.isdecimal():
-            raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
         else:
-            require_version(path, int(text))
+            require_version(path, _version(path, text))
         yield
         if text != str(FORMAT):
+            os.ftruncate(fd, 0)
             os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
     finally:
         os.close(fd)

@@ -227,6 +227,8 @@ class RecordTable:
 
 def proven_tokens(key: BlockHash, parent: BlockHash, packed: bytes, kind: RecordKind) -> tuple[int, ...]:
     """Packed token ids, if the key is the hash of exactly these; else none."""
+    if len(packed) % 4:
+        return ()
     tokens = unpack_tokens(packed)
     return tokens if key == record_hash(kind, parent, tokens) else ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_file import Damaged, describe, open_file
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.database import CatalogDamaged
-from agent_memory_core.storage.folder import read_small
+from agent_memory_core.storage.folder import put_aside, read_small
 from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.record_files import RecordFiles
 
@@ -28,7 +29,7 @@ def open_catalog(files: RecordFiles, durability: Durability, log_bytes: int) -> 
         StoreUnreadable: it cannot be opened, or is of another version.
     """
     path = files.path / "catalog.db"
-    _drop_lost_log(path)
+    _clear_way(path)
     try:
         catalog = Catalog(path, files.presence, durability, log_bytes)
     except CatalogDamaged as damage:
@@ -53,7 +54,7 @@ def reopen_catalog(catalog: Catalog, files: RecordFiles) -> None:
     """
     files.make_folders()
     files.presence.show()
-    _drop_lost_log(files.path / "catalog.db")
+    _clear_way(files.path / "catalog.db")
     try:
         catalog.reopen()
     except CatalogDamaged as damage:
@@ -74,11 +75,14 @@ def _parts(path: Path) -> list[Path]:
     return [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
 
 
-def _drop_lost_log(path: Path) -> None:
-    """SQLite would replay the log of a lost database into the new one."""
-    if not path.exists():
-        for log_file in _parts(path)[1:]:
-            log_file.unlink(missing_ok=True)
+def _clear_way(path: Path) -> None:
+    """Put aside what SQLite could not open, and the log of a lost database: it would be replayed into the new one."""
+    for log_file in _parts(path)[1:]:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(log_file).st_mode):
+                put_aside(log_file)
+            elif not path.exists():
+                log_file.unlink(missing_ok=True)
 
 
 def _rebuild(catalog: Catalog, files: RecordFiles) -> None:

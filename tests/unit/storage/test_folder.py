@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,8 +57,25 @@ def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> Non
 def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
     open_store(folder).close()
     (folder / "SCHEMA").write_text(text)
+    (folder / "catalog.db").unlink()
     refused(folder, match)
     assert (folder / "SCHEMA").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["many", "4\nand more", "\0\0", "-4"])
+def test_a_version_that_is_damaged_is_that_of_the_catalog(folder: Path, text: str) -> None:
+    store = open_store(folder)
+    turn(store, ids(9))
+    store.close()
+    (folder / "SCHEMA").write_text(text)
+    store = open_store(folder)
+    assert is_whole(store, ids(9))
+    store.close()
+    assert (folder / "SCHEMA").read_text() == f"{FORMAT}\n"
+    with closing(sqlite3.connect(folder / "catalog.db")) as db:
+        db.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    (folder / "SCHEMA").write_text(text)
+    refused(folder, "upgrade")
 
 
 @pytest.mark.parametrize("lost", ["", "SCHEMA", "catalog.db"])
