@@ -27,7 +27,7 @@ from agent_memory_core.engine.results import Loaded, Results, Saved
 from agent_memory_core.engine.workers import Worker
 from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.branches import BranchCommit
+from agent_memory_core.storage.branches import BranchCommit, SessionOwner
 from agent_memory_core.storage.record import HostTensor, Record
 
 log = logging.getLogger("agent_memory")
@@ -225,6 +225,33 @@ class BlockWriter:
 
         self._worker.put(job)
 
+    def keep(self, owner: SessionOwner, blocks: Sequence[Block]) -> None:
+        """Queue a part of a prompt whose turn has not ended; it is left out where the disk does not keep up."""
+        nbytes = sum(block.nbytes for block in blocks)
+        if not self._take_room(nbytes):
+            return
+        records = [to_record(block) for block in blocks]
+        self._worker.put(lambda: self._keep(owner, records, nbytes))
+
+    def _keep(self, owner: SessionOwner, records: Sequence[Record[HostTensor]], nbytes: int) -> None:
+        begun = time.monotonic()
+        try:
+            self._breaker.check(begun)
+            self._identify(owner.root)
+            self._store.keep(records, owner)
+        except (StoreError, OSError) as error:
+            # The turn's own commit tries it again, and tells.
+            self._breaker.failed(begun)
+            log.debug("a part of a prompt could not be saved: %s", error)
+        finally:
+            self._give_room(nbytes)
+
+    def _give_room(self, nbytes: int) -> None:
+        with self._room:
+            self._pending -= nbytes
+            self._is_stalled = False
+            self._room.notify_all()
+
     def _take_room(self, nbytes: int) -> bool:
         with self._room:
             has_room = self._room.wait_for(
@@ -284,10 +311,7 @@ class BlockWriter:
             reason = str(error)
             self._tell_failed(error)
         finally:
-            with self._room:
-                self._pending -= save.nbytes
-                self._is_stalled = False
-                self._room.notify_all()
+            self._give_room(save.nbytes)
             now = commit if row is None else row
             save.position.set_result(BranchPosition(now.branch_id, now.generation))
             self._results.put(Saved(save.seq_id, row, reason))

@@ -20,8 +20,14 @@ from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.session_book import LiveSession, PendingCommit, SessionBook
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.messages import Delta, TurnReport
-from agent_memory_core.storage.branches import BranchCommit
+from agent_memory_core.storage.branches import BranchCommit, SessionOwner
 from agent_memory_core.text.token_text import ExactTokenizer, TokenText
+
+KEEP_EVERY = 1024
+"""Prompt tokens after which what was computed is written, though the turn has not ended."""
+
+KEEP_STATE_EVERY = 8192
+"""The same where a state has to be written too, which may be as large as the keys and values of thousands of tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +125,34 @@ class Committing:
         self._unanswered[turn.seq_id] = _Unanswered(turn, session, pending, last, report)
         return self.saved(saved) if saved is not None else None
 
+    def is_due(self, turn: Turn) -> bool:
+        """Whether so much of a prompt was computed that it is worth writing before the turn has ended."""
+        sequence = turn.sequence
+        since = sequence.num_computed - max(turn.kept_tokens, sequence.num_cached)
+        return self._keeps(turn) and since >= (
+            KEEP_STATE_EVERY if sequence.stops_at_checkpoints else KEEP_EVERY
+        )
+
+    def _keeps(self, turn: Turn) -> bool:
+        return turn.session is not None and not turn.session.forgotten and self._disk.keeps_turns
+
+    def keep(self, turn: Turn, tail: Block | None) -> None:
+        """Write what was computed of a prompt, so that a retry goes on there though the turn never ends.
+
+        ``tail`` is what it takes, besides blocks and what was retained of them, to be resumed there.
+        """
+        if not self._keeps(turn):
+            return
+        assert turn.session is not None
+        blocks = {block.hash: block for block in (*turn.sequence.unsaved, *turn.retained.values())}
+        if tail is not None and tail.kind == "tail":
+            blocks[tail.hash] = tail
+        turn.kept_tokens = turn.sequence.num_computed
+        new = [block for name, block in blocks.items() if name not in turn.kept]
+        turn.kept |= blocks.keys()
+        if new:
+            self._disk.keep(to_owner(turn, turn.session), new)
+
     def saved(self, result: Saved) -> Ended | None:
         """The writer has answered: note what the catalog says of the branch now. None: the turn has ended already."""
         waiting = self._unanswered.pop(result.seq_id, None)
@@ -143,6 +177,14 @@ class Committing:
         if ids[: len(known.token_ids)] == known.token_ids:
             return self._tokenizer.extend(known, ids[len(known.token_ids) :])
         return self._tokenizer.text_of(ids)
+
+
+def to_owner(turn: Turn, session: LiveSession) -> SessionOwner:
+    """Whose records a turn's are, as the catalog has it."""
+    namespace, session_id = turn.owner
+    return SessionOwner(
+        root=session.root, namespace=namespace, session_id=session_id, is_thread=session.is_thread
+    )
 
 
 def to_commit(turn: Turn, session: LiveSession, branch: Branch[TokenText]) -> BranchCommit:

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from agent_memory_core.blocks.block import Block
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine import events
 from agent_memory_core.engine.committing import Ended
@@ -154,8 +155,11 @@ class Engine:
             self._finish(turn, turn.slot.cache, "stop")
             return
         self._seal(turn, turn.slot.cache, chunk.stop)
-        if chunk.is_checkpoint:
-            self.retention.checkpoint(turn, turn.slot.cache, chunk.stop)
+        is_due = self.committing.is_due(turn)
+        if chunk.is_checkpoint or is_due:
+            tail = self._checkpoint(turn, turn.slot.cache, chunk.stop)
+            if is_due:
+                self.committing.keep(turn, tail)
 
     def _first_token(self, turn: Turn, logits: mx.array) -> bool:
         """Sample the first token; return whether it ends the answer."""
@@ -258,8 +262,13 @@ class Engine:
         cache = self.runner.stop(turn.slot)
         self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
         self._seal(turn, cache, turn.sequence.num_computed)
-        if not self.blocks.resume.at_any_token:
-            self.retention.checkpoint(turn, cache, turn.sequence.num_computed)
+        self.committing.keep(turn, self._checkpoint(turn, cache, turn.sequence.num_computed))
+
+    def _checkpoint(self, turn: Turn, cache: list[Any], position: int) -> Block | None:
+        """Keep what it takes to resume at ``position``, where blocks alone are not enough; return the tail."""
+        if self.blocks.resume.at_any_token:
+            return None
+        return self.retention.checkpoint(turn, cache, position)
 
     def fail_all(self, error: Exception) -> None:
         """Give every turn in flight the same error and start afresh; what is at rest stays."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from agent_memory_core.blocks.block import BlockHash
+from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.prefix_cache import Tier
 from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Save
 from agent_memory_core.engine.results import Results, Saved
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.branches import SessionOwner
 
 
 class Persistence(Protocol):
@@ -48,6 +49,10 @@ class Persistence(Protocol):
 
     def save(self, save: Save) -> Saved | None:
         """Make a turn durable. None says that the outcome comes later, as a `Saved`."""
+        ...
+
+    def keep(self, owner: SessionOwner, blocks: Sequence[Block]) -> None:
+        """Write a part of a prompt whose turn has not ended, if that can be done."""
         ...
 
     def flush(self) -> None:
@@ -99,6 +104,10 @@ class Disk:
         """Queue a turn for the writer; wait if too many bytes are queued already."""
         self._writer.submit(save)
 
+    def keep(self, owner: SessionOwner, blocks: Sequence[Block]) -> None:
+        """Queue a part of a prompt for the writer."""
+        self._writer.keep(owner, blocks)
+
     def flush(self) -> None:
         """Wait until every turn that was given to `save` is written."""
         self._writer.flush()
@@ -135,6 +144,9 @@ class NoDisk:
     def save(self, save: Save) -> Saved:
         """Say that the turn is not on disk."""
         return Saved(save.seq_id, None)
+
+    def keep(self, owner: SessionOwner, blocks: Sequence[Block]) -> None:
+        """Nothing is kept."""
 
     def flush(self) -> None:
         """Nothing is on its way."""

@@ -85,6 +85,10 @@ class Turn:
     """When its first token was sampled; 0 before that."""
     windows: dict[int, Block] = field(default_factory=dict)
     """Window records of its latest blocks, by the number of the block."""
+    kept: set[BlockHash] = field(default_factory=set)
+    """Records that were handed to the disk before the turn has ended."""
+    kept_tokens: int = 0
+    """Prompt tokens that were computed when that was done last."""
     retained: dict[BlockHash, Block] = field(default_factory=dict)
     """Records that its branch needs besides blocks and tail."""
     unreadable: set[BlockHash] = field(default_factory=set)

@@ -16,17 +16,17 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from agent_memory_core.blocks.block import BlockHash, record_hash
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
-from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.branches import BranchCommit, BranchRow, SessionOwner
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.disk_budget import Limits
 from agent_memory_core.storage.folder import opening, prepare_root, reading
@@ -37,6 +37,8 @@ from agent_memory_core.storage.recovery import discard, open_catalog, reopen_cat
 from agent_memory_core.storage.volume import Volume, default_quota
 
 log = logging.getLogger("agent_memory")
+
+T = TypeVar("T")
 
 _ATTEMPTS = 3
 _DELETE_AT_ONCE = 128
@@ -216,30 +218,70 @@ class BlockStore:
             StoreError: a record's key is not the hash of its content, or the catalog cannot be written.
             OSError: a file cannot be written.
         """
+        self._check(records)
+        held = {commit.head, *commit.dependencies}
+        branch, superseded = self._store(
+            records,
+            commit,
+            held,
+            commit.branch_id,
+            lambda stored: self.catalog.branches.commit(stored, commit),
+        )
+        self._delete(superseded)
+        return branch
+
+    def keep(self, records: Sequence[Record[HostTensor]], owner: SessionOwner) -> None:
+        """Store a part of a prompt whose turn has not ended, so that a retry goes on from there.
+
+        No branch reaches it, so it is the first to make room for others.
+
+        Raises:
+            StoreFull, StoreError, OSError: as `commit` does.
+        """
+        self._check(records)
+        self._store(records, owner, (), None, lambda stored: self.catalog.branches.keep(stored, owner))
+
+    def _check(self, records: Sequence[Record[HostTensor]]) -> None:
         self.ensure_in_place()
         for record in records:
             if record.key != record_hash(record.kind, record.parent, record.tokens):
                 raise StoreError(f"the key {record.key.hex()} is not the hash of its record's tokens.")
+
+    def _store(
+        self,
+        records: Sequence[Record[HostTensor]],
+        owner: SessionOwner,
+        held: Iterable[BlockHash],
+        branch_id: int | None,
+        enter: Callable[[list[StoredRecord]], T],
+    ) -> T:
+        """Write what is not stored yet and enter all of it into the catalog, while nothing that it needs is evicted."""
         for _ in range(_ATTEMPTS):
-            done = self._attempt(self._plan(records, commit), commit)
-            if done is not None:
-                return done
+            plan = self._plan(records, owner.root, held, branch_id)
+            done, entered = self._attempt(plan, branch_id, enter)
+            if done:
+                return cast(T, entered)
         raise StoreError(
             f"files in {self.path} disappear while they are written: does another program delete them?"
         )
 
-    def _plan(self, records: Sequence[Record[HostTensor]], commit: BranchCommit) -> _Plan:
+    def _plan(
+        self,
+        records: Sequence[Record[HostTensor]],
+        root: BlockHash,
+        held: Iterable[BlockHash],
+        branch_id: int | None,
+    ) -> _Plan:
         """Make room for the records that are not stored yet, and hold those that are."""
-        hold = {key for record in records for key in (record.key, record.parent)}
-        hold |= {commit.head, *commit.dependencies}
-        kept, new = self._divide(records, commit.root)
+        hold = {key for record in records for key in (record.key, record.parent)} | set(held)
+        kept, new = self._divide(records, root)
         nbytes = _nbytes(new)
         # Outside the transaction, since what the volume owes stays noted where it makes the turn fail. What another
         # process evicts before it is held here is noticed when the turn is committed.
         lacking, free = self.volume.shortfall(nbytes) if new else (0, 0)
         limits = Limits(self.record_quota(), self.namespace_quota_bytes, lacking)
         reservation, evicted = self.catalog.budget.reserve(
-            commit.root, nbytes, limits, hold, commit.branch_id, [described for described, _ in new]
+            root, nbytes, limits, hold, branch_id, [described for described, _ in new]
         )
         return _Plan(kept, new, evicted, reservation, free if lacking else None)
 
@@ -258,11 +300,13 @@ class BlockStore:
                 new.append((described, record))
         return kept, new
 
-    def _attempt(self, plan: _Plan, commit: BranchCommit) -> BranchRow | None:
-        """Carry out a plan; None where a file that it relied on disappeared meanwhile."""
+    def _attempt(
+        self, plan: _Plan, branch_id: int | None, enter: Callable[[list[StoredRecord]], T]
+    ) -> tuple[bool, T | None]:
+        """Carry out a plan; False where a file that it relied on disappeared meanwhile."""
         try:
             self._delete_evicted(plan.evicted, plan.free, plan.nbytes)
-            written = [self._write(plan.new[index:], commit) for index in range(len(plan.new))]
+            written = [self._write(plan.new[index:], branch_id) for index in range(len(plan.new))]
             if written:
                 self.files.flush()
             if plan.free is not None:
@@ -271,16 +315,14 @@ class BlockStore:
             with self.catalog.transaction():
                 self.catalog.budget.release(plan.reservation)
                 if not all(self.files.has(record) for record in records):
-                    return None
-                branch, superseded = self.catalog.branches.commit(records, commit)
+                    return False, None
+                return True, enter(records)
         except BaseException:
             self._undo(plan)
             raise
-        self._delete(superseded)
-        return branch
 
     def _write(
-        self, pending: Sequence[tuple[StoredRecord, Record[HostTensor]]], commit: BranchCommit
+        self, pending: Sequence[tuple[StoredRecord, Record[HostTensor]]], branch_id: int | None
     ) -> StoredRecord:
         """Write the first of ``pending``. Where others filled the volume meanwhile, evict for all of them."""
         evicted = False
@@ -296,7 +338,7 @@ class BlockStore:
                 return stored
             free, evicted = self.volume.free_bytes(), True
             self.volume.require_giving(free)
-            self._delete_evicted(self.catalog.budget.evict(_nbytes(pending), commit.branch_id), free)
+            self._delete_evicted(self.catalog.budget.evict(_nbytes(pending), branch_id), free)
         raise StoreFull(f"the volume of {self.path} is full: free some space on it.")
 
     def _delete_evicted(self, records: Sequence[StoredRecord], free: int | None, nbytes: int = 0) -> None:

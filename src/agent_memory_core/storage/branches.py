@@ -49,16 +49,16 @@ _SESSIONS = """SELECT s.namespace, s.session_id,
   FROM sessions s JOIN branches b ON b.session = s.id WHERE ? IS NULL OR s.namespace = ?
   GROUP BY s.namespace, s.session_id ORDER BY used DESC, s.namespace, s.session_id"""
 
-_PUT_SESSION = """INSERT INTO sessions (namespace, session_id, root, pinned, is_thread, created, last_use)
-  VALUES (?, ?, ?, (SELECT coalesce(max(pinned), 0) FROM sessions WHERE namespace = ? AND session_id = ?), ?, ?, ?)
+_PUT_SESSION = """INSERT INTO sessions (namespace, session_id, root, pinned, is_thread, is_known, created, last_use)
+  VALUES (?, ?, ?, (SELECT coalesce(max(pinned), 0) FROM sessions WHERE namespace = ? AND session_id = ?), ?, ?, ?, ?)
   ON CONFLICT (namespace, session_id, root) DO UPDATE SET last_use = excluded.last_use,
-  is_thread = is_thread AND excluded.is_thread"""
+  is_thread = is_thread AND excluded.is_thread, is_known = is_known OR excluded.is_known"""
 
 _DROP_OLDEST_BRANCHES = """DELETE FROM branches WHERE branch_id IN (SELECT branch_id FROM branches
   WHERE session = ? AND branch_id <> ? ORDER BY last_use DESC, branch_id DESC LIMIT -1 OFFSET ?)"""
 
-_COPY_SESSION = """INSERT INTO sessions (namespace, session_id, root, pinned, is_thread, created, last_use)
-  SELECT namespace, ?, root, 0, is_thread, ?, ? FROM sessions WHERE id = ?"""
+_COPY_SESSION = """INSERT INTO sessions (namespace, session_id, root, pinned, is_thread, is_known, created, last_use)
+  SELECT namespace, ?, root, 0, is_thread, is_known, ?, ? FROM sessions WHERE id = ?"""
 
 _COPY_BRANCH = """INSERT INTO branches (session, generation, head, tail, tokens, prompt_tokens, lane, created,
   last_use) SELECT ?, 1, head, tail, tokens, prompt_tokens, lane, ?, ? FROM branches WHERE branch_id = ?"""
@@ -94,13 +94,21 @@ class BranchRow:
     """seconds since the epoch"""
 
 
-@dataclass(frozen=True, slots=True)
-class BranchCommit:
-    """What a finished turn wants its branch to be."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOwner:
+    """Whose turn it is."""
 
     root: BlockHash
     namespace: str
     session_id: str
+    is_thread: bool = False
+    """whether the session id is that of a framework's thread"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchCommit(SessionOwner):
+    """What a finished turn wants its branch to be."""
+
     branch_id: int | None
     """the branch that it continues; None asks for a new one"""
     generation: int
@@ -116,8 +124,6 @@ class BranchCommit:
     """all tokens of the branch, where given: they are written to records whose ids a rebuild lost"""
     dependencies: tuple[BlockHash, ...] = ()
     """further records that it needs to be resumed; those that are not stored are passed over"""
-    is_thread: bool = False
-    """whether the session id is that of a framework's thread"""
 
 
 class Branches:
@@ -156,7 +162,7 @@ class Branches:
     def session_state(self, root: BlockHash, namespace: str, session_id: str) -> SessionState:
         """Whether a session has a branch under a root, and else why not."""
         sql = """SELECT s.root, EXISTS (SELECT 1 FROM branches b WHERE b.session = s.id) FROM sessions s
-          WHERE s.namespace = ? AND s.session_id = ?"""
+          WHERE s.namespace = ? AND s.session_id = ? AND s.is_known"""
         lives: dict[BlockHash, int] = dict(self._database.read(sql, (namespace, session_id)))
         if root in lives:
             return "live" if lives[root] else "evicted"
@@ -206,7 +212,7 @@ class Branches:
         """
         now = time.time()
         with self._database.transaction() as db:
-            session = _put_session(db, commit, now)
+            session = _put_session(db, commit, now, is_known=True)
             for record in records:
                 self._records.put(record, session, now)
             branch_id, left = _move(db, session, commit, now)
@@ -217,6 +223,18 @@ class Branches:
             db.execute(_DROP_OLDEST_BRANCHES, (session, branch_id, max(0, commit.max_branches - 1)))
             found = db.execute(f"{_BRANCH} WHERE b.branch_id = ?", (branch_id,)).fetchone()
         return BranchRow(*found), superseded
+
+    def keep(self, records: Sequence[StoredRecord], owner: SessionOwner) -> None:
+        """Write a part of a prompt whose turn has not ended: records of a session that no branch reaches yet.
+
+        Raises:
+            StoreError: the database cannot be written; nothing changed.
+        """
+        now = time.time()
+        with self._database.transaction() as db:
+            session = _put_session(db, owner, now, is_known=False)
+            for record in records:
+                self._records.put(record, session, now)
 
     # -- a session ----------------------------------------------------------------------------------------
 
@@ -268,12 +286,12 @@ class Branches:
                 db.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (pinned, row_id))
 
 
-def _put_session(db: sqlite3.Connection, commit: BranchCommit, now: float) -> int:
+def _put_session(db: sqlite3.Connection, owner: SessionOwner, now: float, *, is_known: bool) -> int:
     """Add the session's row, or note its use; return the row's id."""
-    owner = (commit.namespace, commit.session_id)
-    db.execute(_PUT_SESSION, (*owner, commit.root, *owner, commit.is_thread, now, now))
+    name = (owner.namespace, owner.session_id)
+    db.execute(_PUT_SESSION, (*name, owner.root, *name, owner.is_thread, is_known, now, now))
     sql = "SELECT id FROM sessions WHERE namespace = ? AND session_id = ? AND root = ?"
-    return int(db.execute(sql, (*owner, commit.root)).fetchone()[0])
+    return int(db.execute(sql, (*name, owner.root)).fetchone()[0])
 
 
 def _move(

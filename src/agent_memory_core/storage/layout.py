@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
 SCHEMA = resources.files("agent_memory_core.storage").joinpath("schema.sql").read_text(encoding="utf-8")
 """The SQL that makes the tables, indexes and triggers of an empty database."""
@@ -26,6 +27,13 @@ _COUNTED = ("totals",)
 """Tables whose rows the triggers make anew."""
 
 _TYPES = {"BLOB": ("blob",), "TEXT": ("text",), "INTEGER": ("integer",), "REAL": ("real", "integer")}
+
+
+class _Column(NamedTuple):
+    name: str
+    kind: str
+    is_required: bool
+    has_default: bool
 
 
 def layout(db: sqlite3.Connection) -> Layout:
@@ -95,30 +103,35 @@ def _statements(db: sqlite3.Connection, version: int) -> list[str]:
 def _copy(db: sqlite3.Connection, table: str) -> str:
     """The SQL that copies those rows of a table that have the right types."""
     old = {row[1] for row in db.execute(f"PRAGMA table_info({_quoted(table)})")}
-    new = _columns(table)
-    if any(name not in old for name, _, _ in new):
+    new = [column for column in _columns(table) if column.name in old or not column.has_default]
+    if any(column.name not in old for column in new):
         return ""
-    names = ", ".join(name for name, _, _ in new)
+    names = ", ".join(column.name for column in new)
     # The triggers count anew.
-    values = ", ".join("0" if name == "refs" else name for name, _, _ in new)
-    right = " AND ".join(_has_type(name, kind, required) for name, kind, required in new)
+    values = ", ".join("0" if column.name == "refs" else column.name for column in new)
+    right = " AND ".join(map(_has_type, new))
     return f"INSERT OR IGNORE INTO {table} ({names}) SELECT {values} FROM {_aside(table)} WHERE {right};"
 
 
 @cache
-def _columns(table: str) -> Sequence[tuple[str, str, bool]]:
-    """Name and type of the columns of one of the wanted tables, and whether they need a value."""
+def _columns(table: str) -> Sequence[_Column]:
+    """The columns of one of the wanted tables."""
     db = _made_in_memory()
     try:
         found = db.execute(f"PRAGMA table_info({table})").fetchall()
     finally:
         db.close()
-    return [(name, kind, bool(required or key)) for _, name, kind, required, _, key in found]
+    return [
+        _Column(name, kind, bool(required or key), default is not None)
+        for _, name, kind, required, default, key in found
+    ]
 
 
-def _has_type(name: str, kind: str, required: bool) -> str:
-    types = ", ".join(f"'{one}'" for one in (*_TYPES[kind], *(() if required else ("null",))))
-    return f"typeof({name}) IN ({types})"
+def _has_type(column: _Column) -> str:
+    types = ", ".join(
+        f"'{one}'" for one in (*_TYPES[column.kind], *(() if column.is_required else ("null",)))
+    )
+    return f"typeof({column.name}) IN ({types})"
 
 
 def _made_in_memory() -> sqlite3.Connection:

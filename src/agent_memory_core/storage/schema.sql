@@ -17,6 +17,7 @@ CREATE TABLE sessions (
   root BLOB NOT NULL,
   pinned INTEGER NOT NULL,      -- 1: never evicted
   is_thread INTEGER NOT NULL,   -- 1: the id is that of a framework's thread
+  is_known INTEGER NOT NULL DEFAULT 1, -- 0: no turn of it has ended yet, so that it only owns a part of a prompt
   created REAL NOT NULL,
   last_use REAL NOT NULL,
   UNIQUE (namespace, session_id, root)) STRICT;

@@ -163,9 +163,9 @@ def test_a_file_that_was_stored_again_is_not_deleted_by_who_meant_the_old_one(st
 def test_a_turn_is_not_committed_over_a_file_that_went_away_while_it_was_written(store: BlockStore) -> None:
     turn(store, ids(BLOCK))
     tokens = ids(2 * BLOCK)
-    plan = store._plan(records(tokens), wanted(tokens, "other"))
+    plan = store._plan(records(tokens), ROOT, (), None)
     path_of(store, records(tokens)[0].key).unlink()
-    assert store._attempt(plan, wanted(tokens, "other")) is None
+    assert store._attempt(plan, None, lambda stored: stored) == (False, None)
     assert store.catalog.branches.session_state(ROOT, "default", "other") == "new"
     turn(store, tokens, "other")
     assert is_whole(store, tokens)
