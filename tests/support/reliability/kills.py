@@ -26,6 +26,9 @@ MIB = 2**20
 AMPLE, TIGHT = 256, 2
 """MiB of a store that keeps everything, and of one that evicts with nearly every turn."""
 
+ROUNDS = 40
+"""Rounds of turns after which a process is killed at last, if it has not come to its point."""
+
 POINTS: dict[str, tuple[Any, str]] = {
     "a process shows that it is there": (Presence, "show"),
     "the catalog is opened": (Database, "reopen"),
@@ -124,17 +127,18 @@ def _write(talks: Talks, store: Path, budget: int, seed: int, point: str | None,
         if point is not None:
             _die_at(point, chance, stack)
         memory = open_memory(talks, store, disk_budget_mb=budget)
-        for number in range(10**6):
+        for number in range(ROUNDS):
             for session in chance.sample(SESSIONS, len(SESSIONS)):
                 turn = number % TURNS
                 is_right, report = talks.take(memory, session, turn)
                 tell([session, turn, is_right, report.persisted, report.usage.cache_read])
             _begin_and_forget(memory, number)
+        os.kill(os.getpid(), 9)
 
 
 def _begin_and_forget(memory: AgentMemory, number: int) -> None:
     name = f"scratch {os.getpid()} {number}"
-    memory.chat("Nothing of this is to stay. " * 12, name, max_tokens=1)
+    memory.chat(f"Nothing of {name} is to stay. " * 12, name, max_tokens=1)
     if memory.branches(name):
         memory.fork(name, f"{name} again")
         memory.forget(name)
