@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-PAGES = (README, HERE.parent / "docs" / "ecosystem.md")
+PAGES = (README, *(HERE.parent / "docs" / f"{name}.md" for name in ("ecosystem", "reliability")))
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
 Result = dict[str, Any]
 
@@ -154,6 +154,46 @@ def _ecosystem(result: Result) -> str:
     return _grid(rows)
 
 
+def _reliability(result: Result) -> str:
+    found, wanted = result["results"], result["settings"]["targets"]
+    kills, damage, soak = found["kills"], found["damage"], found["soak"]
+    faults: list[dict[str, Any]] = list(found["faults"]["faults"].values())
+    slowest = max(faults, key=lambda fault: float(fault["stranger_ms"]))
+    share = f"{kills['largest_share']:.2f} of the budget ({_sign(wanted['largest share of the budget'])})"
+    flat = ", ".join(
+        f"{soak[name][0]:g} \u2192 {soak[name][1]:g} {unit}"
+        for name, unit in (("memory", "MiB resident"), ("descriptors", "descriptors"), ("threads", "threads"))
+    )
+    rows = [
+        ["", "tried", "lost", "wrong answers", "besides"],
+        ["processes killed", f"{kills['kills']:,}", str(kills["lost"]), str(kills["wrong"]), share],
+        [
+            "damages of a file or table",
+            str(damage["damages"]),
+            f"{damage['refused']} stores",
+            str(damage["wrong"]),
+            f"{damage['kinds_of_file']} kinds of file, {damage['tables']} tables",
+        ],
+        [
+            "faults under a running engine",
+            str(len(faults)),
+            f"{sum(not fault['saved_afterwards'] for fault in faults)} not saved again",
+            str(sum(not fault["right"] for fault in faults)),
+            f"a stranger's longest turn {slowest['stranger_ms']:.0f} ms, "
+            f"{max(fault['stranger_healthy_ms'] for fault in faults):.0f} ms without a fault",
+        ],
+        [
+            f"{soak['minutes']:g} minutes of several processes",
+            f"{soak['turns']:,} turns",
+            f"{soak['not_saved']} not saved",
+            str(soak["wrong"]),
+            f"{flat}; disk {max(soak['disk']):.2f} of {soak['disk_budget']:g} MiB",
+        ],
+    ]
+    points = ", ".join(f"{name} ({count})" for name, count in kills["at_points"].items())
+    return f"{_grid(rows)}\n\nKilled at named points: {points}."
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -161,6 +201,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "quality": _quality,
     "families": _families,
     "ecosystem": _ecosystem,
+    "reliability": _reliability,
 }
 """The benchmarks, in the order of the README and the pages."""
 
