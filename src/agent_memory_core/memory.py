@@ -59,6 +59,7 @@ from agent_memory_core.models.folder import configured_context, configured_reaso
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.chat_history import ChatHistory
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.block_io import Results
@@ -69,8 +70,6 @@ Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""
 
 Owner = SessionKey | str | None
-
-_MIB = 2**20
 
 
 class AgentMemory:
@@ -255,9 +254,15 @@ class AgentMemory:
         return self._sessions.forget((namespace, session_id))
 
     def forget_namespace(self, namespace: str) -> int:
-        """Delete all sessions of a namespace, pinned ones too, as `forget` does; return how many there were."""
+        """Delete all sessions of a namespace, pinned ones too, and its key; return how many sessions there were."""
         validate_namespace(namespace)
-        return sum(self.forget(info.session_id, namespace) for info in self.sessions(namespace))
+        count = sum(self.forget(info.session_id, namespace) for info in self.sessions(namespace))
+        self._sessions.forget_rest(namespace)
+        return count
+
+    def history(self, session_id: str, namespace: str = "default") -> ChatHistory | None:
+        """The text of a session, for whom no application keeps it; None where there is no cache directory."""
+        return self._sessions.history((namespace, session_id))
 
     def prune(
         self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
@@ -441,13 +446,7 @@ class AgentMemory:
         config = self.config
         with self._lock:
             if self._store is None and config.cache_dir is not None:
-                quota, min_free = config.disk_budget_mb, config.min_free_mb
-                self._store = BlockStore(
-                    config.cache_dir,
-                    quota_bytes=quota * _MIB if quota is not None else None,
-                    min_free_bytes=min_free * _MIB if min_free is not None else None,
-                    durability=config.durability,
-                )
+                self._store = BlockStore.of_config(config.cache_dir, config)
             return self._store
 
     def _opened_store(self) -> BlockStore:

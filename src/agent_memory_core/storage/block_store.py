@@ -19,18 +19,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agent_memory_core.blocks.block import BlockHash, record_hash
-from agent_memory_core.config import Durability
+from agent_memory_core.config import Durability, Encryption, EngineConfig
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.chat_history import ChatHistory
 from agent_memory_core.storage.folder import opening, prepare_root
+from agent_memory_core.storage.key_ring import keys_for
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
 from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
+from agent_memory_core.storage.sealing import Locked
 from agent_memory_core.storage.volume import Volume, default_quota
 
 log = logging.getLogger("agent_memory")
@@ -39,7 +42,8 @@ _ATTEMPTS = 3
 _DELETE_AT_ONCE = 128
 _FORGETTING = "forgetting "
 
-_COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_failed")
+_COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_locked", "miss_failed")
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,10 @@ class BlockStore:
         quota_bytes: most bytes of all its files; None is the lesser of 20 GiB and a tenth of the volume.
         min_free_bytes: bytes of the volume that it leaves free; None is the lesser of 5 GiB and 2 % of the volume.
         durability: see `EngineConfig`.
+        encryption: see `EngineConfig`.
 
     Raises:
+        InvalidSetting: the store is to be encrypted and there is no master key.
         StoreUnreadable: the folder cannot be used safely; the message says why and what to do.
     """
 
@@ -82,20 +88,34 @@ class BlockStore:
         quota_bytes: int | None = None,
         min_free_bytes: int | None = 0,
         durability: Durability = "process",
+        encryption: Encryption = "off",
     ) -> None:
         self.path = path
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._reopening = threading.Lock()
+        self.keys = keys_for(path, encryption)
         prepare_root(path)
         self.quota_bytes = default_quota(path) if quota_bytes is None else quota_bytes
-        with opening(path / "SCHEMA"):
-            self.files = RecordFiles(path, durable=durability == "power")
+        with opening(path / "SCHEMA", self.keys.version, self.keys.unlock):
+            self.files = RecordFiles(path, durable=durability == "power", unopened=self.keys.unopened)
             self.files.remove_leftovers()
-            self.catalog = open_catalog(self.files, durability)
+            self.catalog = open_catalog(self.files, durability, self.keys)
         self.volume = Volume(path, min_free_bytes, self.catalog)
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self._finish_for_the_dead()
+
+    @classmethod
+    def of_config(cls, path: Path, config: EngineConfig) -> Self:
+        """The store in a folder, as the settings of an engine want it. Raises as the constructor does."""
+        quota, min_free = config.disk_budget_mb, config.min_free_mb
+        return cls(
+            path,
+            quota_bytes=quota * _MIB if quota is not None else None,
+            min_free_bytes=min_free * _MIB if min_free is not None else None,
+            durability=config.durability,
+            encryption=config.encryption,
+        )
 
     def ensure_in_place(self) -> None:
         """Make the store anew where its folder or its catalog was deleted or replaced since it was opened.
@@ -115,7 +135,7 @@ class BlockStore:
                 "the store at %s was deleted or replaced while it was open: it is made anew", self.path
             )
             prepare_root(self.path)
-            with opening(self.path / "SCHEMA"):
+            with opening(self.path / "SCHEMA", self.keys.version, self.keys.unlock):
                 reopen_catalog(self.catalog, self.files)
             for root, (identity, namespace) in self._identities.items():
                 self.files.write_identity(root, identity, namespace)
@@ -172,6 +192,29 @@ class BlockStore:
         self.files.empty_quarantine()
         return found
 
+    def forget_namespace(self, namespace: str) -> None:
+        """Delete what is left of a namespace whose sessions are forgotten, and its key: nothing opens it again.
+
+        Raises:
+            StoreError: the catalog cannot be written.
+        """
+        with self.catalog.transaction():
+            records = self.catalog.records.remove_namespace(namespace)
+            for record in records:
+                self.files.delete(record)
+            self.catalog.records.deleted(record.key for record in records)
+        try:
+            self.keys.forget(namespace)
+        except OSError as error:
+            raise StoreError(
+                f"the key of namespace {namespace!r} cannot be deleted: {error.strerror}."
+            ) from error
+        self.catalog.scrub()
+
+    def history(self, namespace: str, session_id: str) -> ChatHistory:
+        """The text of a conversation, for who has no application that keeps it."""
+        return ChatHistory(self.path, namespace, session_id, self.keys.of(namespace))
+
     # -- writing ------------------------------------------------------------------------------------------
 
     def commit(self, records: Sequence[Record[HostTensor]], commit: BranchCommit) -> BranchRow:
@@ -215,8 +258,9 @@ class BlockStore:
         kept: list[StoredRecord] = []
         new: list[tuple[StoredRecord, Record[HostTensor]]] = []
         known = self.catalog.records.get_many([record.key for record in records])
+        cipher = self.catalog.records.cipher(root)
         for record in records:
-            described, row = describe_new(root, record), known.get(record.key)
+            described, row = describe_new(root, record, cipher), known.get(record.key)
             if row is not None and row.place == described.place and self.files.has(row):
                 kept.append(replace(row, tokens=record.tokens))
             else:
@@ -248,10 +292,10 @@ class BlockStore:
         self, pending: Sequence[tuple[StoredRecord, Record[HostTensor]]], commit: BranchCommit
     ) -> StoredRecord:
         """Write the first of ``pending``. Where others filled the volume meanwhile, evict for all of them."""
-        evicted = False
+        evicted, cipher = False, self.catalog.records.cipher(commit.root)
         for _ in range(_ATTEMPTS):
             try:
-                stored = self.files.write(*pending[0])
+                stored = self.files.write(*pending[0], cipher)
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
@@ -313,13 +357,18 @@ class BlockStore:
         path = self.files.path_of(stored)
         try:
             with open_file(path) as (fd, size):
-                return read_record(fd, size, stored, allocate)
+                return read_record(fd, size, stored, allocate, self.catalog.records.cipher(root))
         except FileNotFoundError:
             self._count("miss_gone")
             discard(self.catalog, self.files, key, path)
         except Damaged as damage:
             self._count("miss_damaged")
             discard(self.catalog, self.files, key, path, str(damage))
+        except Locked:
+            # Of no use to anybody: the key that sealed it is gone, or it is not what was sealed.
+            self._count("miss_locked")
+            path.unlink(missing_ok=True)
+            discard(self.catalog, self.files, key, path)
         except (OSError, MemoryError) as error:
             self._count("miss_failed")
             log.warning("%s could not be read: %s", path, error)

@@ -8,6 +8,7 @@ from agent_memory_core.config import Durability
 from agent_memory_core.storage.branches import Branches
 from agent_memory_core.storage.database import Database
 from agent_memory_core.storage.disk_budget import DiskBudget
+from agent_memory_core.storage.key_ring import Keys, NoKeys
 from agent_memory_core.storage.record_table import RecordTable
 
 
@@ -25,9 +26,9 @@ class Catalog(Database):
     budget: DiskBudget
     """how many bytes there are, and what is evicted to make room"""
 
-    def __init__(self, path: Path, durability: Durability = "process") -> None:
+    def __init__(self, path: Path, durability: Durability = "process", keys: Keys | None = None) -> None:
         super().__init__(path, durability)
-        self.records = RecordTable(self)
+        self.records = RecordTable(self, keys or NoKeys())
         self.branches = Branches(self, self.records)
         self.budget = DiskBudget(self, self.records)
 

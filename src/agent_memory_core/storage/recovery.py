@@ -15,13 +15,14 @@ from agent_memory_core.storage.block_file import Damaged, describe, open_file
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.database import CatalogDamaged
 from agent_memory_core.storage.folder import read_small
+from agent_memory_core.storage.key_ring import Keys
 from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.record_files import RecordFiles
 
 log = logging.getLogger("agent_memory")
 
 
-def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
+def open_catalog(files: RecordFiles, durability: Durability, keys: Keys) -> Catalog:
     """Open the catalog of a store. One that is missing or damaged is made anew from the headers of the files.
 
     Raises:
@@ -30,10 +31,10 @@ def open_catalog(files: RecordFiles, durability: Durability) -> Catalog:
     path = files.path / "catalog.db"
     _drop_lost_log(path)
     try:
-        catalog = Catalog(path, durability)
+        catalog = Catalog(path, durability, keys)
     except CatalogDamaged as damage:
         _set_database_aside(files, damage)
-        catalog = Catalog(path, durability)
+        catalog = Catalog(path, durability, keys)
     try:
         if catalog.created:
             _rebuild(catalog, files)
@@ -86,7 +87,7 @@ def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
             _register_root(catalog, file.path, file.root)
             continue
         with suppress(OSError, Damaged), open_file(file.path) as (fd, size):
-            stored = describe(fd, size, file.root, file.key, file.kind)
+            stored = describe(fd, size, file.root, file.key, file.kind, files.unopened)
             found.append((stored, os.fstat(fd).st_mtime))
     with catalog.transaction():
         catalog.records.adopt(found)

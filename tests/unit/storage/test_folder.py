@@ -50,7 +50,7 @@ def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> Non
     refused(tmp_path / "link", "cannot be made")
 
 
-@pytest.mark.parametrize(("text", "match"), [("4\n", "upgrade"), ("many", "'many'")])
+@pytest.mark.parametrize(("text", "match"), [("5\n", "upgrade"), ("4\n", "is encrypted"), ("many", "'many'")])
 def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
     open_store(folder).close()
     (folder / "SCHEMA").write_text(text)
