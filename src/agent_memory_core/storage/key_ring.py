@@ -185,7 +185,7 @@ class KeyRing:
             OSError: it cannot be read.
             Locked: the master key has not sealed it as this.
         """
-        found = os.stat(path)
+        found = os.lstat(path)
         identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
         known = self._known.get(path)
         if known is None or known[0] != identity:
