@@ -246,6 +246,15 @@ def describe(
     return stored
 
 
+def is_locked(fd: int, size: int, cipher: Cipher) -> bool:
+    """Whether a file was sealed with another key than the one that ``cipher`` has.
+
+    Raises:
+        Damaged: its header cannot be read.
+    """
+    return not cipher.has_sealed(_read_header(fd, size).metadata)
+
+
 def verify(fd: int, size: int, stored: StoredRecord, cipher: Cipher = PLAIN) -> None:
     """Compare a whole file with its description, and see whether it opens.
 

@@ -17,6 +17,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,7 @@ from agent_memory_core.blocks.block import BlockHash, record_hash
 from agent_memory_core.config import Durability, Encryption, EngineConfig
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
-from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
+from agent_memory_core.storage.block_file import Damaged, describe_new, is_locked, open_file, read_record
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
 from agent_memory_core.storage.chat_history import ChatHistory
 from agent_memory_core.storage.folder import opening, prepare_root
@@ -365,14 +366,28 @@ class BlockStore:
             self._count("miss_damaged")
             discard(self.catalog, self.files, key, path, str(damage))
         except Locked:
-            # Of no use to anybody: the key that sealed it is gone, or it is not what was sealed.
             self._count("miss_locked")
-            path.unlink(missing_ok=True)
-            discard(self.catalog, self.files, key, path)
+            self._drop_locked(stored)
         except (OSError, MemoryError) as error:
             self._count("miss_failed")
             log.warning("%s could not be read: %s", path, error)
         return None
+
+    def _drop_locked(self, found: StoredRecord) -> None:
+        """Delete a record that did not open, and all of its root that another key has sealed: nobody opens them again.
+
+        All at once, because a chain is read up to its first miss: each restart would find one more.
+        """
+        cipher = self.catalog.records.cipher(found.root)
+        lost = [found]
+        for record in self.catalog.records.select("WHERE stored AND root = ?", (found.root,)):
+            with suppress(OSError, Damaged), open_file(self.files.path_of(record)) as (fd, size):
+                lost += [record] if is_locked(fd, size, cipher) else []
+        log.warning("%d records cannot be opened by the key of their namespace: they are deleted", len(lost))
+        for record in lost:
+            with suppress(OSError):
+                self.files.delete(record)
+            discard(self.catalog, self.files, record.key, self.files.path_of(record))
 
     # -- what there is ------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ form, the namespace) is authenticated with it, so nothing that is sealed can sta
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ KEY_BYTES = 32
 
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
+_ID_BYTES = 8
 _VERSION = "agent-memory sealed 1"
 
 
@@ -44,6 +46,14 @@ class Cipher(Protocol):
 
     schema: str
     """Version of a record's file, in its header."""
+
+    def has_sealed(self, header: Mapping[str, str]) -> bool:
+        """Whether a file with these fields in its header was sealed with the key that there is now.
+
+        Raises:
+            OSError: the key cannot be read now.
+        """
+        ...
 
     def fields(self) -> dict[str, str]:
         """What a header has besides for a sealed payload, with values of the right length."""
@@ -120,6 +130,10 @@ class Unsealed:
         self.schema = schema
         self._fields = dict(fields or {})
 
+    def has_sealed(self, header: Mapping[str, str]) -> bool:
+        """Nothing is locked."""
+        return True
+
     def fields(self) -> dict[str, str]:
         """What a header has besides."""
         return dict(self._fields)
@@ -154,8 +168,13 @@ class Unsealed:
 PLAIN = Unsealed("2")
 """For a store that is not encrypted."""
 
-SEALED_FIELDS = {"nonce": "0" * 2 * _NONCE_BYTES, "tag": "0" * 2 * _TAG_BYTES}
-"""What the header of a sealed file has besides, in hex."""
+SEALED_FIELDS = {
+    "sealed_by": "0" * 2 * _ID_BYTES,
+    "nonce": "0" * 2 * _NONCE_BYTES,
+    "tag": "0" * 2 * _TAG_BYTES,
+}
+"""What the header of a sealed file has besides, in hex: the name of the key, which tells nothing of it, and what GCM
+needs to open the payload."""
 
 SEALED = Unsealed("3", SEALED_FIELDS)
 """For whoever checks the files of an encrypted store without their keys."""
@@ -175,8 +194,13 @@ class NamespaceCipher:
         self._namespace = namespace
         self._key = key
 
+    def has_sealed(self, header: Mapping[str, str]) -> bool:
+        """By the name of the key."""
+        key = self._key(False)
+        return key is not None and header.get("sealed_by") == key_id(key)
+
     def fields(self) -> dict[str, str]:
-        """Where the nonce and the tag go."""
+        """Where the name of the key, the nonce and the tag go."""
         return dict(SEALED_FIELDS)
 
     def seal_payload(
@@ -192,7 +216,7 @@ class NamespaceCipher:
         for view, into in zip(views, sealed, strict=True):
             encryptor.update_into(view, into)
         encryptor.finalize()
-        return {"nonce": nonce.hex(), "tag": encryptor.tag.hex()}, sealed
+        return {"sealed_by": key_id(key), "nonce": nonce.hex(), "tag": encryptor.tag.hex()}, sealed
 
     def opener(self, about: str, header: Mapping[str, str]) -> Opener:
         """Decrypts in place."""
@@ -256,6 +280,11 @@ class _GcmOpener:
             self._decryptor.finalize_with_tag(self._tag)
         except InvalidTag:
             raise Locked("its namespace's key has not sealed it") from None
+
+
+def key_id(key: bytes) -> str:
+    """A name for a random key, which tells nothing of it."""
+    return hashlib.sha256(b"agent-memory key id 1" + key).digest()[:_ID_BYTES].hex()
 
 
 def seal(key: bytes, said: bytes, content: bytes) -> bytes:
