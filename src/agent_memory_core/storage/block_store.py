@@ -27,7 +27,7 @@ from agent_memory_core.config import Durability, Encryption, EngineConfig
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
 from agent_memory_core.storage.block_file import Damaged, describe_new, is_locked, open_file, read_record
-from agent_memory_core.storage.branches import BranchCommit, BranchRow
+from agent_memory_core.storage.branches import BranchCommit, BranchRow, hidden
 from agent_memory_core.storage.chat_history import ChatHistory
 from agent_memory_core.storage.folder import opening, prepare_root
 from agent_memory_core.storage.key_ring import keys_for
@@ -35,6 +35,7 @@ from agent_memory_core.storage.record import Allocate, HostTensor, Record, Store
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
 from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
 from agent_memory_core.storage.sealing import Locked
+from agent_memory_core.storage.tier import StoredTier
 from agent_memory_core.storage.volume import Volume, default_quota
 
 log = logging.getLogger("agent_memory")
@@ -102,6 +103,7 @@ class BlockStore:
             self.files = RecordFiles(path, durable=durability == "power", unopened=self.keys.unopened)
             self.files.remove_leftovers()
             self.catalog = open_catalog(self.files, durability, self.keys)
+        self.tier = StoredTier(self.catalog.records, self.keys)
         self.volume = Volume(path, min_free_bytes, self.catalog)
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self._finish_for_the_dead()
@@ -230,6 +232,9 @@ class BlockStore:
         for record in records:
             if record.key != record_hash(record.kind, record.parent, record.tokens):
                 raise StoreError(f"the key {record.key.hex()} is not the hash of its record's tokens.")
+        hide = self.keys.hide
+        records = [replace(record, key=hide(record.key), parent=hide(record.parent)) for record in records]
+        commit = hidden(commit, hide)
         for _ in range(_ATTEMPTS):
             done = self._attempt(self._plan(records, commit), commit)
             if done is not None:
@@ -351,6 +356,7 @@ class BlockStore:
 
     def load(self, root: BlockHash, key: BlockHash, allocate: Allocate) -> Record[Any] | None:
         """Read one record into arrays of ``allocate`` and verify it; None is a miss, counted by its reason."""
+        name, key = key, self.keys.hide(key)
         stored = self.catalog.records.get(key)
         if stored is None or stored.root != root:
             self._count("miss_unknown")
@@ -358,7 +364,8 @@ class BlockStore:
         path = self.files.path_of(stored)
         try:
             with open_file(path) as (fd, size):
-                return read_record(fd, size, stored, allocate, self.catalog.records.cipher(root))
+                found = read_record(fd, size, stored, allocate, self.catalog.records.cipher(root))
+            return replace(found, key=name, parent=self.keys.show(found.parent))
         except FileNotFoundError:
             self._count("miss_gone")
             discard(self.catalog, self.files, key, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -121,6 +121,16 @@ class BranchCommit:
     """whether the session id is that of a framework's thread"""
 
 
+def hidden(commit: BranchCommit, hide: Callable[[BlockHash], BlockHash]) -> BranchCommit:
+    """A commit with the store's names in place of the engine's, see `Keys.hide`."""
+    return replace(
+        commit,
+        head=hide(commit.head),
+        tail=hide(commit.tail) if commit.tail is not None else None,
+        dependencies=tuple(hide(key) for key in commit.dependencies),
+    )
+
+
 class Branches:
     """The sessions and branches of one catalog."""
 
@@ -137,8 +147,10 @@ class Branches:
         return [self._row(row) for row in self._database.read(sql, (namespace, session_id, root, root))]
 
     def _row(self, row: Any) -> BranchRow:
-        """A branch, with its lane opened; one that cannot be opened is none."""
-        found = BranchRow(*row)
+        """A branch by the engine's names, with its lane opened; one that cannot be opened is none."""
+        found, show = BranchRow(*row), self._records.sealing.show
+        tail = show(found.tail) if found.tail is not None else None
+        found = replace(found, head=show(found.head), tail=tail)
         try:
             return replace(found, lane=self._records.cipher(found.root).open_text("lane", found.lane))
         except (Locked, OSError):
@@ -146,10 +158,11 @@ class Branches:
 
     def tokens(self, branch: BranchRow) -> tuple[int, ...]:
         """The exact token ids of a branch; where those of a record are unknown, all before it."""
-        chain = self._database.read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
+        hide = self._records.sealing.hide
+        chain = self._database.read(_CHAIN, (hide(branch.tail),)) if branch.tail is not None else []
         tokens: list[int] = []
-        above = branch.root
-        for key, parent, packed, kind, _ in chain or self._database.read(_CHAIN, (branch.head,)):
+        above = hide(branch.root)
+        for key, parent, packed, kind, _ in chain or self._database.read(_CHAIN, (hide(branch.head),)):
             proven = self._records.open_tokens(branch.root, key, parent, packed, kind)
             if parent != above or not proven:
                 break
@@ -160,7 +173,7 @@ class Branches:
     def dependencies(self, branch_id: int) -> set[BlockHash]:
         """The keys of the records that a branch needs besides its blocks and its tail."""
         found = self._database.read("SELECT key FROM dependencies WHERE branch = ?", (branch_id,))
-        return {key for (key,) in found}
+        return {self._records.sealing.show(key) for (key,) in found}
 
     def session_state(self, root: BlockHash, namespace: str, session_id: str) -> SessionState:
         """Whether a session has a branch under a root, and else why not."""
@@ -205,7 +218,8 @@ class Branches:
     ) -> tuple[BranchRow, list[StoredRecord]]:
         """Write a turn in one transaction: its records, and its branch if that still has the believed generation.
 
-        A branch that was moved or removed meanwhile is left alone, and the turn becomes a new branch.
+        A branch that was moved or removed meanwhile is left alone, and the turn becomes a new branch. What is given
+        has the store's names, see `hidden`; the branch that is returned has the engine's.
 
         Returns:
             The branch, and the records that only it needed before and nothing needs now: their rows are removed.
@@ -233,13 +247,14 @@ class Branches:
         without = "SELECT 1 FROM records WHERE tokens = x'' AND ntok > 0 AND root = ? LIMIT 1"
         if db.execute(without, (commit.root,)).fetchone() is None:
             return
-        ends = {commit.root: 0}
+        show = self._records.sealing.show
+        ends = {self._records.sealing.hide(commit.root): 0}
         chain = db.execute(_CHAIN, (commit.tail or commit.head,)).fetchall()
         for key, parent, kept, kind, ntok in (*chain, *db.execute(_DEPENDENCIES, (branch_id,)).fetchall()):
             start = ends.get(parent, len(commit.token_ids))
             given = commit.token_ids[start : start + ntok]
             ends[key] = start + ntok
-            if not kept and key == record_hash(kind, parent, given):
+            if not kept and show(key) == record_hash(kind, show(parent), given):
                 tokens = self._records.seal_tokens(commit.root, key, given)
                 db.execute("UPDATE records SET tokens = ? WHERE key = ?", (tokens, key))
 

@@ -1,6 +1,6 @@
 """The keys of a store: one for each namespace, made at its first use, sealed by the master key in a file of its own.
 
-    keys/store.json                          a key of no use but to prove that the master key is the right one
+    keys/store.json                          the key of the names of all records, which also proves the master key
     keys/<sha256 of the namespace>.json      the key of a namespace
 
 A key's file is written under a temporary name, brought to the drive and linked to its own, so there is never a part of
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from agent_memory_core.blocks.block import BlockHash
 from agent_memory_core.config import Encryption
 from agent_memory_core.errors import StoreError, StoreUnreadable
 from agent_memory_core.storage.database import process_name
@@ -40,6 +41,7 @@ from agent_memory_core.storage.sealing import (
     SEALED,
     Cipher,
     Locked,
+    NameCipher,
     NamespaceCipher,
     Unsealed,
     seal,
@@ -69,6 +71,14 @@ class Keys(Protocol):
         """What seals and opens the content of a namespace."""
         ...
 
+    def hide(self, name: BlockHash) -> BlockHash:
+        """The name of a record, or of what it follows, as the store has it."""
+        ...
+
+    def show(self, name: BlockHash) -> BlockHash:
+        """The inverse of `hide`."""
+        ...
+
     def forget(self, namespace: str) -> None:
         """Delete the key of a namespace, if there is one.
 
@@ -90,6 +100,14 @@ class NoKeys:
     def of(self, namespace: str) -> Cipher:
         """Leaves all as it is."""
         return PLAIN
+
+    def hide(self, name: BlockHash) -> BlockHash:
+        """The same name."""
+        return name
+
+    def show(self, name: BlockHash) -> BlockHash:
+        """The same name."""
+        return name
 
     def forget(self, namespace: str) -> None:
         """There is no key."""
@@ -123,7 +141,7 @@ class KeyRing:
         try:
             if is_new and not path.exists():
                 self._make(path, said)
-            self._read(path, said)
+            self._names = NameCipher(self._read(path, said))
         except FileNotFoundError as error:
             raise StoreUnreadable(
                 f"{path} is missing, without which nothing of the store can be opened: bring keys/ back, or set "
@@ -142,6 +160,14 @@ class KeyRing:
     def of(self, namespace: str) -> Cipher:
         """Seals with the namespace's key, which is made when something is sealed first."""
         return NamespaceCipher(namespace, partial(self._key, namespace))
+
+    def hide(self, name: BlockHash) -> BlockHash:
+        """A sealed name, of 32 bytes, too."""
+        return self._names.hide(name)
+
+    def show(self, name: BlockHash) -> BlockHash:
+        """The name that was sealed."""
+        return self._names.show(name)
 
     def forget(self, namespace: str) -> None:
         """Delete the file with the namespace's key, and those that were put aside."""

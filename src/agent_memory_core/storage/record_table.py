@@ -42,11 +42,14 @@ _PUT = """INSERT INTO records (key, parent, root, tokens, ntok, kind, nbytes, ch
 
 
 class RecordTable:
-    """The records of one catalog, and the roots that their chains start from."""
+    """The records of one catalog, and the roots that their chains start from.
+
+    All names are those that the store has, see `Keys.hide`.
+    """
 
     def __init__(self, database: Database, keys: Keys) -> None:
         self._database = database
-        self._keys = keys
+        self.sealing = keys
         self._ciphers: dict[BlockHash, Cipher] = {}
 
     # -- how it is sealed ---------------------------------------------------------------------------------
@@ -56,8 +59,8 @@ class RecordTable:
         if root not in self._ciphers:
             found = self._database.read("SELECT namespace FROM roots WHERE root = ?", (root,))
             if not found:
-                return self._keys.of("")
-            self._ciphers[root] = self._keys.of(found[0][0])
+                return self.sealing.of("")
+            self._ciphers[root] = self.sealing.of(found[0][0])
         return self._ciphers[root]
 
     def seal_tokens(self, root: BlockHash, key: BlockHash, tokens: Sequence[int]) -> bytes:
@@ -76,7 +79,7 @@ class RecordTable:
             packed = self.cipher(root).open(_tokens_of(root, key), kept)
         except (Locked, OSError):
             return ()
-        return proven_tokens(key, parent, packed, kind)
+        return proven_tokens(self.sealing.show(key), self.sealing.show(parent), packed, kind)
 
     # -- what is stored -----------------------------------------------------------------------------------
 

@@ -287,6 +287,30 @@ def key_id(key: bytes) -> str:
     return hashlib.sha256(b"agent-memory key id 1" + key).digest()[:_ID_BYTES].hex()
 
 
+class NameCipher:
+    """Seals the names of records: what has 32 bytes keeps them, and one name is always sealed alike.
+
+    AES of each half (ECB). A name is a sha256 digest, so no half ever comes twice in two names, and for such inputs a
+    block cipher gives nothing away but which names are equal.
+
+    Args:
+        key: any 32 random bytes; the key of the names is derived from them.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        from cryptography.hazmat.primitives.ciphers import Cipher as Aes, algorithms, modes
+
+        self._aes = Aes(algorithms.AES(hashlib.sha256(b"agent-memory names 1" + key).digest()), modes.ECB())
+
+    def hide(self, name: bytes) -> bytes:
+        """A name, sealed."""
+        return self._aes.encryptor().update(name)
+
+    def show(self, name: bytes) -> bytes:
+        """The inverse of `hide`."""
+        return self._aes.decryptor().update(name)
+
+
 def seal(key: bytes, said: bytes, content: bytes) -> bytes:
     """A random nonce, then the content encrypted, then the tag, which also covers ``said``."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

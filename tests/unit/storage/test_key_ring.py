@@ -23,6 +23,7 @@ from agent_memory_core.errors import StoreError, StoreUnreadable
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.chat_history import ChatHistory
 from agent_memory_core.storage.key_ring import KeyRing
+from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.sealing import Locked
 
 TOKENS = ids(11, 123456)
@@ -81,7 +82,9 @@ def test_nothing_of_it_is_in_the_files(store: BlockStore, tmp_path: Path) -> Non
     for each in (plain, store):
         each.history("ada", "s").write([{"role": "user", "content": "a canary sings"}])
     canaries = [pack_tokens(TOKENS[:4]), b"reviewer of canaries", b"a canary sings"]
-    canaries += [content(made.key)[:64] for made in records(TOKENS, ROOTS["ada"])]
+    for made in records(TOKENS, ROOTS["ada"]):
+        # Also a name: with that of its parent it tells the tokens to who tries them.
+        canaries += [content(made.key)[:64], made.key, made.key.hex().encode()]
     for canary in canaries:
         assert where(plain.path, canary)
         assert not where(store.path, canary)
@@ -217,9 +220,9 @@ def test_what_does_not_open_is_a_miss_and_is_computed_again(
 
 def test_a_file_that_another_key_has_sealed_is_replaced_where_it_is_in_the_way(store: BlockStore) -> None:
     made = records(TOKENS, ROOTS["ada"])[0]
-    path = path_of(store, made.key)
+    path = path_of(store, ring(store).hide(made.key))
     old = path.read_bytes()
-    row = store.catalog.records.get(made.key)
+    row = store.catalog.records.get(ring(store).hide(made.key))
     assert row is not None
     store.keys.forget("ada")
     written = store.files.write(row, made, store.keys.of("ada"))
@@ -241,11 +244,15 @@ def relabelled(raw: bytes, to: dict[str, str]) -> bytes:
     return raw[:8] + text.ljust(length) + raw[8 + length :]
 
 
+def stored(store: BlockStore, name: str) -> list[StoredRecord]:
+    """How the catalog describes the blocks of a namespace."""
+    hidden = [ring(store).hide(made.key) for made in records(TOKENS, ROOTS[name])]
+    return [store.catalog.records.get_many(hidden)[key] for key in hidden]
+
+
 def test_a_file_in_anothers_place_is_a_miss_however_well_it_is_labelled(store: BlockStore) -> None:
-    mine, its = (records(TOKENS, ROOTS[name])[0] for name in ("ada", "bob"))
+    mine, its = (stored(store, name)[0] for name in ("ada", "bob"))
     raw = path_of(store, its.key).read_bytes()
-    described = store.catalog.records.get(its.key)
-    assert described is not None
     names = {"root": ROOTS["ada"].hex(), "key": mine.key.hex(), "parent": mine.parent.hex()}
     path = path_of(store, mine.key)
     for forged in (raw, relabelled(raw, names)):
@@ -253,18 +260,16 @@ def test_a_file_in_anothers_place_is_a_miss_however_well_it_is_labelled(store: B
         path.write_bytes(forged)
         row = store.catalog.records.get(mine.key)
         if row is None:
-            row = replace(described, key=mine.key, parent=mine.parent, root=ROOTS["ada"])
+            row = replace(its, key=mine.key, parent=mine.parent, root=ROOTS["ada"])
             store.catalog.records.put(row, 0, 0)
         else:
-            store.catalog.records.put(replace(row, checksum=described.checksum), 0, 0)
-        assert store.load(ROOTS["ada"], mine.key, allocate) is None
+            store.catalog.records.put(replace(row, checksum=its.checksum), 0, 0)
+        assert store.load(ROOTS["ada"], ring(store).show(mine.key), allocate) is None
     assert (store.stats()["miss_damaged"], store.stats()["miss_locked"]) == (1, 1)
 
 
 def test_rows_in_anothers_place_have_no_tokens(store: BlockStore) -> None:
-    (mine, other), (its, _) = (
-        [made.key for made in records(TOKENS, ROOTS[name])][:2] for name in ("ada", "bob")
-    )
+    (mine, other), (its, _) = ([made.key for made in stored(store, name)][:2] for name in ("ada", "bob"))
     for source in (its, other):
         with store.catalog.transaction() as db:
             db.execute(
