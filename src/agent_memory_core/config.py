@@ -37,6 +37,7 @@ Prewarm = Literal["off", "idle"]
 Batching = Literal["auto", "always", "never"]
 Wired = Literal["off", "on"]
 ControlWords = Literal["text", "tokens"]
+Encryption = Literal["off", "env", "keyring"]
 
 DEFAULT_MEMORY_MB = 8 * 1024
 """MiB for all KV in memory where nothing else is set and the machine is large enough."""
@@ -336,6 +337,11 @@ class EngineConfig(_Settings):
         default="process",
         description='"process" keeps a finished turn through kill -9; "power" through a power cut too, at the '
         "price of an fsync for each file.",
+    )
+    encryption: Annotated[Encryption, Source()] = Field(
+        default="off",
+        description="What seals the store (AES-256-GCM, a key for each namespace): the master key in the variable "
+        'AGENT_MEMORY_KEY ("env"), the one in the system\'s keyring ("keyring"), or nothing ("off").',
     )
 
     @property

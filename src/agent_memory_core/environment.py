@@ -49,8 +49,12 @@ RETIRED = {
 }
 """Settings of that prototype that have no effect here, each with what to use instead."""
 
-_OTHER_VARIABLES = frozenset({"AGENT_MEMORY_MODEL_CONFIGS"})
-"""Variables that are no fields: the folder of own profiles (models/profile.py)."""
+KEY_VARIABLE = "AGENT_MEMORY_KEY"
+"""The variable with the master key of encrypted stores."""
+
+_OTHER_VARIABLES = frozenset({"AGENT_MEMORY_MODEL_CONFIGS", KEY_VARIABLE})
+"""Variables that are no fields: the folder of own profiles (models/profile.py), and the master key. They are read
+where they are needed, so that nothing here remembers a key."""
 
 
 _CLASS_OF: Mapping[str, SettingsClass] = {
@@ -120,7 +124,7 @@ def _read_variables(variables: tuple[tuple[str, str], ...]) -> Mapping[str, Any]
     values: dict[str, Any] = {}
     found_in: dict[str, tuple[str, str]] = {}
     for variable, text in variables:
-        if variable in _OTHER_VARIABLES or _is_switch(variable, text):
+        if _is_switch(variable, text):
             continue
         if variable not in _VARIABLES:
             _refuse_unknown(variable)
@@ -143,7 +147,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]
         InvalidSetting: a variable is unknown, cannot be read, or contradicts another name of the same field.
     """
     environ = os.environ if environ is None else environ
-    names = sorted(name for name in environ if name.startswith(_PREFIXES))
+    names = sorted(name for name in environ if name.startswith(_PREFIXES) and name not in _OTHER_VARIABLES)
     return dict(_read_variables(tuple((name, environ[name]) for name in names)))
 
 

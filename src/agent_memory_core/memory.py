@@ -59,6 +59,7 @@ from agent_memory_core.models.folder import configured_context, configured_reaso
 from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.chat_history import ChatHistory
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.engine import Engine
@@ -69,8 +70,6 @@ Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
 """A request, one user message, or a list of messages as `Message` or as role and content mappings."""
 
 Owner = SessionKey | str | None
-
-_MIB = 2**20
 
 
 class AgentMemory:
@@ -255,9 +254,15 @@ class AgentMemory:
         return self._sessions.forget((namespace, session_id))
 
     def forget_namespace(self, namespace: str) -> int:
-        """Delete all sessions of a namespace, pinned ones too, as `forget` does; return how many there were."""
+        """Delete all sessions of a namespace, pinned ones too, and its key; return how many sessions there were."""
         validate_namespace(namespace)
-        return sum(self.forget(info.session_id, namespace) for info in self.sessions(namespace))
+        count = sum(self.forget(info.session_id, namespace) for info in self.sessions(namespace))
+        self._sessions.forget_rest(namespace)
+        return count
+
+    def history(self, session_id: str, namespace: str = "default") -> ChatHistory | None:
+        """The text of a session, for whom no application keeps it; None where there is no cache directory."""
+        return self._sessions.history((namespace, session_id))
 
     def prune(
         self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
@@ -437,13 +442,7 @@ class AgentMemory:
         config = self.config
         with self._lock:
             if self._store is None and config.cache_dir is not None:
-                self._store = BlockStore(
-                    config.cache_dir,
-                    quota_bytes=_in_bytes(config.disk_budget_mb),
-                    namespace_quota_bytes=_in_bytes(config.namespace_budget_mb),
-                    min_free_bytes=_in_bytes(config.min_free_mb),
-                    durability=config.durability,
-                )
+                self._store = BlockStore.of_config(config.cache_dir, config)
             return self._store
 
     def _opened_store(self) -> BlockStore:
@@ -490,10 +489,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _in_bytes(mib: int | None) -> int | None:
-    return None if mib is None else mib * _MIB
 
 
 def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:

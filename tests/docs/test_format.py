@@ -13,8 +13,9 @@ import xxhash
 from safetensors import safe_open
 
 from agent_memory_core import AgentMemory
-from agent_memory_core.storage.block_file import ALIGNMENT, FILE_FORMAT
+from agent_memory_core.storage.block_file import ALIGNMENT
 from agent_memory_core.storage.folder import FORMAT
+from agent_memory_core.storage.sealing import PLAIN
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
@@ -29,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_versions_are_those_of_the_code(store: Path) -> None:
     assert f"Its version is {FORMAT}." in PAGE
-    assert f"the version of the file: {FILE_FORMAT}" in PAGE
+    assert f"the version of the file: {PLAIN.schema}" in PAGE
     assert f"{ALIGNMENT:,}" in PAGE
     assert (store / "SCHEMA").read_text().strip() == str(FORMAT)
 

@@ -108,8 +108,7 @@ def wanted(
         tail=tail,
         tokens=len(tokens),
         prompt_tokens=len(tokens) // 2,
-        lane="",
-        **others,
+        **{"lane": "", **others},
     )
 
 

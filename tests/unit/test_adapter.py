@@ -71,6 +71,7 @@ def test_every_setting_reaches_the_engine(adapter: type[AdapterSettings], tmp_pa
         "batching": "never",
         "wired": "on",
         "durability": "power",
+        "encryption": "env",
         "control_words": "tokens",
         "block_tokens": 64,
     }

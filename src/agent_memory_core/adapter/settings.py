@@ -32,6 +32,7 @@ from agent_memory_core.config import (
     Batching,
     ControlWords,
     Durability,
+    Encryption,
     EngineConfig,
     KvBits,
     Prewarm,
@@ -133,6 +134,7 @@ class AdapterSettings(BaseModel):
     prewarm: Prewarm | None = _engine_field("prewarm")
     session_ttl_days: float | None = _engine_field("session_ttl_days")
     durability: Durability | None = _engine_field("durability")
+    encryption: Encryption | None = _engine_field("encryption")
     temperature: float | None = _sampling_field("temperature")
     top_p: float | None = _sampling_field("top_p")
     top_k: int | None = _sampling_field("top_k")

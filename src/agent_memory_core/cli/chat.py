@@ -37,11 +37,10 @@ def chat(
 
 
 def _transcript(memory: AgentMemory, namespace: str, session: str) -> ChatHistory | None:
-    folder = memory.config.cache_dir
-    if folder is None:
+    history = memory.history(session, namespace)
+    if history is None:
         err.print("there is no folder for sessions (cache_dir is none): nothing of this chat is kept.")
-        return None
-    return ChatHistory(folder, namespace, session)
+    return history
 
 
 def _read_line() -> str:

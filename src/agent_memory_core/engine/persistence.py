@@ -77,7 +77,7 @@ class Disk:
     @property
     def tier(self) -> Tier:
         """The records of the store."""
-        return self._store.catalog.records
+        return self._store.tier
 
     @property
     def failed(self) -> int:
@@ -86,7 +86,7 @@ class Disk:
 
     def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
         """Which records of these names are in the store now."""
-        return self._store.catalog.records.stored(names)
+        return self._store.tier.stored(names)
 
     def identify(self, root: BlockHash, identity: Mapping[str, str], namespace: str) -> None:
         """Remember what a root was hashed from."""

@@ -48,6 +48,14 @@ class SessionControl(Protocol):
         """Delete a session, and say whether there was one."""
         ...
 
+    def forget_rest(self, namespace: str) -> None:
+        """Delete what is left of a namespace whose sessions are forgotten, and the key that it was sealed with."""
+        ...
+
+    def history(self, owner: Owner) -> ChatHistory | None:
+        """The text of a session, kept for whom no application keeps it; None where nothing is kept."""
+        ...
+
 
 class StoredSessionControl:
     """Sessions on disk, whether or not an engine is running."""
@@ -81,6 +89,14 @@ class StoredSessionControl:
         ChatHistory(store.path, *owner).delete()
         # A turn that came meanwhile found the session still on disk: it must not bring it back.
         return self._forget_in_memory(owner) or in_memory or on_disk
+
+    def forget_rest(self, namespace: str) -> None:
+        """Delete records that no session reached any more, and the key of the namespace."""
+        self._open_store().forget_namespace(namespace)
+
+    def history(self, owner: Owner) -> ChatHistory:
+        """The text of a session, sealed as the store is."""
+        return self._open_store().history(*owner)
 
     def _forget_in_memory(self, owner: Owner) -> bool:
         if not self._thread.started:
@@ -117,6 +133,12 @@ class MemorySessionControl:
         if not self._thread.started:
             return False
         return self._thread.call(lambda engine: engine.forget(owner)).result()
+
+    def forget_rest(self, namespace: str) -> None:
+        """Nothing is left."""
+
+    def history(self, owner: Owner) -> None:
+        """Nothing is kept."""
 
 
 def _not_on_disk(owner: Owner) -> SessionNotFound:

@@ -63,6 +63,8 @@ class StoreStats:
     """Blocks asked for whose file was missing."""
     miss_damaged: int = 0
     """Blocks asked for whose file was damaged."""
+    miss_locked: int = 0
+    """Blocks asked for whose file the key of their namespace does not open."""
     miss_failed: int = 0
     """Blocks asked for whose file could not be read."""
 

@@ -72,7 +72,7 @@ def check(catalog: Catalog, files: RecordFiles, record_quota: int, fix: bool) ->
     found = _Findings()
     for file in files.walk(found.foreign):
         if file.key is not None:
-            _look_at(file, file.key, catalog, found)
+            _look_at(file, file.key, catalog, files, found)
     stored = catalog.records.get_many(catalog.records.keys()).values()
     found.missing = [record for record in stored if not os.path.lexists(files.path_of(record))]
     report = CheckReport(
@@ -92,12 +92,12 @@ def check(catalog: Catalog, files: RecordFiles, record_quota: int, fix: bool) ->
     return report
 
 
-def _look_at(file: FoundFile, key: BlockHash, catalog: Catalog, found: _Findings) -> None:
+def _look_at(file: FoundFile, key: BlockHash, catalog: Catalog, files: RecordFiles, found: _Findings) -> None:
     row = catalog.records.get(key)
     try:
         with open_file(file.path) as (fd, size):
-            described = describe(fd, size, file.root, key, file.kind)
-            verify(fd, size, row or described)
+            described = describe(fd, size, file.root, key, file.kind, files.unopened)
+            verify(fd, size, row or described, files.unopened)
             _judge(file.path)
             if row is None:
                 found.unknown[file.path] = (described, os.fstat(fd).st_mtime)

@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import xxhash
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
+from agent_memory_core.storage.sealing import PLAIN, Cipher
 
 ALIGNMENT = 4096
 """Payloads start at a multiple of so many bytes."""
@@ -40,9 +41,6 @@ _MAX_CALL = 2**30
 _PIECE = 2**20
 # What opening a link or a socket fails with.
 _NOT_A_FILE = {errno.ELOOP, errno.ENXIO}
-
-FILE_FORMAT = 2
-"""Version of a record's file, in its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,11 @@ class _Header:
     """in the order of the payload"""
     start: int
     """where the payload starts"""
+
+    @property
+    def table(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype and shape of each tensor."""
+        return ((tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)
 
     @property
     def payload(self) -> int:
@@ -121,10 +124,10 @@ def transfer(views: Sequence[memoryview], move: Callable[[list[memoryview], int]
     return done
 
 
-def _metadata_of(record: StoredRecord) -> dict[str, str]:
+def _metadata_of(record: StoredRecord, schema: str) -> dict[str, str]:
     """What the header of a record's file must say."""
     return {
-        "schema": str(FILE_FORMAT),
+        "schema": schema,
         "root": record.root.hex(),
         "key": record.key.hex(),
         "parent": record.parent.hex(),
@@ -138,25 +141,44 @@ def _digest_of(metadata: Mapping[str, str], table: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps([metadata, table], sort_keys=True).encode())
 
 
-def write_header(record: StoredRecord, tensors: Mapping[str, HostTensor]) -> bytes:
-    """All bytes before the payload. How many there are does not depend on the checksum in ``record``."""
+def content_of(record: StoredRecord, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    """What a sealed payload is, which only opens as this: the record and the name, dtype and shape of each tensor."""
+    said = [record.kind, record.root.hex(), record.key.hex(), record.parent.hex(), record.ntok]
+    return json.dumps([said, [[name, dtype, list(shape)] for name, dtype, shape in tensors]])
+
+
+def write_header(
+    record: StoredRecord,
+    tensors: Mapping[str, HostTensor],
+    cipher: Cipher = PLAIN,
+    sealed: Mapping[str, str] | None = None,
+) -> bytes:
+    """All bytes before the payload. How many there are depends neither on ``record.checksum`` nor on ``sealed``.
+
+    Args:
+        record: what lies in the file.
+        tensors: its tensors, in the order of the payload.
+        cipher: what seals the payload.
+        sealed: what it said about that.
+    """
     table: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         table[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    metadata = {**_metadata_of(record), "writer": "agent-memory"}
+    metadata = _metadata_of(record, cipher.schema) | cipher.fields() | dict(sealed or {})
+    metadata["writer"] = "agent-memory"
     metadata["header_xxh3_128"] = _digest_of(metadata, table)
     text = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
     return struct.pack("<Q", length) + text.ljust(length)
 
 
-def describe_new(root: BlockHash, record: Record[HostTensor]) -> StoredRecord:
+def describe_new(root: BlockHash, record: Record[HostTensor], cipher: Cipher = PLAIN) -> StoredRecord:
     """The description of a record that is to be written. Its checksum is all zeros: it takes a pass over the bytes."""
     key, parent, tokens = record.key, record.parent, record.tokens
     new = StoredRecord(key, parent, root, tokens, record.kind, 0, "0" * 32, len(tokens))
-    return replace(new, nbytes=len(write_header(new, record.tensors)) + record.nbytes)
+    return replace(new, nbytes=len(write_header(new, record.tensors, cipher)) + record.nbytes)
 
 
 @contextmanager
@@ -177,13 +199,16 @@ def open_file(path: Path) -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
-def read_record(fd: int, size: int, stored: StoredRecord, allocate: Allocate) -> Record[Any]:
-    """Read a file into arrays of ``allocate`` and verify it.
+def read_record(
+    fd: int, size: int, stored: StoredRecord, allocate: Allocate, cipher: Cipher = PLAIN
+) -> Record[Any]:
+    """Read a file into arrays of ``allocate``, verify it and open it.
 
     Raises:
         Damaged: the file is not what its description says.
+        Locked: it is, but ``cipher`` does not open it.
     """
-    header = _header_of(fd, size, stored)
+    header = _header_of(fd, size, stored, cipher)
     allocated = allocate([(tensor.dtype, tensor.shape) for tensor in header.tensors])
     arrays = {tensor.name: array for tensor, (array, _) in zip(header.tensors, allocated, strict=True)}
     views = [view for _, view in allocated]
@@ -193,10 +218,16 @@ def read_record(fd: int, size: int, stored: StoredRecord, allocate: Allocate) ->
         raise Damaged("it was cut while it was read")
     if checksum_of(views) != stored.checksum:
         raise Damaged("its payload does not have its checksum")
+    opener = cipher.opener(content_of(stored, header.table), header.metadata)
+    for view in views:
+        opener.update(view)
+    opener.finish()
     return Record(stored.key, stored.parent, stored.tokens, stored.kind, arrays)
 
 
-def describe(fd: int, size: int, root: BlockHash, key: BlockHash, kind: RecordKind) -> StoredRecord:
+def describe(
+    fd: int, size: int, root: BlockHash, key: BlockHash, kind: RecordKind, cipher: Cipher = PLAIN
+) -> StoredRecord:
     """What a file's header says, without token ids. Root, key and kind are those of its path, which must agree.
 
     Raises:
@@ -211,38 +242,52 @@ def describe(fd: int, size: int, root: BlockHash, key: BlockHash, kind: RecordKi
     if len(parent) != 32 or not 0 <= ntok < 2**31:
         raise Damaged("its header does not describe a record")
     stored = StoredRecord(key, parent, root, (), kind, size, checksum, ntok)
-    _check_metadata(header, stored)
+    _check_metadata(header, stored, cipher)
     return stored
 
 
-def verify(fd: int, size: int, stored: StoredRecord) -> None:
-    """Compare a whole file with its description.
+def is_locked(fd: int, size: int, cipher: Cipher) -> bool:
+    """Whether a file was sealed with another key than the one that ``cipher`` has.
+
+    Raises:
+        Damaged: its header cannot be read.
+    """
+    return not cipher.has_sealed(_read_header(fd, size).metadata)
+
+
+def verify(fd: int, size: int, stored: StoredRecord, cipher: Cipher = PLAIN) -> None:
+    """Compare a whole file with its description, and see whether it opens.
 
     Raises:
         Damaged: they differ.
+        Locked: they do not, but ``cipher`` does not open it.
     """
-    header = _header_of(fd, size, stored)
+    header = _header_of(fd, size, stored, cipher)
+    opener = cipher.opener(content_of(stored, header.table), header.metadata)
     digest = xxhash.xxh3_128()
     piece = bytearray(_PIECE)
     at = header.start
     while moved := os.preadv(fd, [piece], at):
-        digest.update(memoryview(piece)[:moved])
+        view = memoryview(piece)[:moved]
+        digest.update(view)
+        opener.update(view)
         at += moved
     if digest.hexdigest() != stored.checksum:
         raise Damaged("its payload does not have its checksum")
+    opener.finish()
 
 
-def _header_of(fd: int, size: int, stored: StoredRecord) -> _Header:
+def _header_of(fd: int, size: int, stored: StoredRecord, cipher: Cipher) -> _Header:
     """The header of a file that has the size of its description and says the same."""
     if size != stored.nbytes:
         raise Damaged(f"it has {size} bytes instead of {stored.nbytes}")
     header = _read_header(fd, size)
-    _check_metadata(header, stored)
+    _check_metadata(header, stored, cipher)
     return header
 
 
-def _check_metadata(header: _Header, stored: StoredRecord) -> None:
-    for name, value in _metadata_of(stored).items():
+def _check_metadata(header: _Header, stored: StoredRecord, cipher: Cipher) -> None:
+    for name, value in _metadata_of(stored, cipher.schema).items():
         if header.metadata.get(name) != value:
             raise Damaged(f"its {name} is {str(header.metadata.get(name))[:80]!r} instead of {value!r}")
 

@@ -17,23 +17,28 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from agent_memory_core.blocks.block import BlockHash, record_hash
-from agent_memory_core.config import Durability
+from agent_memory_core.config import Durability, Encryption, EngineConfig
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
-from agent_memory_core.storage.block_file import Damaged, describe_new, open_file, read_record
-from agent_memory_core.storage.branches import BranchCommit, BranchRow, SessionOwner
+from agent_memory_core.storage.block_file import Damaged, describe_new, is_locked, open_file, read_record
+from agent_memory_core.storage.branches import BranchCommit, BranchRow, SessionOwner, hidden
 from agent_memory_core.storage.catalog import Catalog
+from agent_memory_core.storage.chat_history import ChatHistory
 from agent_memory_core.storage.disk_budget import Limits
 from agent_memory_core.storage.folder import opening, prepare_root, reading
+from agent_memory_core.storage.key_ring import keys_for
 from agent_memory_core.storage.reconcile import Reconciler
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
 from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
+from agent_memory_core.storage.sealing import Locked
+from agent_memory_core.storage.tier import StoredTier
 from agent_memory_core.storage.volume import Volume, default_quota
 
 log = logging.getLogger("agent_memory")
@@ -45,7 +50,8 @@ _DELETE_AT_ONCE = 128
 _FORGETTING = "forgetting "
 _LOG_DIVISOR = 64
 
-_COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_failed")
+_COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_locked", "miss_failed")
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +85,10 @@ class BlockStore:
         namespace_quota_bytes: most bytes of the records of one namespace; None sets no limit of its own.
         min_free_bytes: bytes of the volume that it leaves free; None is the lesser of 5 GiB and 2 % of the volume.
         durability: see `EngineConfig`.
+        encryption: see `EngineConfig`.
 
     Raises:
+        InvalidSetting: the store is to be encrypted and there is no master key.
         StoreUnreadable: the folder cannot be used safely; the message says why and what to do.
     """
 
@@ -92,32 +100,48 @@ class BlockStore:
         namespace_quota_bytes: int | None = None,
         min_free_bytes: int | None = 0,
         durability: Durability = "process",
+        encryption: Encryption = "off",
     ) -> None:
         self.path = path
         self._reconciler: Reconciler | None = None
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._reopening = threading.Lock()
+        self.keys = keys_for(path, encryption)
         self.read_only = not prepare_root(path)
         self.namespace_quota_bytes = namespace_quota_bytes
         self.quota_bytes = default_quota(path) if quota_bytes is None else quota_bytes
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self.files, self.catalog = self._open_to_read() if self.read_only else self._open(durability)
+        self.keys.work_as(self.files.presence.name)
+        self.tier = StoredTier(self.catalog.records, self.keys)
         self.volume = Volume(path, min_free_bytes, self.catalog)
         if not self.read_only:
             self._finish_for_the_dead()
 
     def _open(self, durability: Durability) -> tuple[RecordFiles, Catalog]:
-        with opening(self.path / "SCHEMA"):
-            files = RecordFiles(self.path, durable=durability == "power")
+        with opening(self.path / "SCHEMA", self.keys.version, self.keys.unlock):
+            files = RecordFiles(self.path, durable=durability == "power", unopened=self.keys.unopened)
             files.remove_leftovers()
-            return files, open_catalog(files, durability, self.quota_bytes // _LOG_DIVISOR)
+            return files, open_catalog(files, durability, self.keys, self.quota_bytes // _LOG_DIVISOR)
 
     def _open_to_read(self) -> tuple[RecordFiles, Catalog]:
         log.warning("%s is read-only: what is there is used, and nothing is saved", self.path)
-        files = RecordFiles(self.path, durable=False, read_only=True)
-        with reading(self.path / "SCHEMA"):
-            return files, Catalog(self.path / "catalog.db", files.presence, read_only=True)
+        files = RecordFiles(self.path, durable=False, read_only=True, unopened=self.keys.unopened)
+        with reading(self.path / "SCHEMA", self.keys.version, self.keys.unlock):
+            return files, Catalog(self.path / "catalog.db", files.presence, keys=self.keys, read_only=True)
+
+    @classmethod
+    def of_config(cls, path: Path, config: EngineConfig) -> Self:
+        """The store in a folder, as the settings of an engine want it. Raises as the constructor does."""
+        return cls(
+            path,
+            quota_bytes=_in_bytes(config.disk_budget_mb),
+            namespace_quota_bytes=_in_bytes(config.namespace_budget_mb),
+            min_free_bytes=_in_bytes(config.min_free_mb),
+            durability=config.durability,
+            encryption=config.encryption,
+        )
 
     def ensure_in_place(self) -> None:
         """Make the store anew where its folder or its catalog was deleted or replaced since it was opened.
@@ -137,7 +161,7 @@ class BlockStore:
                 "the store at %s was deleted or replaced while it was open: it is made anew", self.path
             )
             prepare_root(self.path)
-            with opening(self.path / "SCHEMA"):
+            with opening(self.path / "SCHEMA", self.keys.version, self.keys.unlock):
                 reopen_catalog(self.catalog, self.files)
             for root, (identity, namespace) in self._identities.items():
                 self.files.write_identity(root, identity, namespace)
@@ -208,6 +232,29 @@ class BlockStore:
         self.files.empty_quarantine()
         return found
 
+    def forget_namespace(self, namespace: str) -> None:
+        """Delete what is left of a namespace whose sessions are forgotten, and its key: nothing opens it again.
+
+        Raises:
+            StoreError: the catalog cannot be written.
+        """
+        with self.catalog.transaction():
+            records = self.catalog.records.remove_namespace(namespace)
+            for record in records:
+                self.files.delete(record)
+            self.catalog.records.deleted(record.key for record in records)
+        try:
+            self.keys.forget(namespace)
+        except OSError as error:
+            raise StoreError(
+                f"the key of namespace {namespace!r} cannot be deleted: {error.strerror}."
+            ) from error
+        self.catalog.scrub()
+
+    def history(self, namespace: str, session_id: str) -> ChatHistory:
+        """The text of a conversation, for who has no application that keeps it."""
+        return ChatHistory(self.path, namespace, session_id, self.keys.of(namespace))
+
     # -- writing ------------------------------------------------------------------------------------------
 
     def commit(self, records: Sequence[Record[HostTensor]], commit: BranchCommit) -> BranchRow:
@@ -219,6 +266,7 @@ class BlockStore:
             OSError: a file cannot be written.
         """
         self._check(records)
+        records, commit = self._hidden(records), hidden(commit, self.keys.hide)
         held = {commit.head, *commit.dependencies}
         branch, superseded = self._store(
             records,
@@ -239,13 +287,19 @@ class BlockStore:
             StoreFull, StoreError, OSError: as `commit` does.
         """
         self._check(records)
-        self._store(records, owner, (), None, lambda stored: self.catalog.branches.keep(stored, owner))
+        self._store(
+            self._hidden(records), owner, (), None, lambda stored: self.catalog.branches.keep(stored, owner)
+        )
 
     def _check(self, records: Sequence[Record[HostTensor]]) -> None:
         self.ensure_in_place()
         for record in records:
             if record.key != record_hash(record.kind, record.parent, record.tokens):
                 raise StoreError(f"the key {record.key.hex()} is not the hash of its record's tokens.")
+
+    def _hidden(self, records: Sequence[Record[HostTensor]]) -> list[Record[HostTensor]]:
+        hide = self.keys.hide
+        return [replace(record, key=hide(record.key), parent=hide(record.parent)) for record in records]
 
     def _store(
         self,
@@ -292,8 +346,9 @@ class BlockStore:
         kept: list[StoredRecord] = []
         new: list[tuple[StoredRecord, Record[HostTensor]]] = []
         known = self.catalog.records.get_many([record.key for record in records])
+        cipher = self.catalog.records.cipher(root)
         for record in records:
-            described, row = describe_new(root, record), known.get(record.key)
+            described, row = describe_new(root, record, cipher), known.get(record.key)
             if row is not None and row.place == described.place and self.files.has(row):
                 kept.append(replace(row, tokens=record.tokens))
             else:
@@ -325,10 +380,10 @@ class BlockStore:
         self, pending: Sequence[tuple[StoredRecord, Record[HostTensor]]], branch_id: int | None
     ) -> StoredRecord:
         """Write the first of ``pending``. Where others filled the volume meanwhile, evict for all of them."""
-        evicted = False
+        evicted, cipher = False, self.catalog.records.cipher(pending[0][0].root)
         for _ in range(_ATTEMPTS):
             try:
-                stored = self.files.write(*pending[0])
+                stored = self.files.write(*pending[0], cipher)
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
@@ -383,6 +438,7 @@ class BlockStore:
 
     def load(self, root: BlockHash, key: BlockHash, allocate: Allocate) -> Record[Any] | None:
         """Read one record into arrays of ``allocate`` and verify it; None is a miss, counted by its reason."""
+        name, key = key, self.keys.hide(key)
         stored = self.catalog.records.get(key)
         if stored is None or stored.root != root:
             self._count("miss_unknown")
@@ -390,17 +446,37 @@ class BlockStore:
         path = self.files.path_of(stored)
         try:
             with open_file(path) as (fd, size):
-                return read_record(fd, size, stored, allocate)
+                found = read_record(fd, size, stored, allocate, self.catalog.records.cipher(root))
+            return replace(found, key=name, parent=self.keys.show(found.parent))
         except FileNotFoundError:
             self._count("miss_gone")
             discard(self.catalog, self.files, key, path)
         except Damaged as damage:
             self._count("miss_damaged")
             discard(self.catalog, self.files, key, path, str(damage))
+        except Locked:
+            self._count("miss_locked")
+            self._drop_locked(stored)
         except (OSError, MemoryError) as error:
             self._count("miss_failed")
             log.warning("%s could not be read: %s", path, error)
         return None
+
+    def _drop_locked(self, found: StoredRecord) -> None:
+        """Delete a record that did not open, and all of its root that another key has sealed: nobody opens them again.
+
+        All at once, because a chain is read up to its first miss: each restart would find one more.
+        """
+        cipher = self.catalog.records.cipher(found.root)
+        lost = [found]
+        for record in self.catalog.records.select("WHERE stored AND root = ?", (found.root,)):
+            with suppress(OSError, Damaged), open_file(self.files.path_of(record)) as (fd, size):
+                lost += [record] if is_locked(fd, size, cipher) else []
+        log.warning("%d records cannot be opened by the key of their namespace: they are deleted", len(lost))
+        for record in lost:
+            with suppress(OSError):
+                self.files.delete(record)
+            discard(self.catalog, self.files, record.key, self.files.path_of(record))
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -431,6 +507,10 @@ class BlockStore:
     def _count(self, name: str, by: int = 1) -> None:
         with self._counting:
             self._counts[name] += by
+
+
+def _in_bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * _MIB
 
 
 def _nbytes(new: Sequence[tuple[StoredRecord, Record[HostTensor]]]) -> int:

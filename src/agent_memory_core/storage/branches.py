@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from agent_memory_core.blocks.block import BlockHash, pack_tokens
+from agent_memory_core.blocks.block import BlockHash, record_hash
 from agent_memory_core.errors import InvalidRequest, SessionNotFound
 from agent_memory_core.messages import SessionInfo, validate_session_id
 from agent_memory_core.storage.database import Database
 from agent_memory_core.storage.record import StoredRecord
-from agent_memory_core.storage.record_table import RecordTable, proven_tokens
+from agent_memory_core.storage.record_table import RecordTable
+from agent_memory_core.storage.sealing import Locked
 
 SessionState = Literal["new", "live", "evicted", "other_model"]
 """Why a session has no branch under a root: it was never seen, was evicted, or was used with other models only."""
@@ -126,6 +127,16 @@ class BranchCommit(SessionOwner):
     """further records that it needs to be resumed; those that are not stored are passed over"""
 
 
+def hidden(commit: BranchCommit, hide: Callable[[BlockHash], BlockHash]) -> BranchCommit:
+    """A commit with the store's names in place of the engine's, see `Keys.hide`."""
+    return replace(
+        commit,
+        head=hide(commit.head),
+        tail=hide(commit.tail) if commit.tail is not None else None,
+        dependencies=tuple(hide(key) for key in commit.dependencies),
+    )
+
+
 class Branches:
     """The sessions and branches of one catalog."""
 
@@ -139,15 +150,26 @@ class Branches:
         """The branches of a session, oldest first: under one root, or under all."""
         sql = f"""{_BRANCH} WHERE s.namespace = ? AND s.session_id = ? AND (? IS NULL OR s.root = ?)
           ORDER BY b.branch_id"""
-        return [BranchRow(*row) for row in self._database.read(sql, (namespace, session_id, root, root))]
+        return [self._row(row) for row in self._database.read(sql, (namespace, session_id, root, root))]
+
+    def _row(self, row: Any) -> BranchRow:
+        """A branch by the engine's names, with its lane opened; one that cannot be opened is none."""
+        found, show = BranchRow(*row), self._records.sealing.show
+        tail = show(found.tail) if found.tail is not None else None
+        found = replace(found, head=show(found.head), tail=tail)
+        try:
+            return replace(found, lane=self._records.cipher(found.root).open_text("lane", found.lane))
+        except (Locked, OSError):
+            return replace(found, lane="")
 
     def tokens(self, branch: BranchRow) -> tuple[int, ...]:
         """The exact token ids of a branch; where those of a record are unknown, all before it."""
-        chain = self._database.read(_CHAIN, (branch.tail,)) if branch.tail is not None else []
+        hide = self._records.sealing.hide
+        chain = self._database.read(_CHAIN, (hide(branch.tail),)) if branch.tail is not None else []
         tokens: list[int] = []
-        above = branch.root
-        for key, parent, packed, kind, _ in chain or self._database.read(_CHAIN, (branch.head,)):
-            proven = proven_tokens(key, parent, packed, kind)
+        above = hide(branch.root)
+        for key, parent, packed, kind, _ in chain or self._database.read(_CHAIN, (hide(branch.head),)):
+            proven = self._records.open_tokens(branch.root, key, parent, packed, kind)
             if parent != above or not proven:
                 break
             tokens += proven
@@ -157,7 +179,7 @@ class Branches:
     def dependencies(self, branch_id: int) -> set[BlockHash]:
         """The keys of the records that a branch needs besides its blocks and its tail."""
         found = self._database.read("SELECT key FROM dependencies WHERE branch = ?", (branch_id,))
-        return {key for (key,) in found}
+        return {self._records.sealing.show(key) for (key,) in found}
 
     def session_state(self, root: BlockHash, namespace: str, session_id: str) -> SessionState:
         """Whether a session has a branch under a root, and else why not."""
@@ -202,7 +224,8 @@ class Branches:
     ) -> tuple[BranchRow, list[StoredRecord]]:
         """Write a turn in one transaction: its records, and its branch if that still has the believed generation.
 
-        A branch that was moved or removed meanwhile is left alone, and the turn becomes a new branch.
+        A branch that was moved or removed meanwhile is left alone, and the turn becomes a new branch. What is given
+        has the store's names, see `hidden`; the branch that is returned has the engine's.
 
         Returns:
             The branch, and the records that only it needed before and nothing needs now: their rows are removed.
@@ -215,14 +238,31 @@ class Branches:
             session = _put_session(db, commit, now, is_known=True)
             for record in records:
                 self._records.put(record, session, now)
-            branch_id, left = _move(db, session, commit, now)
+            lane = self._records.cipher(commit.root).seal_text("lane", commit.lane)
+            branch_id, left = _move(db, session, replace(commit, lane=lane), now)
             left += _set_dependencies(db, branch_id, commit.dependencies)
             superseded = [record for key in left for record in self._records.remove_unneeded(key)]
             if commit.token_ids:
-                _restore_tokens(db, branch_id, commit)
+                self._restore_tokens(db, branch_id, commit)
             db.execute(_DROP_OLDEST_BRANCHES, (session, branch_id, max(0, commit.max_branches - 1)))
             found = db.execute(f"{_BRANCH} WHERE b.branch_id = ?", (branch_id,)).fetchone()
-        return BranchRow(*found), superseded
+        return self._row(found), superseded
+
+    def _restore_tokens(self, db: sqlite3.Connection, branch_id: int, commit: BranchCommit) -> None:
+        """Write token ids to the records of a branch that a rebuild left without, where the keys prove them."""
+        without = "SELECT 1 FROM records WHERE tokens = x'' AND ntok > 0 AND root = ? LIMIT 1"
+        if db.execute(without, (commit.root,)).fetchone() is None:
+            return
+        show = self._records.sealing.show
+        ends = {self._records.sealing.hide(commit.root): 0}
+        chain = db.execute(_CHAIN, (commit.tail or commit.head,)).fetchall()
+        for key, parent, kept, kind, ntok in (*chain, *db.execute(_DEPENDENCIES, (branch_id,)).fetchall()):
+            start = ends.get(parent, len(commit.token_ids))
+            given = commit.token_ids[start : start + ntok]
+            ends[key] = start + ntok
+            if not kept and show(key) == record_hash(kind, show(parent), given):
+                tokens = self._records.seal_tokens(commit.root, key, given)
+                db.execute("UPDATE records SET tokens = ? WHERE key = ?", (tokens, key))
 
     def keep(self, records: Sequence[StoredRecord], owner: SessionOwner) -> None:
         """Write a part of a prompt whose turn has not ended: records of a session that no branch reaches yet.
@@ -334,21 +374,6 @@ def _set_dependencies(
         [(branch_id, key) for key in new - old],
     )
     return list(old - new)
-
-
-def _restore_tokens(db: sqlite3.Connection, branch_id: int, commit: BranchCommit) -> None:
-    """Write token ids to the records of a branch that a rebuild left without, where the keys prove them."""
-    without = "SELECT 1 FROM records WHERE tokens = x'' AND ntok > 0 AND root = ? LIMIT 1"
-    if db.execute(without, (commit.root,)).fetchone() is None:
-        return
-    ends = {commit.root: 0}
-    chain = db.execute(_CHAIN, (commit.tail or commit.head,)).fetchall()
-    for key, parent, packed, kind, ntok in (*chain, *db.execute(_DEPENDENCIES, (branch_id,)).fetchall()):
-        start = ends.get(parent, len(commit.token_ids))
-        given = pack_tokens(commit.token_ids[start : start + ntok])
-        ends[key] = start + ntok
-        if not packed and proven_tokens(key, parent, given, kind):
-            db.execute("UPDATE records SET tokens = ? WHERE key = ?", (given, key))
 
 
 def _copy_branches(db: sqlite3.Connection, session: int, to: int | None, now: float) -> int:

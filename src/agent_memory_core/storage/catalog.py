@@ -8,6 +8,7 @@ from agent_memory_core.config import Durability
 from agent_memory_core.storage.branches import Branches
 from agent_memory_core.storage.database import MAX_LOG, Database
 from agent_memory_core.storage.disk_budget import DiskBudget
+from agent_memory_core.storage.key_ring import Keys, NoKeys
 from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record_table import RecordTable
 
@@ -37,10 +38,12 @@ class Catalog(Database):
         presence: Presence,
         durability: Durability = "process",
         log_bytes: int = MAX_LOG,
+        *,
+        keys: Keys | None = None,
         read_only: bool = False,
     ) -> None:
         super().__init__(path, durability, log_bytes, read_only)
-        self.records = RecordTable(self)
+        self.records = RecordTable(self, keys or NoKeys())
         self.branches = Branches(self, self.records)
         self.budget = DiskBudget(self, self.records, presence)
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,9 @@ log = logging.getLogger("agent_memory")
 
 FORMAT = 4
 """Version of a store: its folder and its catalog."""
+
+SEALED_FORMAT = 5
+"""Version of a store that is encrypted, which is otherwise one of version `FORMAT`: older programs must refuse it."""
 
 OLDEST_FORMAT = 2
 """The oldest version that can be read; it is brought to the newest when the store is opened."""
@@ -164,7 +167,9 @@ def _version(path: Path, text: str) -> int:
         if header.startswith(b"SQLite format 3\0") and len(header) == 64:
             log.warning("%s holds %r instead of a version: that of the catalog is taken", path, text)
             # 0 where it is in the log alone; then the catalog itself is asked when it is opened.
-            return int.from_bytes(header[60:], "big") or FORMAT
+            version = int.from_bytes(header[60:], "big") or FORMAT
+            is_sealed = version == FORMAT and (path.parent / "keys" / "store.json").exists()
+            return SEALED_FORMAT if is_sealed else version
     raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
 
 
@@ -172,11 +177,11 @@ def _open_to_read(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def require_version(path: Path, version: int) -> None:
+def require_version(path: Path, version: int, newest: int = FORMAT) -> None:
     """Refuse a store of another version. ``path`` is the file in the store's folder that says its version."""
-    if version > FORMAT:
+    if version > newest:
         raise StoreUnreadable(
-            f"{path} says version {version}, newer than {FORMAT}: upgrade agent-memory-mlx or set another cache_dir."
+            f"{path} says version {version}, newer than {newest}: upgrade agent-memory-mlx or set another cache_dir."
         )
     if version < OLDEST_FORMAT:
         raise StoreUnreadable(
@@ -185,9 +190,35 @@ def require_version(path: Path, version: int) -> None:
         )
 
 
+def _require_sealed(path: Path, is_sealed: bool, wanted: bool) -> None:
+    """Refuse a store that is encrypted and should not be, or the other way round."""
+    if is_sealed and not wanted:
+        raise StoreUnreadable(
+            f"{path.parent} is encrypted: set encryption to where its key is, 'env' or 'keyring', or set another "
+            f"cache_dir."
+        )
+    if wanted and not is_sealed:
+        raise StoreUnreadable(
+            f"{path.parent} is not encrypted, and is not encrypted afterwards: set another cache_dir, or go on with "
+            f"encryption='off'."
+        )
+
+
+def _require_readable(path: Path, text: str, wanted: int) -> None:
+    version = _version(path, text)
+    require_version(path, version, SEALED_FORMAT)
+    _require_sealed(path, version == SEALED_FORMAT, wanted == SEALED_FORMAT)
+
+
 @contextmanager
-def opening(path: Path) -> Iterator[None]:
-    """Let one process at a time open the store whose version stands in ``path``, if it can be read."""
+def opening(path: Path, version: int, unlock: Callable[[bool], None]) -> Iterator[None]:
+    """Let one process at a time open the store whose version stands in ``path``, if it can be read.
+
+    Args:
+        path: the file with the version.
+        version: of the store that is made where there is none: `FORMAT`, or `SEALED_FORMAT` for an encrypted one.
+        unlock: is called first, with whether the store is new, and raises if what is there cannot be opened.
+    """
     try:
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -198,32 +229,36 @@ def opening(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         text = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        if text:
+            _require_readable(path, text, version)
+        unlock(not text)
         if not text:
-            os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
-        else:
-            require_version(path, _version(path, text))
+            os.pwrite(fd, f"{version}\n".encode(), 0)
         yield
-        if text != str(FORMAT):
+        if text != str(version):
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{FORMAT}\n".encode(), 0)
+            os.pwrite(fd, f"{version}\n".encode(), 0)
     finally:
         os.close(fd)
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Open a store that cannot be written, whose version stands in ``path``; it must be the newest one."""
+def reading(path: Path, version: int, unlock: Callable[[bool], None]) -> Iterator[None]:
+    """Open a store that cannot be written, with the arguments of `opening`; it must be of that version."""
     try:
         text = read_small(path, 32).strip()
     except (OSError, ValueError) as error:
         raise StoreUnreadable(
             f"{path.parent} is read-only and holds no store: set another cache_dir, or None to keep nothing."
         ) from error
-    if text != str(FORMAT):
+    if text.isdecimal():
+        _require_sealed(path, int(text) == SEALED_FORMAT, version == SEALED_FORMAT)
+    if text != str(version):
         raise StoreUnreadable(
-            f"{path} says {text!r} instead of version {FORMAT}, and the store cannot be brought to it because it is "
+            f"{path} says {text!r} instead of version {version}, and the store cannot be brought to it because it is "
             f"read-only: set another cache_dir, or None to keep nothing."
         )
+    unlock(False)
     yield
 
 

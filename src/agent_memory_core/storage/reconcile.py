@@ -102,7 +102,7 @@ def _described(
 ) -> tuple[StoredRecord, float] | None:
     try:
         with open_file(file.path) as (fd, size):
-            return describe(fd, size, file.root, key, file.kind), os.fstat(fd).st_mtime
+            return describe(fd, size, file.root, key, file.kind, files.unopened), os.fstat(fd).st_mtime
     except Damaged as damage:
         discard(catalog, files, key, file.path, str(damage))
     except OSError as error:

@@ -29,6 +29,7 @@ from agent_memory_core.storage.block_file import (
     Damaged,
     bytes_of,
     checksum_of,
+    content_of,
     describe,
     open_file,
     transfer,
@@ -47,6 +48,7 @@ from agent_memory_core.storage.folder import (
 )
 from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record import HostTensor, Record, StoredRecord
+from agent_memory_core.storage.sealing import PLAIN, Cipher, Locked, Unsealed
 
 log = logging.getLogger("agent_memory")
 
@@ -83,13 +85,17 @@ class RecordFiles:
         path: the folder of the store, which exists.
         durable: whether what is written is on the drive when a method returns, so that it outlives a power cut.
         read_only: whether nothing may be written; then nothing is made that is missing.
+        unopened: what checks these files without opening them.
     """
 
     presence: Presence
     """shows to others that this opening of the store is not over"""
 
-    def __init__(self, path: Path, durable: bool, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, durable: bool, read_only: bool = False, unopened: Unsealed = PLAIN
+    ) -> None:
         self.path = path
+        self.unopened = unopened
         self._durable = durable
         self._tmp, self._quarantine, self._ns = path / "tmp", path / "quarantine", path / "ns"
         self.presence = Presence(path / "processes")
@@ -175,22 +181,26 @@ class RecordFiles:
             kind = StoreFull if error.errno in NO_SPACE else StoreError
             raise kind(f"{path} cannot be written: {error.strerror}.") from error
 
-    def write(self, stored: StoredRecord, record: Record[HostTensor]) -> StoredRecord:
+    def write(self, stored: StoredRecord, record: Record[HostTensor], cipher: Cipher = PLAIN) -> StoredRecord:
         """Write a record's file and return its description with the checksum of what lies there now.
 
-        A file that is there already and sound is kept; a damaged one is put aside.
+        A file that is there already and sound is kept; a damaged one is put aside, and one that ``cipher`` does not
+        open is deleted.
 
         Raises:
             OSError: the file cannot be written.
             StoreError: the place cannot be taken.
         """
-        views = [bytes_of(tensor.data) for tensor in record.tensors.values()]
+        table = ((name, tensor.dtype, tensor.shape) for name, tensor in record.tensors.items())
+        plain = [bytes_of(tensor.data) for tensor in record.tensors.values()]
+        sealed, views = cipher.seal_payload(content_of(stored, table), plain)
         stored = replace(stored, checksum=checksum_of(views))
         path = self.path_of(stored)
-        tmp = self._write_tmp([memoryview(write_header(stored, record.tensors)), *views])
+        header = write_header(stored, record.tensors, cipher, sealed)
+        tmp = self._write_tmp([memoryview(header), *views])
         try:
             changed = self._make_dirs(path.parent)
-            stored = self._link_or_keep(tmp, path, stored)
+            stored = self._link_or_keep(tmp, path, stored, cipher)
             for folder in changed if self._durable else ():
                 sync_folder(folder, barrier=True)
             return stored
@@ -202,7 +212,7 @@ class RecordFiles:
         if self._durable:
             sync_folder(self._ns, barrier=False)
 
-    def _link_or_keep(self, tmp: Path, path: Path, stored: StoredRecord) -> StoredRecord:
+    def _link_or_keep(self, tmp: Path, path: Path, stored: StoredRecord, cipher: Cipher) -> StoredRecord:
         for _ in range(_ATTEMPTS):
             with suppress(FileExistsError):
                 try:
@@ -214,12 +224,14 @@ class RecordFiles:
                 return stored
             try:
                 with open_file(path) as (fd, size):
-                    theirs = describe(fd, size, stored.root, stored.key, stored.kind)
+                    theirs = describe(fd, size, stored.root, stored.key, stored.kind, cipher)
                     kept = replace(stored, checksum=theirs.checksum)
-                    verify(fd, size, kept)
+                    verify(fd, size, kept, cipher)
                 return kept
             except FileNotFoundError:
                 continue
+            except Locked:
+                path.unlink(missing_ok=True)
             except Damaged as damage:
                 self.set_aside(path, str(damage))
         raise StoreError(f"{path} cannot be replaced: is another program writing there?")

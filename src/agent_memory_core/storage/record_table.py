@@ -18,7 +18,9 @@ from typing import Any
 
 from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, unpack_tokens
 from agent_memory_core.storage.database import Database
+from agent_memory_core.storage.key_ring import Keys
 from agent_memory_core.storage.record import StoredRecord
+from agent_memory_core.storage.sealing import Cipher, Locked
 
 MAX_CHILDREN = 1024
 """Most records that `RecordTable.children` returns: the newest."""
@@ -39,14 +41,48 @@ _COUNTED_TOTALS = "SELECT root, sum(stored), sum(nbytes) FROM records GROUP BY r
 _PUT = """INSERT INTO records (key, parent, root, tokens, ntok, kind, nbytes, checksum, stored, refs, owner, last_use)
   VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
   nbytes = excluded.nbytes, checksum = excluded.checksum,
-  tokens = CASE WHEN tokens = x'' THEN excluded.tokens ELSE tokens END"""
+  tokens = CASE WHEN excluded.tokens = x'' THEN tokens ELSE excluded.tokens END"""
 
 
 class RecordTable:
-    """The records of one catalog, and the roots that their chains start from."""
+    """The records of one catalog, and the roots that their chains start from.
 
-    def __init__(self, database: Database) -> None:
+    All names are those that the store has, see `Keys.hide`.
+    """
+
+    def __init__(self, database: Database, keys: Keys) -> None:
         self._database = database
+        self.sealing = keys
+        self._ciphers: dict[BlockHash, Cipher] = {}
+
+    # -- how it is sealed ---------------------------------------------------------------------------------
+
+    def cipher(self, root: BlockHash) -> Cipher:
+        """What seals and opens the content of a root: with the key of its namespace. One that is unknown has none."""
+        if root not in self._ciphers:
+            found = self._database.read("SELECT namespace FROM roots WHERE root = ?", (root,))
+            if not found:
+                return self.sealing.of("")
+            self._ciphers[root] = self.sealing.of(found[0][0])
+        return self._ciphers[root]
+
+    def seal_tokens(self, root: BlockHash, key: BlockHash, tokens: Sequence[int]) -> bytes:
+        """Token ids as the row of a record keeps them.
+
+        Raises:
+            StoreError: the key of the namespace cannot be made.
+        """
+        return self.cipher(root).seal(_tokens_of(root, key), pack_tokens(tokens))
+
+    def open_tokens(
+        self, root: BlockHash, key: BlockHash, parent: BlockHash, kept: bytes, kind: RecordKind
+    ) -> tuple[int, ...]:
+        """The token ids of a row, if they can be opened and the key is the hash of exactly these; else none."""
+        try:
+            packed = self.cipher(root).open(_tokens_of(root, key), kept)
+        except (Locked, OSError):
+            return ()
+        return proven_tokens(self.sealing.show(key), self.sealing.show(parent), packed, kind)
 
     # -- what is stored -----------------------------------------------------------------------------------
 
@@ -103,7 +139,12 @@ class RecordTable:
 
     def select(self, condition: str, values: Sequence[Any] = ()) -> list[StoredRecord]:
         """The rows, ghosts included, that satisfy the SQL that stands after the name of the table."""
-        return [_stored_record(row) for row in self._database.read(f"{_SELECT} {condition}", values)]
+        return [self._stored_record(row) for row in self._database.read(f"{_SELECT} {condition}", values)]
+
+    def _stored_record(self, row: Any) -> StoredRecord:
+        key, parent, root, kept, kind, nbytes, checksum, ntok = row
+        tokens = self.open_tokens(root, key, parent, kept, kind)
+        return StoredRecord(key, parent, root, tokens, kind, nbytes, checksum, ntok)
 
     def _among(self, condition: str, keys: Sequence[BlockHash]) -> list[StoredRecord]:
         found: list[StoredRecord] = []
@@ -132,7 +173,8 @@ class RecordTable:
                 (record.key, *record.place),
             )
             # Size and checksum are replaced: whoever looked at the file last knows what lies there.
-            values = (record.key, record.parent, record.root, pack_tokens(record.tokens), record.ntok)
+            tokens = self.seal_tokens(record.root, record.key, record.tokens)
+            values = (record.key, record.parent, record.root, tokens, record.ntok)
             db.execute(_PUT, (*values, record.kind, record.nbytes, record.checksum, owner, last_use))
 
     def adopt(self, found: Iterable[tuple[StoredRecord, float]]) -> int:
@@ -184,6 +226,11 @@ class RecordTable:
                 removed += found
         return removed
 
+    def remove_namespace(self, namespace: str) -> list[StoredRecord]:
+        """Remove the rows of a namespace that nothing needs, and return them."""
+        sql = "SELECT key FROM records WHERE root IN (SELECT root FROM roots WHERE namespace = ?)"
+        return self.remove_unneeded_chains(key for (key,) in self._database.read(sql, (namespace,)))
+
     def recount(self, fix: bool) -> list[str]:
         """Compare the counts that the triggers keep with the rows; return what was wrong, one phrase each.
 
@@ -233,10 +280,8 @@ def proven_tokens(key: BlockHash, parent: BlockHash, packed: bytes, kind: Record
     return tokens if key == record_hash(kind, parent, tokens) else ()
 
 
-def _stored_record(row: Any) -> StoredRecord:
-    key, parent, root, packed, kind, nbytes, checksum, ntok = row
-    tokens = proven_tokens(key, parent, packed, kind)
-    return StoredRecord(key, parent, root, tokens, kind, nbytes, checksum, ntok)
+def _tokens_of(root: BlockHash, key: BlockHash) -> str:
+    return f"tokens {root.hex()} {key.hex()}"
 
 
 def _placeholders(values: Collection[Any]) -> str:

@@ -16,13 +16,14 @@ from agent_memory_core.storage.block_file import Damaged, describe, open_file
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.database import CatalogDamaged
 from agent_memory_core.storage.folder import put_aside, read_small
+from agent_memory_core.storage.key_ring import Keys
 from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.record_files import RecordFiles
 
 log = logging.getLogger("agent_memory")
 
 
-def open_catalog(files: RecordFiles, durability: Durability, log_bytes: int) -> Catalog:
+def open_catalog(files: RecordFiles, durability: Durability, keys: Keys, log_bytes: int) -> Catalog:
     """Open the catalog of a store. One that is missing or damaged is made anew from the headers of the files.
 
     Raises:
@@ -31,10 +32,10 @@ def open_catalog(files: RecordFiles, durability: Durability, log_bytes: int) -> 
     path = files.path / "catalog.db"
     _clear_way(path)
     try:
-        catalog = Catalog(path, files.presence, durability, log_bytes)
+        catalog = Catalog(path, files.presence, durability, log_bytes, keys=keys)
     except CatalogDamaged as damage:
         _set_database_aside(files, damage)
-        catalog = Catalog(path, files.presence, durability, log_bytes)
+        catalog = Catalog(path, files.presence, durability, log_bytes, keys=keys)
     try:
         if catalog.created:
             _rebuild(catalog, files)
@@ -92,7 +93,7 @@ def _rebuild(catalog: Catalog, files: RecordFiles) -> None:
             register_root(catalog, file.path, file.root)
             continue
         with suppress(OSError, Damaged), open_file(file.path) as (fd, size):
-            stored = describe(fd, size, file.root, file.key, file.kind)
+            stored = describe(fd, size, file.root, file.key, file.kind, files.unopened)
             found.append((stored, os.fstat(fd).st_mtime))
     with catalog.transaction():
         catalog.records.adopt(found)

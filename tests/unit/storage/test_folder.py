@@ -21,7 +21,7 @@ from support.stored_turns import (
 from agent_memory_core.errors import StoreUnreadable
 from agent_memory_core.storage import folder as store_folder
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.folder import FORMAT
+from agent_memory_core.storage.folder import FORMAT, SEALED_FORMAT
 
 
 def refused(path: Path, match: str) -> None:
@@ -53,7 +53,10 @@ def test_what_is_not_a_folder_or_cannot_be_one_is_refused(tmp_path: Path) -> Non
     refused(tmp_path / "link", "cannot be made")
 
 
-@pytest.mark.parametrize(("text", "match"), [(f"{FORMAT + 1}\n", "upgrade"), ("many", "'many'")])
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [(f"{SEALED_FORMAT + 1}\n", "upgrade"), (f"{SEALED_FORMAT}\n", "is encrypted"), ("many", "'many'")],
+)
 def test_a_newer_or_unknown_schema_is_refused_and_left_as_it_is(folder: Path, text: str, match: str) -> None:
     open_store(folder).close()
     (folder / "SCHEMA").write_text(text)
@@ -73,7 +76,7 @@ def test_a_version_that_is_damaged_is_that_of_the_catalog(folder: Path, text: st
     store.close()
     assert (folder / "SCHEMA").read_text() == f"{FORMAT}\n"
     with closing(sqlite3.connect(folder / "catalog.db")) as db:
-        db.execute(f"PRAGMA user_version = {FORMAT + 1}")
+        db.execute(f"PRAGMA user_version = {SEALED_FORMAT + 1}")
     (folder / "SCHEMA").write_text(text)
     refused(folder, "upgrade")
 

@@ -73,8 +73,8 @@ presence = Presence(Path({str(tmp_path / "processes")!r}))
 presence.show()
 child = os.fork()
 if child == 0:
+    os.write(1, f"{{presence.name}} {{os.getpid()}}\\n".encode())
     time.sleep(100)
-print(presence.name, child, flush=True)
 os._exit(0)
 """
     with subprocess.Popen(

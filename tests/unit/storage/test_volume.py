@@ -30,6 +30,7 @@ from agent_memory_core.config import EngineConfig
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.record import HostTensor, Record, StoredRecord
+from agent_memory_core.storage.sealing import Cipher
 from agent_memory_core.storage.volume import CATALOG_ROOM, WithheldSpace, default_min_free, default_quota
 
 FLOOR = 2 * CATALOG_ROOM
@@ -190,12 +191,14 @@ def test_a_write_that_finds_the_volume_full_evicts_once_unless_that_helps(
     write = roomy.files.write
     full = True
 
-    def write_if_there_is_room(stored: StoredRecord, record: Record[HostTensor]) -> StoredRecord:
+    def write_if_there_is_room(
+        stored: StoredRecord, record: Record[HostTensor], cipher: Cipher
+    ) -> StoredRecord:
         nonlocal full
         if full:
             full = not gives
             raise OSError(28, "No space left on device")
-        return write(stored, record)
+        return write(stored, record, cipher)
 
     monkeypatch.setattr(roomy.files, "write", write_if_there_is_room)
     assert save(roomy, 6) == gives
