@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-PAGES = (README, HERE.parent / "docs" / "ecosystem.md")
+PAGES = (README, *(HERE.parent / "docs" / name for name in ("ecosystem.md", "encryption.md")))
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
 Result = dict[str, Any]
 
@@ -154,6 +154,21 @@ def _ecosystem(result: Result) -> str:
     return _grid(rows)
 
 
+def _encryption(result: Result) -> str:
+    targets = result["settings"]["targets"]
+    rows = [
+        ["KV at rest", "size", *(f"{part}{kind}" for part in targets for kind in ("", ", sealed", ", ratio"))]
+    ]
+    for codec, found in result["results"].items():
+        row = [codec, f"{found['bytes'] / 2**20:.1f} MiB"]
+        for part in targets:
+            times = [_time(found["medians"][name][part]) for name in ("off", "on")]
+            row += [*times, f"{found['ratios'][part]:.2f}"]
+        rows.append(row)
+    rows.append(["target", "", *(cell for target in targets.values() for cell in ("", "", _sign(target)))])
+    return _grid(rows)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -161,6 +176,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "quality": _quality,
     "families": _families,
     "ecosystem": _ecosystem,
+    "encryption": _encryption,
 }
 """The benchmarks, in the order of the README and the pages."""
 
