@@ -91,6 +91,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/append_cost.py
 	$(BIN)/python benchmarks/families.py
+	$(BIN)/python benchmarks/encryption.py
 	@$(MAKE) quality
 
 quality: $(INSTALLED)

@@ -16,7 +16,10 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-PAGES = (README, *(HERE.parent / "docs" / f"{name}.md" for name in ("ecosystem", "reliability")))
+PAGES = (
+    README,
+    *(HERE.parent / "docs" / f"{name}.md" for name in ("ecosystem", "encryption", "reliability")),
+)
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
 Result = dict[str, Any]
 
@@ -194,6 +197,21 @@ def _reliability(result: Result) -> str:
     return f"{_grid(rows)}\n\nKilled at named points: {points}."
 
 
+def _encryption(result: Result) -> str:
+    targets = result["settings"]["targets"]
+    rows = [
+        ["KV at rest", "size", *(f"{part}{kind}" for part in targets for kind in ("", ", sealed", ", ratio"))]
+    ]
+    for codec, found in result["results"].items():
+        row = [codec, f"{found['bytes'] / 2**20:.1f} MiB"]
+        for part in targets:
+            times = [_time(found["medians"][name][part]) for name in ("off", "on")]
+            row += [*times, f"{found['ratios'][part]:.2f}"]
+        rows.append(row)
+    rows.append(["target", "", *(cell for target in targets.values() for cell in ("", "", _sign(target)))])
+    return _grid(rows)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -202,6 +220,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "families": _families,
     "ecosystem": _ecosystem,
     "reliability": _reliability,
+    "encryption": _encryption,
 }
 """The benchmarks, in the order of the README and the pages."""
 

@@ -18,7 +18,7 @@ from mlx_lm import load
 from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("ttft", "append_cost", "throughput", "quality", "families", "ecosystem")
+NAMES = ("ttft", "append_cost", "throughput", "quality", "families", "ecosystem", "encryption")
 HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
 
 
@@ -46,7 +46,7 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
     found = report.read(name)["results"]
     if name == "quality":
         return {found["default"]: quality.measured(found["codecs"][found["default"]], found["codecs"])}
-    if name == "ttft":
+    if name in ("ttft", "encryption"):
         return {codec: measured["ratios"] for codec, measured in found.items()}
     if name == "families":
         return {family: {"resumed gap": measured["resumed gap"]} for family, measured in found.items()}

@@ -168,7 +168,7 @@ def _version(path: Path, text: str) -> int:
             log.warning("%s holds %r instead of a version: that of the catalog is taken", path, text)
             # 0 where it is in the log alone; then the catalog itself is asked when it is opened.
             version = int.from_bytes(header[60:], "big") or FORMAT
-            is_sealed = version == FORMAT and (path.parent / "keys" / "store.json").exists()
+            is_sealed = version == FORMAT and _has_proof(path.parent)
             return SEALED_FORMAT if is_sealed else version
     raise StoreUnreadable(f"{path} holds {text!r} instead of a version. Set another cache_dir.")
 
@@ -190,24 +190,34 @@ def require_version(path: Path, version: int, newest: int = FORMAT) -> None:
         )
 
 
-def _require_sealed(path: Path, is_sealed: bool, wanted: bool) -> None:
+def _require_sealed(path: Path, is_sealed: bool, wanted: int) -> None:
     """Refuse a store that is encrypted and should not be, or the other way round."""
-    if is_sealed and not wanted:
+    if is_sealed and wanted != SEALED_FORMAT:
         raise StoreUnreadable(
             f"{path.parent} is encrypted: set encryption to where its key is, 'env' or 'keyring', or set another "
             f"cache_dir."
         )
-    if wanted and not is_sealed:
+    if wanted == SEALED_FORMAT and not is_sealed:
         raise StoreUnreadable(
             f"{path.parent} is not encrypted, and is not encrypted afterwards: set another cache_dir, or go on with "
             f"encryption='off'."
         )
 
 
+def _has_proof(folder: Path) -> bool:
+    """Whether the file lies there that proves the master key of an encrypted store."""
+    return (folder / "keys" / "store.json").exists()
+
+
 def _require_readable(path: Path, text: str, wanted: int) -> None:
-    version = _version(path, text)
-    require_version(path, version, SEALED_FORMAT)
-    _require_sealed(path, version == SEALED_FORMAT, wanted == SEALED_FORMAT)
+    folder = path.parent
+    if text:
+        version = _version(path, text)
+        require_version(path, version, SEALED_FORMAT)
+        _require_sealed(path, version == SEALED_FORMAT, wanted)
+    elif any((folder / name).exists() for name in ("catalog.db", "ns")):
+        # The file was lost. Files of the other kind would be taken for damaged ones.
+        _require_sealed(path, _has_proof(folder), wanted)
 
 
 @contextmanager
@@ -229,8 +239,7 @@ def opening(path: Path, version: int, unlock: Callable[[bool], None]) -> Iterato
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        if text:
-            _require_readable(path, text, version)
+        _require_readable(path, text, version)
         unlock(not text)
         if not text:
             os.pwrite(fd, f"{version}\n".encode(), 0)
@@ -252,7 +261,7 @@ def reading(path: Path, version: int, unlock: Callable[[bool], None]) -> Iterato
             f"{path.parent} is read-only and holds no store: set another cache_dir, or None to keep nothing."
         ) from error
     if text.isdecimal():
-        _require_sealed(path, int(text) == SEALED_FORMAT, version == SEALED_FORMAT)
+        _require_sealed(path, int(text) == SEALED_FORMAT, version)
     if text != str(version):
         raise StoreUnreadable(
             f"{path} says {text!r} instead of version {version}, and the store cannot be brought to it because it is "

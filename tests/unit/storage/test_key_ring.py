@@ -134,6 +134,23 @@ def test_a_store_that_is_not_encrypted_is_not_mixed_with_one_that_is(tmp_path: P
     assert is_whole(open_sealed(plain.path, "off"), TOKENS, ROOTS["ada"])
 
 
+@pytest.mark.parametrize("lost", [["SCHEMA"], ["SCHEMA", "catalog.db"]])
+@pytest.mark.parametrize("setting", ["off", "env"])
+def test_what_a_store_is_outlives_the_file_with_its_version(
+    tmp_path: Path, setting: Encryption, lost: list[str]
+) -> None:
+    store = open_sealed(tmp_path / "store", setting)
+    turn(store, TOKENS, root=ROOTS["ada"], namespace="ada")
+    store.close()
+    for name in lost:
+        (store.path / name).unlink()
+    with pytest.raises(StoreUnreadable, match="is encrypted" if setting == "env" else "is not encrypted"):
+        open_sealed(store.path, "off" if setting == "env" else "env")
+    again = open_sealed(store.path, setting)
+    assert is_whole(again, TOKENS, ROOTS["ada"])
+    again.close()
+
+
 def test_a_program_that_knows_no_encryption_refuses_the_store(store: BlockStore) -> None:
     """It reads no version beyond its own, and says of a newer one what to do."""
     assert (store.path / "SCHEMA").read_text() == f"{SEALED_FORMAT}\n"

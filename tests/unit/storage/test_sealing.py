@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, strategies as st
 
-from agent_memory_core.storage.sealing import PLAIN, SEALED, Cipher, Locked, NamespaceCipher
+from agent_memory_core.storage.sealing import PLAIN, SEALED, Cipher, Locked, NameCipher, NamespaceCipher
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 
@@ -102,3 +102,13 @@ def test_what_is_not_sealed_stays_as_it_is() -> None:
 def test_a_cipher_does_not_show_its_key() -> None:
     assert KEY.hex() not in repr(cipher())
     assert repr(KEY) not in repr(vars(cipher()))
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_name_is_hidden_in_as_many_bytes_and_shown_again(name: bytes) -> None:
+    names = NameCipher(KEY)
+    hidden = names.hide(name)
+    assert names.show(hidden) == name
+    assert hidden == NameCipher(KEY).hide(name)
+    assert len(hidden) == len(name)
+    assert name not in (hidden, NameCipher(OTHER).show(hidden))
