@@ -375,14 +375,19 @@ STEPS = (
 # -- the program ----------------------------------------------------------------------------------------------
 
 
+def told_variables() -> list[str]:
+    """What of the environment the report tells. It is sent to others, so it must not tell the master key."""
+    named = {name: value for name, value in os.environ.items() if name.startswith(("AGENT_MEMORY_", "MLX_"))}
+    return [f"{name}={value}" for name, value in sorted(named.items()) if name != "AGENT_MEMORY_KEY"]
+
+
 def run(options: Options) -> Report:
     """Run the chosen steps, one after the other."""
     report = Report(options.report)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    variables = [f"{n}={v}" for n, v in sorted(os.environ.items()) if n.startswith(("AGENT_MEMORY_", "MLX_"))]
     report.add(
         f"# First day\n\n{now}, {platform.platform()}, model `{options.model}`, "
-        f"variables: {', '.join(variables) or 'none'}"
+        f"variables: {', '.join(told_variables()) or 'none'}"
     )
     for number, step in enumerate(STEPS, 1):
         if number in options.steps:

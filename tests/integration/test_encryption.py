@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +128,23 @@ def test_without_the_right_key_no_work_is_begun(
                 ask()
             assert says in str(raised.value)
             assert "AGENT_MEMORY_KEY" in str(raised.value)
+
+
+def test_the_command_line_says_in_one_sentence_that_a_key_is_wrong(tmp_path: Path) -> None:
+    environ = {"AGENT_MEMORY_CACHE_DIR": str(tmp_path / "store"), "AGENT_MEMORY_ENCRYPTION": "env"}
+
+    def run(key: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "agent_memory_core.cli", "check"],
+            env={**os.environ, **environ, "AGENT_MEMORY_KEY": key},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run(KEY).returncode == 0
+    wrong = run(OTHER_KEY)
+    assert wrong.returncode == 1
+    assert "AGENT_MEMORY_KEY is not the key" in " ".join(wrong.stderr.split())
+    assert "Traceback" not in wrong.stderr
+    assert OTHER_KEY not in wrong.stderr + wrong.stdout

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.keys import KEY, give
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -117,3 +118,9 @@ def test_steps_are_named_by_numbers_and_ranges() -> None:
     for wrong in ("0", "11", "", "a", "3-2"):
         with pytest.raises(ValueError, match=r"."):
             first_day.numbers(wrong)
+
+
+def test_the_report_does_not_tell_the_master_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, KEY)
+    monkeypatch.setenv("AGENT_MEMORY_ENCRYPTION", "env")
+    assert [told for told in first_day.told_variables() if "AGENT" in told] == ["AGENT_MEMORY_ENCRYPTION=env"]
