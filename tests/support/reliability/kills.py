@@ -173,12 +173,14 @@ def _look(talks: Talks, store: Path, budget: int, told: dict[str, int], tally: T
         with open_memory(talks, store, disk_budget_mb=budget) as memory:
             report = memory.check()
             share = sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) / (budget * MIB)
-            tell([report.clean and not report.unknown, share])
+            # Being over the budget is measured by itself.
+            found = (report.missing, report.damaged, report.foreign, report.catalog, report.unknown)
+            tell([not any(found), share])
             for session, turn in told.items():
                 asked = memory.count_tokens(talks.prompt(session, turn))
-                is_right, found = talks.take(memory, session, min(turn + 1, TURNS - 1))
+                is_right, turned = talks.take(memory, session, min(turn + 1, TURNS - 1))
                 # At the end of a turn everything before it is kept, whatever the kind of layer.
-                tell([is_right, budget == TIGHT or found.usage.cache_read >= asked - BLOCK])
+                tell([is_right, budget == TIGHT or turned.usage.cache_read >= asked - BLOCK])
 
     (is_sound, share), *turns = Child(look).result()
     tally.unclean += not is_sound
