@@ -18,7 +18,7 @@ from mlx_lm import load
 from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("ttft", "append_cost", "throughput", "quality", "families", "ecosystem", "encryption")
+NAMES = ("ttft", "append_cost", "throughput", "quality", "families", "ecosystem", "encryption", "reliability")
 HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
 
 
@@ -55,6 +55,10 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
             package: {"new after a restart / new before": new_tokens(turns[2]) / new_tokens(turns[1])}
             for package, turns in ((package, measured["turns"]) for package, measured in found.items())
         }
+    if name == "reliability":
+        wrong = sum(found[part]["wrong"] for part in ("kills", "damage", "soak"))
+        share = found["kills"]["largest_share"]
+        return {name: {"lost": found["kills"]["lost"], "wrong": wrong, "largest share of the budget": share}}
     return {name: found["slopes" if name == "append_cost" else "ratios"]}
 
 
