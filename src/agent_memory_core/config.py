@@ -281,7 +281,7 @@ class EngineConfig(_Settings):
         Literal[64, 128, 256], Source("optimal", older_variables=("SEMANTIC_MLX_BLOCK_TOKENS",))
     ] = Field(default=128, description="Tokens of a full block: 64, 128 or 256.")
     prefill_chunk: Annotated[
-        int,
+        int | None,
         Source(
             "optimal",
             older_keys=("prefill_step_size", "chunked_prefill_max_chunk"),
@@ -291,19 +291,23 @@ class EngineConfig(_Settings):
             ),
         ),
     ] = Field(
-        default=2048, ge=1, description="Most prompt tokens of one forward pass while nothing is decoded."
+        default=None,
+        ge=1,
+        description="Most prompt tokens of one forward pass while nothing is decoded; None is as many as this machine "
+        "evaluates in a quarter of a second, which is measured once and recorded (at most 2048).",
     )
     prefill_chunk_busy: Annotated[
-        int,
+        int | None,
         Source(
             "optimal",
             older_keys=("chunked_prefill_min_chunk",),
             older_variables=("SEMANTIC_MLX_CHUNKED_PREFILL_MIN_CHUNK",),
         ),
     ] = Field(
-        default=256,
+        default=None,
         ge=1,
-        description="Most prompt tokens of one forward pass while other sequences are decoded, and of background work.",
+        description="Most prompt tokens of one forward pass while other sequences are decoded, and of background work; "
+        "None is half of what it is otherwise, and at most 256.",
     )
     context_length: Annotated[
         int | None, Source("thresholds", older_variables=("SEMANTIC_MLX_MAX_CONTEXT_LENGTH",))

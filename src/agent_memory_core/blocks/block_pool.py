@@ -5,9 +5,11 @@ A block in the pool is in one of two states:
     held       ref_count > 0: some running sequence reads it; it is never evicted
     evictable  ref_count == 0: it can be found by its hash; the least recently used one is evicted first
 
-Besides blocks the budget covers *reservations*: bytes of live caches, which are reserved before they are allocated.
-Invariant: bytes of held and evictable blocks + reserved bytes <= budget. An evicted block is simply dropped: what has
-to survive was written to disk when it was committed.
+Besides blocks the budget covers *reservations*: bytes of the live caches of running turns, which are reserved before
+they are allocated; and *live caches* of turns that have ended. The latter are a convenience: beyond their share of the
+budget they are dropped before any block is evicted, and within it before a turn is refused its place.
+Invariant: bytes of held and evictable blocks + reserved bytes + bytes of live caches <= budget. An evicted block is
+simply dropped: what has to survive was written to disk when it was committed.
 """
 
 from __future__ import annotations
@@ -16,13 +18,21 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from agent_memory_core.blocks.block import Block, BlockHash
+from agent_memory_core.blocks.live_caches import LiveCache, LiveCaches
 
 
 class BlockPool:
-    """All records in memory, under one byte budget."""
+    """All records in memory, under one byte budget.
 
-    def __init__(self, budget_bytes: int) -> None:
+    Args:
+        budget_bytes: most bytes of everything together.
+        live_share_bytes: up to so many bytes of live caches, the least recently used block goes before they do.
+    """
+
+    def __init__(self, budget_bytes: int, live_share_bytes: int = 0) -> None:
         self.budget = budget_bytes
+        self.live = LiveCaches()
+        self._live_share = live_share_bytes
         self.evicted = 0
         self._evictable: OrderedDict[BlockHash, Block] = OrderedDict()
         self._held: dict[BlockHash, Block] = {}
@@ -39,8 +49,8 @@ class BlockPool:
 
     @property
     def used(self) -> int:
-        """Bytes of all blocks and reservations."""
-        return self._block_bytes + self._reserved
+        """Bytes of all blocks, reservations and live caches."""
+        return self._block_bytes + self._reserved + self.live.nbytes
 
     @property
     def block_bytes(self) -> int:
@@ -102,14 +112,33 @@ class BlockPool:
 
     def discard(self, keys: Iterable[BlockHash]) -> int:
         """Drop evictable blocks with these names; return how many were dropped."""
-        dropped = [self._remove_evictable(key) for key in keys if key in self._evictable]
+        names = set(keys)
+        self.live.discard(names)
+        dropped = [self._remove_evictable(key) for key in names if key in self._evictable]
         return len(dropped)
 
     def evict_all(self) -> None:
-        """Evict every block that nobody holds."""
+        """Evict every block that nobody holds, and every live cache."""
+        while len(self.live):
+            self.live.drop_oldest()
         while self._evictable:
             self._remove_evictable(next(iter(self._evictable)))
             self.evicted += 1
+
+    def has_room_to_live(self, nbytes: int) -> bool:
+        """Whether a live cache of so many bytes may be kept: in its share of the budget, or where nothing else is."""
+        others = self._block_bytes + self._reserved
+        return nbytes <= min(self.available(), max(self._live_share, self.budget - others))
+
+    def keep_live(self, cache: LiveCache) -> None:
+        """Keep a live cache for which there is room; older ones go first."""
+        assert self.has_room_to_live(cache.nbytes)
+        most = max(self._live_share, self.budget - self._block_bytes - self._reserved)
+        while len(self.live) and self.live.nbytes + cache.nbytes > most:
+            self.live.drop_oldest()
+        made = self._make_room(cache.nbytes)
+        assert made
+        self.live.add(cache)
 
     def reserve(self, nbytes: int) -> bool:
         """Reserve bytes for a live cache, evicting blocks as needed; return whether there is room."""
@@ -124,7 +153,7 @@ class BlockPool:
         self._reserved -= nbytes
 
     def available(self) -> int:
-        """Bytes that could be reserved if every evictable block were evicted."""
+        """Bytes that could be reserved if every evictable block and every live cache were dropped."""
         return self.budget - self._reserved - self._held_bytes
 
     def check(self) -> None:
@@ -143,8 +172,11 @@ class BlockPool:
         if nbytes > self.available():
             return False
         while self.used + nbytes > self.budget:
-            self._remove_evictable(next(iter(self._evictable)))
-            self.evicted += 1
+            if len(self.live) and (self.live.nbytes > self._live_share or not self._evictable):
+                self.live.drop_oldest()
+            else:
+                self._remove_evictable(next(iter(self._evictable)))
+                self.evicted += 1
         return True
 
     def _remove_evictable(self, key: BlockHash) -> Block:

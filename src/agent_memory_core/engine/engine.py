@@ -64,7 +64,7 @@ class Engine:
         self.runner, self.disk, self.sessions = rooms.runner, rooms.disk, rooms.sessions
         self.intake, self.restoring, self.retention = rooms.intake, rooms.restoring, rooms.retention
         self.committing, self.background, self.gpu = rooms.committing, rooms.background, rooms.gpu
-        self.preparer = rooms.preparer
+        self.preparer, self.pace = rooms.preparer, rooms.pace
         self.in_flight = InFlight(self.intake, self.preparer, self.scheduler, self.background, observers)
         self.turns = self.in_flight.turns
         self._observers = observers
@@ -145,7 +145,11 @@ class Engine:
         sequence = turn.sequence
         wants_token = chunk.is_last and sequence.max_tokens > 0
         ids = sequence.token_ids[chunk.start : chunk.stop]
+        started = time.perf_counter()
         logits = self.runner.prefill(turn.slot, ids, logits=wants_token)
+        if self.pace is not None:
+            self.pace.took(len(ids), time.perf_counter() - started)
+            self.scheduler.chunk_tokens = self.pace.tokens
         self.scheduler.computed(chunk)
         self._observers.tell(events.TurnProgress(turn.info, chunk.start, chunk.stop, sequence.num_prompt))
         if logits is not None:
@@ -231,6 +235,7 @@ class Engine:
         self.in_flight.close(turn)
         if ended is not None:
             self._ended(ended)
+        self.retention.keep_live(turn, cache, tail)
 
     def _ended(self, ended: Ended) -> None:
         if ended.is_saved:

@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 from agent_memory_core.blocks.block import Block
+from agent_memory_core.blocks.block_pool import BlockPool
+from agent_memory_core.blocks.live_caches import LiveCache
 from agent_memory_core.engine.model_runner import ModelRunner
 from agent_memory_core.engine.persistence import Persistence
 from agent_memory_core.engine.results import Loaded
@@ -22,12 +24,14 @@ class Restoring:
     def __init__(
         self,
         blocks: KvBlocks,
+        pool: BlockPool,
         scheduler: Scheduler,
         runner: ModelRunner,
         disk: Persistence,
         prefill_chunk: int,
     ) -> None:
         self._blocks = blocks
+        self._pool = pool
         self._scheduler = scheduler
         self._runner = runner
         self._disk = disk
@@ -52,6 +56,10 @@ class Restoring:
         return True
 
     def _load(self, turn: Turn) -> bool:
+        sequence = turn.sequence
+        if (live := self._pool.live.find(sequence.root, sequence.match)) is not None:
+            self._resume(turn, live)
+            return True
         missing = [hit.key for hit in turn.sequence.match.missing]
         if missing:
             turn.tier = "warm"
@@ -75,11 +83,21 @@ class Restoring:
         return loaded.tokens
 
     def _restore(self, turn: Turn) -> None:
+        room = min(turn.sequence.remaining + 1, self._prefill_chunk)
+        self._start(turn, self._blocks.restore(turn.sequence.match, room))
+
+    def _resume(self, turn: Turn, live: LiveCache) -> None:
+        """Go on with the live cache of an earlier turn, which is no longer at hand for others then."""
+        match = turn.sequence.match
+        cache = self._blocks.resume_live(live, match)
+        if cache is live.kv:
+            self._pool.live.remove(live)
+        self._start(turn, cache)
+
+    def _start(self, turn: Turn, cache: list[Any]) -> None:
         sequence = turn.sequence
         if sequence.match.tokens and turn.tier == "none":
             turn.tier = "hot"
-        room = min(sequence.remaining + 1, self._prefill_chunk)
-        cache = self._blocks.restore(sequence.match, room)
         self._scheduler.restored(sequence)
         turn.slot = self._runner.slot(
             sequence.seq_id, turn.request.sampling, cache, sequence.num_cached, turn.processors

@@ -12,6 +12,7 @@ from typing import Any
 from agent_memory_core.blocks.block import Block, BlockHash, record_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.branch import Branch
+from agent_memory_core.blocks.live_caches import LiveCache
 from agent_memory_core.engine.persistence import Persistence
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.kv.records import KvBlocks
@@ -75,6 +76,21 @@ class KvRetention:
         if tail is not None and tail.kind == "tail":
             self._retain(turn, tail)
         return tail
+
+    def keep_live(self, turn: Turn, cache: list[Any], tail: Block | None) -> None:
+        """Keep the live cache of a turn that has ended, brought into its stored form, if memory has room for it."""
+        sequence = turn.sequence
+        length, first = sequence.num_computed, len(sequence.match.blocks)
+        nbytes = self._blocks.live_bytes(length)
+        if not self._blocks.layout.stays_live or not length or not self._pool.has_room_to_live(nbytes):
+            return
+        names = tuple(sequence.hashes[: length // self._block_tokens])
+        blocks = [block for block in map(self._pool.get, names[first:]) if block is not None]
+        if len(blocks) < len(names) - first or (tail is not None and tail.kind != "tail"):
+            return
+        self._blocks.settle(cache, blocks, first * self._block_tokens, length)
+        end = tail.hash if tail is not None else None
+        self._pool.keep_live(LiveCache(sequence.root, names, end, length, nbytes, cache))
 
     def _retain_windows(self, turn: Turn, places: ReadOnly[int]) -> None:
         for index in sorted(self._policy.windows_near(places) & turn.windows.keys()):

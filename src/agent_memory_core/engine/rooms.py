@@ -11,6 +11,7 @@ from agent_memory_core.engine.committing import Committing
 from agent_memory_core.engine.gpu_memory import GpuMemory
 from agent_memory_core.engine.intake import Intake
 from agent_memory_core.engine.model_runner import ModelRunner
+from agent_memory_core.engine.pace import MOST_TOKENS, PrefillPace
 from agent_memory_core.engine.persistence import Disk, NoDisk, Persistence
 from agent_memory_core.engine.preparing import Preparation, Preparer
 from agent_memory_core.engine.prewarm import BackgroundPrewarm
@@ -22,9 +23,14 @@ from agent_memory_core.engine.session_book import CatalogSessionBook, MemorySess
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.models.loader import LoadedModel
-from agent_memory_core.models.parity import ParityCheck
+from agent_memory_core.models.parity import ParityCheck, machine_key
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.text.chat_template import ChatTemplate
+
+LIVE_SHARE = 4
+"""One part in so many of the memory budget is for live caches of turns that have ended, if they need it."""
+BUSY_TOKENS = 256
+"""Most tokens of a chunk while others decode, unless a setting says so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +69,8 @@ class Rooms:
     """What to do while no turn is in flight."""
     gpu: GpuMemory
     """MLX's own limits of memory."""
+    pace: PrefillPace | None
+    """The size of chunks; None where a setting says it."""
 
 
 def make_rooms(
@@ -84,7 +92,8 @@ def make_rooms(
     parity = ParityCheck(loaded.model, layout, loaded.fingerprint, vocab_size, catalog, disk.later)
     template = ChatTemplate(loaded.tokenizer, config.control_words)
     blocks = KvBlocks(layout, config.kv_bits, config.block_tokens, resumes=parity.resumes)
-    pool = BlockPool(memory_bytes)
+    # What is evicted can be read again only where there is a disk.
+    pool = BlockPool(memory_bytes, memory_bytes // LIVE_SHARE if store is not None else 0)
     limits = _limits(loaded, config, layout)
     eos = sorted(loaded.tokenizer.eos_token_ids)
     runner = ModelRunner(loaded.model, layout, eos)
@@ -101,6 +110,10 @@ def make_rooms(
         return Preparation(own, needs_checkpoints, limits.context_length)
 
     preparation = prepares_with(template)
+    pace = None
+    if config.prefill_chunk is None:
+        pace = PrefillPace(machine_key("chunk 1", loaded.fingerprint, layout), catalog, disk.later)
+        scheduler.chunk_tokens = pace.tokens
     prewarms = config.prewarm == "idle" and not blocks.resume.unsupported
     return Rooms(
         parity=parity,
@@ -114,11 +127,12 @@ def make_rooms(
         sessions=sessions,
         preparer=Preparer(loaded.tokenizer, config.control_words, preparation, prepares_with, results),
         intake=Intake(loaded, config, preparation, blocks, sessions, retention, disk),
-        restoring=Restoring(blocks, scheduler, runner, disk, config.prefill_chunk),
+        restoring=Restoring(blocks, pool, scheduler, runner, disk, limits.prefill_chunk),
         retention=retention,
         committing=Committing(disk, sessions, retention, pool, template.tokenizer),
         background=BackgroundPrewarm(template, sessions, enabled=prewarms),
         gpu=GpuMemory(config, loaded.model),
+        pace=pace,
     )
 
 
@@ -136,8 +150,8 @@ def _limits(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> Limi
     live = layout.live_bytes
     return Limits(
         max_batch_size=config.max_batch_size,
-        prefill_chunk=config.prefill_chunk,
-        prefill_chunk_busy=config.prefill_chunk_busy,
+        prefill_chunk=config.prefill_chunk or MOST_TOKENS,
+        prefill_chunk_busy=config.prefill_chunk_busy or BUSY_TOKENS,
         block_tokens=config.block_tokens,
         bytes_per_token=live.per_token,
         context_length=min(config.context_length or loaded.context_length, loaded.context_length),

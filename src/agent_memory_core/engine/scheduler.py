@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.block_pool import BlockPool
-from agent_memory_core.blocks.prefix_cache import Match
+from agent_memory_core.blocks.match import Match
 from agent_memory_core.engine.sequence import Sequence, Status
 from agent_memory_core.errors import PromptTooLong
 
@@ -105,6 +105,10 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._chunks = 0
+        self.chunk_tokens: int | None = None
+        """Most tokens of a chunk for the sake of those who wait for its end, half of that while others decode.
+
+        None sets no limit but those of the sizes."""
         self.steps = 0
 
     @property
@@ -303,20 +307,27 @@ class Scheduler:
         if self._takes_more(sequence):
             batch.admitted.append(sequence)
             return None
+        return Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, self._chunk_size(sequence)))
+
+    def _chunk_size(self, sequence: Sequence) -> int:
         small = sequence.background or any(s.status is Status.DECODE for s in self._running)
         size = self._limits.prefill_chunk_busy if small else self._limits.prefill_chunk
         size = max(size, self._limits.block_tokens)
-        return Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, size))
+        if self.chunk_tokens is None:
+            return size
+        return min(size, max(1, self.chunk_tokens // 2) if small else self.chunk_tokens)
 
     def _chunk_end(self, sequence: Sequence, size: int) -> int:
         """End on a block boundary, and leave the last chunk no longer than a block: its logits cover all of it.
 
-        A checkpoint on the way ends it too.
+        A checkpoint on the way ends it too. Chunks smaller than a block stop at each boundary that they reach.
         """
         block = self._limits.block_tokens
         start = sequence.num_computed
-        stop = sequence.num_prompt
-        if sequence.remaining > block:
+        stop = min(start + size, sequence.num_prompt) if size < block else sequence.num_prompt
+        if size < block:
+            stop = min(stop, (start // block + 1) * block)
+        elif sequence.remaining > block:
             stop = min(start + size, sequence.num_prompt - 1) // block * block
         return min((place for place in sequence.stops if start < place < stop), default=stop)
 

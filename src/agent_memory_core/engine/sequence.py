@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from agent_memory_core.blocks.block import Block
 from agent_memory_core.blocks.chain import TokenChain
-from agent_memory_core.blocks.prefix_cache import Match
+from agent_memory_core.blocks.match import Match
 
 
 class Status(enum.Enum):

@@ -64,6 +64,35 @@ class AppendLayers(TokenLayers):
             self.fill(cache, arrays)
             cache.offset = length
 
+    @property
+    def stays_live(self) -> bool:
+        """Attention reads the first tokens of a buffer, wherever these came from."""
+        return True
+
+    def settle(
+        self, caches: Sequence[Any], segments: Sequence[Segment], start: int, length: int, room: int
+    ) -> None:
+        """Evaluate leaf by leaf, so that no more than one of them is there twice."""
+        capacity = round_up(length + room)
+        for row, cache in enumerate(caches):
+            live = {"k": cache.keys, "v": cache.values}
+            arrays = {
+                name: _settled(
+                    live[name], [s[name][row : row + 1] for s in segments], start, length, capacity
+                )
+                for name in self.dims()
+            }
+            self.fill(cache, arrays)
+            cache.offset = length
+            mx.eval(cache.keys, cache.values)
+
+
+def _settled(live: mx.array, stored: Sequence[mx.array], start: int, length: int, capacity: int) -> mx.array:
+    """A new buffer [1, heads, capacity, dim] of ``live``, in which ``stored`` has its place from ``start`` on."""
+    stop = start + sum(piece.shape[2] for piece in stored)
+    zeros = mx.zeros((*live.shape[:2], capacity - length, live.shape[3]), live.dtype)
+    return mx.concatenate([live[:, :, :start], *stored, live[:, :, stop:length], zeros], axis=2)
+
 
 def _buffer(pieces: Sequence[mx.array], row: int, length: int, capacity: int) -> mx.array:
     """One leaf's buffer [1, heads, capacity, dim]: its row of all pieces, then zeros."""

@@ -106,6 +106,30 @@ class KvLayout:
             group.join(_own(group, leaves), own, length, room)
         return cache
 
+    @property
+    def stays_live(self) -> bool:
+        """Whether a live cache can be brought into the form that restoring it would give, see `settle`."""
+        return not self.unknown and all(group.stays_live for group in self.groups)
+
+    def settle(self, cache: Sequence[Any], segments: Segments, start: int, length: int, room: int) -> None:
+        """Make a live cache what `join` would build of its first ``length`` tokens' records, with the same ``room``.
+
+        ``segments`` are the decoded blocks of those tokens from ``start`` on that were computed; all others have
+        their stored form already, as has what lies behind the last block.
+        """
+        leaves = _leaves(cache)
+        for number, group in enumerate(self.groups):
+            own = [self._of_group(number, segment) for segment in segments[group.home]]
+            group.settle(_own(group, leaves), own, start, length, room)
+
+    def trimmed(self, cache: Sequence[Any], length: int, room: int) -> list[Any]:
+        """A copy of the first ``length`` tokens of a live cache that `stays_live`, with space for ``room`` more."""
+        copy: list[Any] = make_prompt_cache(self._model)
+        for old, new in zip(_leaves(cache), _leaves(copy), strict=True):
+            new.keys, new.values, new.offset = old.keys, old.values, old.offset
+        self.settle(copy, {"block": (), "window": (), "tail": ()}, length, length, room)
+        return copy
+
     def at_home(self, segment: Segment, record: RecordKind) -> Segment:
         """Of a tail, the arrays of those layers whose home is this kind of record."""
         numbers = {str(number) for number, _ in self._at_home(record)}

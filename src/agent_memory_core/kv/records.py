@@ -14,9 +14,11 @@ import mlx.core as mx
 
 from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash
 from agent_memory_core.blocks.chain import TokenChain
-from agent_memory_core.blocks.prefix_cache import Hit, Match
+from agent_memory_core.blocks.live_caches import LiveCache
+from agent_memory_core.blocks.match import Hit, Match
 from agent_memory_core.blocks.resume_policy import ResumePolicy
 from agent_memory_core.config import KvBits
+from agent_memory_core.kv.append import GROWTH, round_up
 from agent_memory_core.kv.codec import KvCodec, Segment, nbytes
 from agent_memory_core.kv.layer_kind import shapes_of
 from agent_memory_core.kv.layout import KvLayout
@@ -82,11 +84,12 @@ class KvBlocks:
         return cache
 
     def _decoded(self, record: RecordKind, hits: ReadOnly[Hit], surplus: int) -> list[Segment]:
-        """The KV of consecutive full blocks in one segment, without the last ``surplus`` tokens."""
-        if not hits or self._codecs[record].is_empty:
+        """The KV of consecutive full blocks, each in a segment, the last one without its last ``surplus`` tokens."""
+        codec = self._codecs[record]
+        if not hits or codec.is_empty:
             return []
-        segment = self._codecs[record].decode([_block(hit).kv for hit in hits])
-        return [{name: x[:, :, : x.shape[2] - surplus] for name, x in segment.items()}]
+        *segments, last = [codec.decode([_block(hit).kv]) for hit in hits]
+        return [*segments, {name: x[:, :, : x.shape[2] - surplus] for name, x in last.items()}]
 
     def _add_tail(self, segments: dict[RecordKind, list[Segment]], end: Hit) -> None:
         """Add what a tail holds: of layers that can be cut, the tokens that the match takes, of others all."""
@@ -96,6 +99,28 @@ class KvBlocks:
             own = self.layout.at_home(kv, record)
             if end.take and own:
                 segments[record].append({name: x[:, :, : end.take] for name, x in own.items()})
+
+    # -- live caches that are kept ------------------------------------------------------------------------
+
+    def settle(self, cache: list[Any], blocks: ReadOnly[Block], start: int, length: int) -> None:
+        """Make a live cache of ``length`` tokens what `restore` would build, and leave it room to grow.
+
+        ``blocks`` are those from token ``start`` on that were sealed from it. Only where the layout `stays_live`.
+        """
+        decoded = [self._codecs["block"].decode([block.kv]) for block in blocks]
+        self.layout.settle(cache, {"block": decoded, "window": (), "tail": ()}, start, length, GROWTH)
+
+    def resume_live(self, live: LiveCache, match: Match) -> list[Any]:
+        """The tokens of a match out of a live cache that `LiveCache.holds` it: itself, or a copy if it has more."""
+        if live.tokens == match.tokens:
+            cache: list[Any] = live.kv
+            return cache
+        return self.layout.trimmed(live.kv, match.tokens, GROWTH)
+
+    def live_bytes(self, length: int) -> int:
+        """Bytes of a live cache that `settle` leaves."""
+        live = self.layout.live_bytes
+        return round_up(length + GROWTH) * live.per_token
 
     # -- from a live cache to records ---------------------------------------------------------------------
 

@@ -205,7 +205,12 @@ def _read(recorded: str) -> ParityResult | None:
 
 
 def parity_key(fingerprint: str, layout: KvLayout) -> str:
-    """What a result holds for: this model, on this device, chip and system, with these versions.
+    """What a result holds for."""
+    return machine_key(f"parity {_FORM}", fingerprint, layout)
+
+
+def machine_key(what: str, fingerprint: str, layout: KvLayout) -> str:
+    """Names what was measured of this model, on this device, chip and system, with these versions.
 
     A home folder may move to another machine, whose kernels round in another way.
     """
@@ -213,7 +218,7 @@ def parity_key(fingerprint: str, layout: KvLayout) -> str:
     system = [platform.system(), platform.mac_ver()[0]]
     versions = [f"{name} {version(name)}" for name in ("mlx", "mlx-lm")]
     device = str(mx.default_device())
-    return json.dumps([f"parity {_FORM}", fingerprint, layout.describe(), device, *chip, *system, *versions])
+    return json.dumps([what, fingerprint, layout.describe(), device, *chip, *system, *versions])
 
 
 def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> ParityResult:

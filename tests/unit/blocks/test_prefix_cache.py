@@ -20,7 +20,8 @@ from agent_memory_core.blocks.block import (
     root_hash,
 )
 from agent_memory_core.blocks.block_pool import BlockPool
-from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART, Match, PrefixCache
+from agent_memory_core.blocks.match import Match
+from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART, PrefixCache
 from agent_memory_core.blocks.resume_policy import (
     EveryToken,
     LastTokens,

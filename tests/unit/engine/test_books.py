@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
-from agent_memory_core.blocks.prefix_cache import Match, PrefixCache
+from agent_memory_core.blocks.match import Match
+from agent_memory_core.blocks.prefix_cache import PrefixCache
 from agent_memory_core.blocks.resume_policy import EveryToken, LastTokens, ResumePolicy, WholeState
 from agent_memory_core.engine.scheduler import Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence, Status

@@ -10,7 +10,7 @@ from support import families
 
 from agent_memory_core.blocks.block import Block, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
-from agent_memory_core.blocks.prefix_cache import Hit, Match
+from agent_memory_core.blocks.match import Hit, Match
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.kv.layout import KvLayout
@@ -32,7 +32,9 @@ limits = st.builds(
 )
 
 
-def chunks_of(limits: Limits, length: int, cached: int, checkpoints: set[int]) -> list[Chunk]:
+def chunks_of(
+    limits: Limits, length: int, cached: int, checkpoints: set[int], paced: int | None = None
+) -> list[Chunk]:
     """All chunks of a prompt of which so many tokens are known at its beginning."""
     pool = BlockPool(10**9)
     known = tuple(range(cached))
@@ -40,6 +42,7 @@ def chunks_of(limits: Limits, length: int, cached: int, checkpoints: set[int]) -
     pool.put(block)
     match = Match(end=Hit(block.hash, cached, block, stored=True, kind="tail"))
     scheduler = Scheduler(pool, limits, lambda sequence, without: match)
+    scheduler.chunk_tokens = paced
     inside = tuple(sorted(checkpoint for checkpoint in checkpoints if checkpoint < length))
     sequence = Sequence(
         ROOT, list(range(length)), limits.block_tokens, seq_id=0, max_tokens=0, checkpoints=inside
@@ -83,6 +86,19 @@ def test_no_chunk_is_longer_than_it_may_be_and_the_last_no_longer_than_a_block(
     most = max(limits.prefill_chunk, limits.block_tokens)
     assert all(chunk.stop - chunk.start <= most for chunk in chunks)
     assert chunks[-1].stop - chunks[-1].start <= limits.block_tokens
+
+
+@given(limits, st.integers(1, 150), st.sets(st.integers(1, 150), max_size=5), st.integers(1, 20))
+def test_chunks_that_time_allows_less_than_a_block_tile_the_prompt_and_cross_no_boundary(
+    limits: Limits, length: int, checkpoints: set[int], paced: int
+) -> None:
+    chunks = chunks_of(limits, length, 0, checkpoints, paced)
+    ends = [chunk.stop for chunk in chunks]
+    assert [chunk.start for chunk in chunks] == [0, *ends[:-1]]
+    assert ends[-1] == length
+    assert all(chunk.stop - chunk.start <= paced for chunk in chunks)
+    if paced < limits.block_tokens:
+        assert set(range(limits.block_tokens, length, limits.block_tokens)) <= set(ends)
 
 
 @given(limits, st.integers(0, 300), st.integers(0, 300))
