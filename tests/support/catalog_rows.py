@@ -68,6 +68,16 @@ def commit(
     return catalog.branches.commit(rows(tokens, root), wish)[0]
 
 
+def following(catalog: Catalog, *parents: BlockHash, kind: str = "%") -> list[StoredRecord]:
+    """The stored records that directly follow one of ``parents``, in the order of their names."""
+    found = [
+        row
+        for parent in parents
+        for row in catalog.records.select("WHERE parent = ? AND stored AND kind LIKE ?", (parent, kind))
+    ]
+    return sorted(found, key=lambda row: row.key)
+
+
 def further(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> StoredRecord:
     """The row of a record beside the chain of a branch: a window record, or the tail of an earlier place."""
     key = record_hash(kind, parent, tokens)

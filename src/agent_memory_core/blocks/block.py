@@ -26,6 +26,9 @@ from typing import Any, Literal
 BlockHash = bytes
 """A full sha256 digest, 32 bytes, never truncated."""
 
+START_TOKENS = 8
+"""If fewer tokens than this of a record are shared and there are more, they are computed rather than restored."""
+
 RecordKind = Literal["block", "tail", "window", "token_tail"]
 RECORD_KINDS: tuple[RecordKind, ...] = ("block", "tail", "window", "token_tail")
 
@@ -55,6 +58,20 @@ def unpack_tokens(data: bytes) -> tuple[int, ...]:
 def record_hash(kind: RecordKind, parent: BlockHash, tokens: Sequence[int] = ()) -> BlockHash:
     """Name the record of ``tokens`` that follows ``parent``; a window names its block as parent and has no tokens."""
     return hashlib.sha256(f"agent-memory {kind} 1".encode() + parent + pack_tokens(tokens)).digest()
+
+
+def start_name(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
+    """Name what records share that follow ``parent`` and have the same first `START_TOKENS` tokens, or are shorter."""
+    start = pack_tokens(tokens[:START_TOKENS])
+    return hashlib.sha256(b"agent-memory start 1" + parent + start).digest()
+
+
+def start_names(parent: BlockHash, rest: Sequence[int]) -> list[BlockHash]:
+    """The starts of all records after ``parent`` that can be used for a prompt that goes on with ``rest``.
+
+    A shorter record than `START_TOKENS` can be used only if it is a prefix of the rest.
+    """
+    return [start_name(parent, rest[:count]) for count in range(min(START_TOKENS, len(rest)) + 1)]
 
 
 def block_hash(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
@@ -97,3 +114,8 @@ class Block:
     kind: RecordKind = "block"
     ref_count: int = 0
     """How many sequences hold it. A held block is never evicted. Only the block pool changes this."""
+    start: BlockHash = field(init=False, repr=False)
+    """What it shares with records that begin alike, see `start_name`."""
+
+    def __post_init__(self) -> None:
+        self.start = start_name(self.parent, self.tokens)

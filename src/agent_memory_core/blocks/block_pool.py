@@ -36,7 +36,9 @@ class BlockPool:
         self.evicted = 0
         self._evictable: OrderedDict[BlockHash, Block] = OrderedDict()
         self._held: dict[BlockHash, Block] = {}
-        self._children: dict[BlockHash, set[BlockHash]] = {}
+        self._starts: dict[BlockHash, dict[BlockHash, None]] = {}
+        self.changes = 0
+        """How many records came or went: while it stays, so does what can be found here."""
         self._block_bytes = 0
         self._held_bytes = 0
         self._reserved = 0
@@ -66,10 +68,10 @@ class BlockPool:
         """Find a block without touching its place in the eviction order."""
         return self._held.get(key) or self._evictable.get(key)
 
-    def children(self, parent: BlockHash) -> list[Block]:
-        """Records that directly follow ``parent``, in the order of their names."""
-        found = [self.get(key) for key in sorted(self._children.get(parent, ()))]
-        return [block for block in found if block is not None]
+    def starting(self, starts: Iterable[BlockHash], most: int) -> list[Block]:
+        """Records that have one of these starts, see `block.start_name`; of each the ``most`` that came last."""
+        keys = [key for start in starts for key in list(self._starts.get(start, ()))[-most:]]
+        return [block for block in map(self.get, keys) if block is not None]
 
     def put(self, block: Block) -> Block | None:
         """Add an evictable block, evicting others as needed; return the block that now has its name.
@@ -83,8 +85,9 @@ class BlockPool:
         if not self._make_room(block.nbytes):
             return None
         self._evictable[block.hash] = block
-        self._children.setdefault(block.parent, set()).add(block.hash)
+        self._starts.setdefault(block.start, {})[block.hash] = None
         self._block_bytes += block.nbytes
+        self.changes += 1
         return block
 
     def hold(self, block: Block) -> None:
@@ -165,7 +168,7 @@ class BlockPool:
         assert not self._evictable.keys() & self._held.keys()
         assert all(block.ref_count == 0 for block in self._evictable.values())
         assert all(block.ref_count > 0 for block in self._held.values())
-        listed = {key for keys in self._children.values() for key in keys}
+        listed = {key for keys in self._starts.values() for key in keys}
         assert listed == self._evictable.keys() | self._held.keys()
 
     def _make_room(self, nbytes: int) -> bool:
@@ -181,9 +184,10 @@ class BlockPool:
 
     def _remove_evictable(self, key: BlockHash) -> Block:
         block = self._evictable.pop(key)
-        siblings = self._children[block.parent]
-        siblings.discard(key)
+        siblings = self._starts[block.start]
+        del siblings[key]
         if not siblings:
-            del self._children[block.parent]
+            del self._starts[block.start]
+        self.changes += 1
         self._block_bytes -= block.nbytes
         return block

@@ -1,9 +1,10 @@
 """How much of a prompt is stored, and where: the longest stored prefix, found by hash and verified by token ids.
 
-The search goes block by block while a block with the prompt's own hash is in memory or in the tier. After the last
-one it also looks at the blocks and tails that follow and begin as the rest of the prompt does. Every place found so
-is a candidate; the match ends at the deepest candidate at which the model can be resumed, as its `ResumePolicy`
-says. One prompt token is always left to evaluate.
+The search goes block by block while a block with the prompt's own hash is in memory or in the tier. After the last one
+it also looks at the blocks and tails that follow and begin as the rest of the prompt does: those that the caller can
+name, and of all others the newest few, so that a search takes no longer where thousands of sessions begin alike. Every
+place found so is a candidate; the match ends at the deepest candidate at which the model can be resumed, as its
+`ResumePolicy` says. One prompt token is always left to evaluate.
 """
 
 from __future__ import annotations
@@ -12,19 +13,30 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, common_prefix, record_hash
+from agent_memory_core.blocks.block import (
+    START_TOKENS,
+    Block,
+    BlockHash,
+    RecordKind,
+    common_prefix,
+    record_hash,
+    start_names,
+)
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Hit, Match
 from agent_memory_core.blocks.resume_policy import ResumePolicy
 
 MIN_BLOCK_PART = 32
-MIN_TAIL_PART = 8
+MIN_TAIL_PART = START_TOKENS
 """If fewer tokens than this of a block or tail can be used, they are computed rather than restored.
 
 These limits are sizes and not measured speeds, so that the same tokens are reused from memory and from disk. The
 limit of a block is larger because its KV is rounded: two prompts that only begin with the same few tokens should not
 start from each other's rounding errors.
 """
+
+MAX_SIBLINGS = 64
+"""Of the records that follow the same block and begin alike, so many at most are looked at, the newest ones."""
 
 
 class Stored(Protocol):
@@ -58,12 +70,12 @@ class Tier(Protocol):
         """How many leading hashes it holds."""
         ...
 
-    def children(self, parent: BlockHash) -> Sequence[Stored]:
-        """The blocks and tails that directly follow ``parent``."""
+    def starting(self, starts: Sequence[BlockHash], most: int) -> Sequence[Stored]:
+        """Records that have one of these starts, see `block.start_name`; at least the ``most`` newest of each."""
         ...
 
-    def tails(self, parents: Sequence[BlockHash]) -> Sequence[Stored]:
-        """The tails that directly follow one of ``parents``."""
+    def named(self, keys: Sequence[BlockHash]) -> Sequence[Stored]:
+        """Those of the records with these names that it holds."""
         ...
 
     def stored(self, keys: Sequence[BlockHash]) -> Collection[BlockHash]:
@@ -82,6 +94,13 @@ class _Query:
     tier: Tier | None
     without: Collection[BlockHash]
     """Names of records that turned out not to be there."""
+    tails: Collection[BlockHash]
+    """Names of tails that the prompt most likely continues."""
+
+    def rest(self, count: int, block_tokens: int) -> tuple[int, ...]:
+        """The tokens after ``count`` blocks that a block's or a tail's can be compared with; one is left out."""
+        start = count * block_tokens
+        return tuple(self.token_ids[start : min(start + block_tokens, len(self.token_ids) - 1)])
 
     def parent(self, count: int) -> BlockHash:
         """The name that the record after ``count`` blocks follows."""
@@ -113,6 +132,7 @@ class PrefixCache:
         hashes: Sequence[BlockHash],
         tier: Tier | None,
         without: Collection[BlockHash] = (),
+        tails: Collection[BlockHash] = (),
     ) -> Match:
         """Find the longest stored prefix of ``token_ids`` that leaves one of them to evaluate.
 
@@ -122,10 +142,12 @@ class PrefixCache:
             hashes: names of the prompt's full blocks, see `block.chain`.
             tier: where to look besides memory; None means in memory only.
             without: names of records that turned out not to be there.
+            tails: names of tails that it most likely continues: that of its branch, those of its checkpoints.
         """
         if self._policy.unsupported:
             return Match()
-        query = _Query(root, token_ids, hashes[: (len(token_ids) - 1) // self._block_tokens], tier, without)
+        hashes = hashes[: (len(token_ids) - 1) // self._block_tokens]
+        query = _Query(root, token_ids, hashes, tier, without, tails)
         blocks = self._chain(query)
         candidates = list(self._candidates(query, len(blocks)))
         windows = self._windows(query, len(blocks), candidates)
@@ -178,9 +200,8 @@ class PrefixCache:
 
         They come in the order of their names, so that memory and disk choose the same one of two that share as much.
         """
-        start = count * self._block_tokens
-        rest = tuple(query.token_ids[start : len(query.token_ids) - 1][: self._block_tokens])
-        for key, (record, stored) in sorted(self._children(query, query.parent(count)).items()):
+        rest = query.rest(count, self._block_tokens)
+        for key, (record, _, stored) in sorted(self._following(query, [count]).items()):
             if record.kind not in ("block", "tail") or key in query.without:
                 continue
             shared = common_prefix(record.tokens, rest)
@@ -188,37 +209,42 @@ class PrefixCache:
             if shared and (shared >= least or shared == len(record.tokens)):
                 yield Hit(key, shared, self._pool.get(key), stored, record.kind)
 
-    def _children(self, query: _Query, parent: BlockHash) -> dict[BlockHash, tuple[Block | Stored, bool]]:
-        """The records that directly follow ``parent``, each with whether the tier holds it."""
-        rows = query.tier.children(parent) if query.tier is not None else ()
-        found: dict[BlockHash, tuple[Block | Stored, bool]] = {row.key: (row, True) for row in rows}
-        # Memory comes last, since it never loses the token ids of what it holds.
-        return found | {b.hash: (b, b.hash in found) for b in self._pool.children(parent)}
-
     def _tails(self, query: _Query, count: int) -> Iterator[tuple[int, Hit]]:
         """The tails of which enough can be used, after each of up to ``count`` blocks, with the number of these."""
-        parents = [query.root, *query.hashes[:count]]
-        for key, (record, index, stored) in sorted(self._tails_after(query, parents).items()):
-            start, length = index * self._block_tokens, len(record.tokens)
-            rest = query.token_ids[start : min(start + length, len(query.token_ids) - 1)]
-            shared = common_prefix(record.tokens, rest)
+        for key, (record, index, stored) in sorted(self._following(query, range(count + 1)).items()):
+            if record.kind != "tail":
+                continue
+            length = len(record.tokens)
+            shared = common_prefix(record.tokens, query.rest(index, self._block_tokens)[:length])
             is_enough = shared == length or (self._policy.inside_block and shared >= MIN_TAIL_PART)
-            is_proven = key == record_hash("tail", parents[index], record.tokens)
+            is_proven = key == record_hash("tail", query.parent(index), record.tokens)
             if is_enough and is_proven and key not in query.without:
                 yield index, Hit(key, shared, self._pool.get(key), stored, "tail")
 
-    def _tails_after(
-        self, query: _Query, parents: Sequence[BlockHash]
+    def _following(
+        self, query: _Query, counts: Sequence[int]
     ) -> dict[BlockHash, tuple[Block | Stored, int, bool]]:
-        """The tails that follow ``parents``: each with the number of its parent, and whether the tier holds it."""
-        places = {parent: index for index, parent in enumerate(parents)}
-        rows = query.tier.tails(parents) if query.tier is not None else ()
+        """The records that directly follow so many blocks and begin as the prompt goes on, or that it was told of.
+
+        Each comes with the number of blocks before it, and whether the tier holds it.
+        """
+        places = {query.parent(count): count for count in counts}
+        starts = [
+            name
+            for parent, count in places.items()
+            for name in start_names(parent, query.rest(count, self._block_tokens))
+        ]
+        rows: list[Stored] = []
+        if query.tier is not None:
+            rows = [*query.tier.starting(starts, MAX_SIBLINGS), *query.tier.named(list(query.tails))]
         found: dict[BlockHash, tuple[Block | Stored, int, bool]] = {
-            row.key: (row, places[row.parent], True) for row in rows
+            row.key: (row, places[row.parent], True) for row in rows if row.parent in places
         }
-        for parent, index in places.items():
-            tails = (block for block in self._pool.children(parent) if block.kind == "tail")
-            found |= {tail.hash: (tail, index, tail.hash in found) for tail in tails}
+        # Memory comes last, since it never loses the token ids of what it holds.
+        named = [block for block in map(self._pool.get, query.tails) if block is not None]
+        for block in (*self._pool.starting(starts, MAX_SIBLINGS), *named):
+            if block.parent in places:
+                found[block.hash] = (block, places[block.parent], block.hash in found)
         return found
 
     # -- window records -----------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ class Intake:
             reads_tier=session is not None,
             background=background,
             checkpoints=prepared.checkpoints,
+            branch_tail=nearest.tail if nearest else None,
             stops_at_checkpoints=self._resume.stops_at_checkpoints,
         )
         turn = Turn(

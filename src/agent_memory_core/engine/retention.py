@@ -115,12 +115,7 @@ class KvRetention:
         windows = {record_hash("window", sequence.hashes[i]) for i in needed if i < len(sequence.hashes)}
         if not self._policy.stops_at_checkpoints:
             return frozenset(windows)
-        return frozenset(windows.union(self._tail_name(turn, checkpoint) for checkpoint in checkpoints))
-
-    def _tail_name(self, turn: Turn, position: int) -> BlockHash:
-        full = position // self._block_tokens
-        rest = turn.sequence.token_ids[full * self._block_tokens : position]
-        return record_hash("tail", turn.sequence.parent_of(full), rest)
+        return frozenset(windows.union(sequence.tail_at(checkpoint) for checkpoint in checkpoints))
 
     def exclusive_records(self, branch: Branch[TokenText]) -> set[BlockHash]:
         """Records that nobody but this branch can use, unless another branch names them too.

@@ -143,6 +143,7 @@ def _match_function(prefixes: PrefixCache, disk: Persistence) -> MatchFunction:
         sequence.hashes,
         disk.tier if sequence.reads_tier else None,
         without,
+        sequence.known_tails(),
     )
 
 

@@ -268,7 +268,7 @@ class Scheduler:
         return True
 
     def _take(self, sequence: Sequence, match: Match) -> None:
-        sequence.match = match
+        sequence.match, sequence.matched_at = match, self._pool.changes
         sequence.status = Status.LOADING
         for hit in match.hits:
             if hit.block is not None:
@@ -277,8 +277,9 @@ class Scheduler:
 
     def _takes_more(self, sequence: Sequence) -> bool:
         """Whether others sealed more of its prompt while it waited for its first chunk; then it takes that."""
-        if sequence.num_computed > sequence.num_cached:
+        if sequence.num_computed > sequence.num_cached or sequence.matched_at == self._pool.changes:
             return False
+        sequence.matched_at = self._pool.changes
         match = self._match(sequence, ())
         if match.tokens <= sequence.num_cached or match.missing:
             return False

@@ -14,7 +14,7 @@ import enum
 from collections.abc import Sequence as ReadOnly
 from dataclasses import dataclass, field
 
-from agent_memory_core.blocks.block import Block
+from agent_memory_core.blocks.block import Block, BlockHash, record_hash
 from agent_memory_core.blocks.chain import TokenChain
 from agent_memory_core.blocks.match import Match
 
@@ -50,6 +50,8 @@ class Sequence(TokenChain):
     """Positions in the prompt at which later prompts may part from it, in ascending order."""
     stops_at_checkpoints: bool = True
     """Whether its prefill stops there, so that something of the live cache can be kept."""
+    branch_tail: BlockHash | None = None
+    """Name of the tail at which the branch ends that it continues."""
     num_prompt: int = field(init=False)
     """Tokens of the prompt."""
     num_cached: int = 0
@@ -59,6 +61,8 @@ class Sequence(TokenChain):
     status: Status = Status.WAITING
     match: Match = field(default_factory=Match)
     """What is stored of the prompt, as far as is known by now."""
+    matched_at: int = -1
+    """How much had changed in memory when that was found, see `BlockPool.changes`."""
     num_sealed: int = 0
     """Leading blocks that are at rest."""
     unsaved: list[Block] = field(default_factory=list, repr=False)
@@ -83,6 +87,17 @@ class Sequence(TokenChain):
     def stops(self) -> tuple[int, ...]:
         """Positions at which its prefill stops."""
         return self.checkpoints if self.stops_at_checkpoints else ()
+
+    def known_tails(self) -> list[BlockHash]:
+        """Names of the tails that it most likely continues: its branch's, and those at its checkpoints."""
+        tails = [self.tail_at(checkpoint) for checkpoint in self.checkpoints]
+        return [self.branch_tail, *tails] if self.branch_tail is not None else tails
+
+    def tail_at(self, position: int) -> BlockHash:
+        """Name of the tail that ends after so many tokens."""
+        full = position // self.block_tokens
+        rest = self.token_ids[full * self.block_tokens : position]
+        return record_hash("tail", self.parent_of(full), rest)
 
     @property
     def generated(self) -> ReadOnly[int]:

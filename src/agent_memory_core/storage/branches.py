@@ -262,7 +262,8 @@ class Branches:
             ends[key] = start + ntok
             if not kept and show(key) == record_hash(kind, show(parent), given):
                 tokens = self._records.seal_tokens(commit.root, key, given)
-                db.execute("UPDATE records SET tokens = ? WHERE key = ?", (tokens, key))
+                values = (tokens, self._records.start(parent, given), key)
+                db.execute("UPDATE records SET tokens = ?, start = ? WHERE key = ?", values)
 
     def keep(self, records: Sequence[StoredRecord], owner: SessionOwner) -> None:
         """Write a part of a prompt whose turn has not ended: records of a session that no branch reaches yet.

@@ -67,6 +67,7 @@ def reconcile(catalog: Catalog, files: RecordFiles, part: int) -> int:
     Raises:
         StoreError: the catalog cannot be read or written.
     """
+    catalog.records.add_starts(part)
     there = {file.path: file for file in files.in_part(part)}
     named = {files.place(root, key, kind): key for key, root, kind in catalog.records.places(part)}
     unknown = [file for path, file in there.items() if path not in named]

@@ -16,14 +16,18 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from agent_memory_core.blocks.block import BlockHash, RecordKind, pack_tokens, record_hash, unpack_tokens
+from agent_memory_core.blocks.block import (
+    BlockHash,
+    RecordKind,
+    pack_tokens,
+    record_hash,
+    start_name,
+    unpack_tokens,
+)
 from agent_memory_core.storage.database import Database
 from agent_memory_core.storage.key_ring import Keys
 from agent_memory_core.storage.record import StoredRecord
 from agent_memory_core.storage.sealing import Cipher, Locked
-
-MAX_CHILDREN = 1024
-"""Most records that `RecordTable.children` returns: the newest."""
 
 _QUERY_KEYS = 256
 """Most keys in one SQL statement."""
@@ -38,9 +42,11 @@ _COUNTED_REFS = """(SELECT count(*) FROM records c WHERE c.parent = records.key)
 
 _COUNTED_TOTALS = "SELECT root, sum(stored), sum(nbytes) FROM records GROUP BY root"
 
-_PUT = """INSERT INTO records (key, parent, root, tokens, ntok, kind, nbytes, checksum, stored, refs, owner, last_use)
-  VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
+_PUT = """INSERT INTO records
+  (key, parent, root, tokens, ntok, start, kind, nbytes, checksum, stored, refs, owner, last_use)
+  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, ?, ?) ON CONFLICT (key) DO UPDATE SET stored = 1,
   nbytes = excluded.nbytes, checksum = excluded.checksum,
+  start = CASE WHEN excluded.start = x'' THEN start ELSE excluded.start END,
   tokens = CASE WHEN excluded.tokens = x'' THEN tokens ELSE excluded.tokens END"""
 
 
@@ -109,14 +115,20 @@ class RecordTable:
                     return index
         return len(hashes)
 
-    def tails(self, parents: Sequence[BlockHash]) -> list[StoredRecord]:
-        """The stored tails that directly follow one of ``parents``."""
-        return self._among("stored AND kind = 'tail' AND parent", parents)
+    def starting(self, starts: Sequence[BlockHash], most: int) -> list[StoredRecord]:
+        """The stored records that have one of these starts, of each the ``most`` newest."""
+        newest = f"id IN (SELECT id FROM records WHERE start = ? AND stored ORDER BY id DESC LIMIT {most})"
+        known = self._known_starts(starts)
+        return [record for start in known for record in self.select(f"WHERE {newest}", (start,))]
 
-    def children(self, parent: BlockHash) -> list[StoredRecord]:
-        """The stored records that directly follow ``parent``, sorted by key; at most the newest `MAX_CHILDREN`."""
-        found = self.select(f"WHERE parent = ? AND stored ORDER BY id DESC LIMIT {MAX_CHILDREN}", (parent,))
-        return sorted(found, key=lambda record: record.key)
+    def _known_starts(self, starts: Sequence[BlockHash]) -> list[BlockHash]:
+        """Those of some starts that any record has."""
+        found: list[BlockHash] = []
+        for at in range(0, len(starts), _QUERY_KEYS):
+            chunk = starts[at : at + _QUERY_KEYS]
+            sql = f"SELECT DISTINCT start FROM records WHERE start IN ({_placeholders(chunk)})"
+            found += [row[0] for row in self._database.read(sql, chunk)]
+        return found
 
     def keys(self) -> list[BlockHash]:
         """The keys of all stored records, oldest first."""
@@ -174,8 +186,33 @@ class RecordTable:
             )
             # Size and checksum are replaced: whoever looked at the file last knows what lies there.
             tokens = self.seal_tokens(record.root, record.key, record.tokens)
-            values = (record.key, record.parent, record.root, tokens, record.ntok)
+            is_known = len(record.tokens) == record.ntok
+            start = self.start(record.parent, record.tokens) if is_known else b""
+            values = (record.key, record.parent, record.root, tokens, record.ntok, start)
             db.execute(_PUT, (*values, record.kind, record.nbytes, record.checksum, owner, last_use))
+
+    def start(self, parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
+        """The start of a record of these tokens as its row keeps it, see `block.start_name`."""
+        return self.sealing.hide(start_name(self.sealing.show(parent), tokens))
+
+    def add_starts(self, part: int) -> None:
+        """Add the starts of records whose rows are older than that column, if their keys begin with ``part``.
+
+        Raises:
+            StoreError: the catalog cannot be written.
+        """
+        first = bytes([part])
+        lacking = "WHERE start = x'' AND (tokens <> x'' OR ntok = 0) AND key >= ? AND key < ?"
+        found = self.select(lacking, (first, first + b"\xff" * 32))
+        if not found:
+            return
+        with self._database.transaction() as db:
+            starts = [
+                (self.start(record.parent, record.tokens), record.key)
+                for record in found
+                if len(record.tokens) == record.ntok
+            ]
+            db.executemany("UPDATE records SET start = ? WHERE key = ?", starts)
 
     def adopt(self, found: Iterable[tuple[StoredRecord, float]]) -> int:
         """Add files found on disk, each with the time of its last use; return how many had no row.

@@ -53,6 +53,7 @@ CREATE TABLE records (
   root BLOB NOT NULL,
   tokens BLOB NOT NULL,         -- little-endian u32; empty where a rebuild could not know them
   ntok INTEGER NOT NULL,
+  start BLOB NOT NULL DEFAULT x'', -- a hash of the parent and the first tokens; empty where these are not known
   kind TEXT NOT NULL CHECK (kind IN ('block', 'tail', 'window', 'token_tail')),
   nbytes INTEGER NOT NULL CHECK (nbytes >= 0), -- size of the file
   checksum TEXT NOT NULL,       -- xxh3-128 of its payload, in hex
@@ -61,8 +62,10 @@ CREATE TABLE records (
   owner INTEGER NOT NULL,       -- the session that stored it first, or 0
   last_use REAL NOT NULL) STRICT;
 CREATE INDEX records_parent ON records (parent);
+CREATE INDEX records_start ON records (start, stored);
 CREATE INDEX records_owner ON records (owner);
 CREATE INDEX records_free ON records (last_use) WHERE refs = 0;
+CREATE INDEX records_without_start ON records (key) WHERE start = x'' AND (tokens <> x'' OR ntok = 0);
 CREATE INDEX records_without_tokens ON records (root) WHERE tokens = x'' AND ntok > 0;
 
 -- How many files and bytes `records` names under each root, kept by the triggers below.

@@ -26,14 +26,13 @@ class StoredTier:
         """How many of the first records of a chain are stored without a gap."""
         return self._records.known_prefix(self._hidden(hashes))
 
-    def children(self, parent: BlockHash) -> list[StoredRecord]:
-        """The stored records that directly follow ``parent``, sorted by key, see `RecordTable.children`."""
-        found = self._shown(self._records.children(self._keys.hide(parent)))
-        return sorted(found, key=lambda record: record.key)
+    def starting(self, starts: Sequence[BlockHash], most: int) -> list[StoredRecord]:
+        """The stored records that have one of these starts, of each the ``most`` newest."""
+        return self._shown(self._records.starting(self._hidden(starts), most))
 
-    def tails(self, parents: Sequence[BlockHash]) -> list[StoredRecord]:
-        """The stored tails that directly follow one of ``parents``."""
-        return self._shown(self._records.tails(self._hidden(parents)))
+    def named(self, keys: Sequence[BlockHash]) -> list[StoredRecord]:
+        """Those of the records with these names that are stored."""
+        return self._shown(list(self._records.get_many(self._hidden(keys)).values()))
 
     def stored(self, keys: Sequence[BlockHash]) -> set[BlockHash]:
         """Which of these are stored."""

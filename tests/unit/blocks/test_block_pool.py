@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_memory_core.blocks.block import Block
+from agent_memory_core.blocks.block import Block, start_name
 from agent_memory_core.blocks.block_pool import BlockPool
 
 
@@ -53,11 +53,14 @@ def test_what_cannot_fit_evicts_nobody() -> None:
     assert pool.used == 0
 
 
-def test_children_are_found_by_parent_while_they_are_here() -> None:
+def test_records_are_found_by_their_start_while_they_are_here() -> None:
     pool = BlockPool(30)
-    for name in "ba":
+    for name in "abc":
         pool.put(block(name, "p"))
-    assert [each.hash for each in pool.children(b"p")] == [b"a", b"b"]
-    pool.discard([b"a", b"gone"])
-    assert [each.hash for each in pool.children(b"p")] == [b"b"]
+    starts = [start_name(b"p", (1,)), start_name(b"q", (1,))]
+    assert [each.hash for each in pool.starting(starts, 2)] == [b"b", b"c"]
+    before = pool.changes
+    pool.discard([b"b", b"gone"])
+    assert pool.changes == before + 1
+    assert [each.hash for each in pool.starting(starts, 2)] == [b"a", b"c"]
     pool.check()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from agent_memory_core.blocks import prefix_cache
+from agent_memory_core.blocks import block, prefix_cache
 from agent_memory_core.blocks.block import (
     Block,
     BlockHash,
@@ -18,6 +18,7 @@ from agent_memory_core.blocks.block import (
     chain,
     record_hash,
     root_hash,
+    start_name,
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Match
@@ -45,6 +46,10 @@ class Row:
     tokens: tuple[int, ...]
     kind: RecordKind = "block"
 
+    @property
+    def start(self) -> BlockHash:
+        return start_name(self.parent, self.tokens)
+
 
 @dataclass
 class Tier:
@@ -53,11 +58,12 @@ class Tier:
     def known_prefix(self, hashes: list[BlockHash]) -> int:
         return next((i for i, key in enumerate(hashes) if key not in self.rows), len(hashes))
 
-    def children(self, parent: BlockHash) -> list[Row]:
-        return [row for row in self.rows.values() if row.parent == parent]
+    def starting(self, starts: list[BlockHash], most: int) -> list[Row]:
+        found = {start: [row for row in self.rows.values() if row.start == start][-most:] for start in starts}
+        return [row for rows in found.values() for row in rows]
 
-    def tails(self, parents: list[BlockHash]) -> list[Row]:
-        return [row for parent in parents for row in self.children(parent) if row.kind == "tail"]
+    def named(self, keys: list[BlockHash]) -> list[Row]:
+        return [self.rows[key] for key in keys if key in self.rows]
 
     def stored(self, keys: list[BlockHash]) -> set[BlockHash]:
         return self.rows.keys() & set(keys)
@@ -135,7 +141,7 @@ def test_what_follows_a_hit_that_cannot_be_had_is_of_no_use() -> None:
 
 SMALL = 4
 PART_OF_BLOCK, PART_OF_TAIL = 3, 2
-"""In place of `MIN_BLOCK_PART` and `MIN_TAIL_PART`, which blocks as small as these could not reach."""
+"""In place of `MIN_BLOCK_PART`, `MIN_TAIL_PART` and `START_TOKENS`, which blocks as small as these could not reach."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +336,7 @@ def test_a_match_is_the_deepest_place_that_every_layer_can_restore_and_names_wha
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_cache, "MIN_BLOCK_PART", PART_OF_BLOCK)
         patch.setattr(prefix_cache, "MIN_TAIL_PART", PART_OF_TAIL)
+        patch.setattr(block, "START_TOKENS", PART_OF_TAIL)
         for where in (["pool"] * len(rows), ["tier"] * len(rows), mixed):
             match, tier, pool = found_in(model, prompt, rows, where, without)
             assert match.tokens == position

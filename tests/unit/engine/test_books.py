@@ -48,23 +48,27 @@ class DictTier:
     def known_prefix(self, hashes: list[BlockHash]) -> int:
         return next((i for i, key in enumerate(hashes) if key not in self.blocks), len(hashes))
 
-    def children(self, parent: BlockHash) -> list[Row]:
-        found = [b for b in self.blocks.values() if b.parent == parent]
-        return [Row(b.hash, b.parent, b.tokens, b.kind) for b in sorted(found, key=lambda b: b.hash)]
+    def starting(self, starts: list[BlockHash], most: int) -> list[Row]:
+        found = {start: [b for b in self.blocks.values() if b.start == start][-most:] for start in starts}
+        return [row_of(block) for blocks in found.values() for block in blocks]
 
-    def tails(self, parents: list[BlockHash]) -> list[Row]:
-        return [row for parent in parents for row in self.children(parent) if row.kind == "tail"]
+    def named(self, keys: list[BlockHash]) -> list[Row]:
+        return [row_of(self.blocks[key]) for key in keys if key in self.blocks]
 
     def stored(self, keys: list[BlockHash]) -> set[BlockHash]:
         return self.blocks.keys() & set(keys)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     key: BlockHash
     parent: BlockHash
     tokens: tuple[int, ...]
     kind: RecordKind
+
+
+def row_of(block: Block) -> Row:
+    return Row(block.hash, block.parent, block.tokens, block.kind)
 
 
 class Books(RuleBasedStateMachine):

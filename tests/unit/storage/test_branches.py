@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.catalog_rows import commit, commit_with, keys, named, rows, window_rows
+from support.catalog_rows import commit, commit_with, following, keys, named, rows, window_rows
 from support.stored_turns import (
     BLOCK,
     FILE,
@@ -229,9 +229,9 @@ def test_a_tail_that_becomes_a_dependency_is_not_superseded(catalog: Catalog) ->
     end = rows(ids(6))[-1]
     _, superseded = commit_with(catalog, ids(11), [end], "s", branch)
     assert superseded == []
-    assert {row.key for row in catalog.records.tails(keys(ids(8)))} == {end.key, keys(ids(11))[-1]}
+    assert {row.key for row in following(catalog, *keys(ids(8)), kind="tail")} == {end.key, keys(ids(11))[-1]}
     catalog.records.mark_lost([end.key])
-    assert {row.key for row in catalog.records.tails(keys(ids(8)))} == {keys(ids(11))[-1]}
+    assert {row.key for row in following(catalog, *keys(ids(8)), kind="tail")} == {keys(ids(11))[-1]}
 
 
 def test_dependencies_change_with_their_branch_or_not_at_all(catalog: Catalog) -> None:

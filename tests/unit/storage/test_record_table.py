@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.catalog_rows import commit, commit_with, further, keys, named, rows, window_rows
+from support.catalog_rows import commit, commit_with, following, further, keys, named, rows, window_rows
 from support.stored_turns import (
     BLOCK,
     FILE,
@@ -15,12 +15,13 @@ from support.stored_turns import (
 )
 
 from agent_memory_core.blocks.block import (
+    START_TOKENS,
     pack_tokens,
+    start_names,
 )
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.record import StoredRecord
-from agent_memory_core.storage.record_table import MAX_CHILDREN
 
 
 def test_a_prefix_is_known_up_to_the_first_block_that_is_not_stored(catalog: Catalog) -> None:
@@ -37,29 +38,44 @@ def test_a_prefix_is_known_up_to_the_first_block_that_is_not_stored(catalog: Cat
     assert catalog.records.known_prefix(chain) == 0
 
 
-def test_children_are_the_stored_blocks_and_tails_after_a_block_in_the_order_of_their_names(
-    catalog: Catalog,
-) -> None:
-    ends = [(*ids(BLOCK), *ids(1 + n % BLOCK, 100 * n)) for n in range(9)]
-    for n, tokens in enumerate(ends):
-        commit(catalog, tokens, f"s{n}")
+def test_what_begins_alike_after_a_block_is_found_by_that_and_nothing_else(catalog: Catalog) -> None:
     parent = keys(ids(BLOCK))[0]
-    children = catalog.records.children(parent)
-    assert [child.key for child in children] == sorted(keys(tokens)[1] for tokens in ends)
-    assert {child.tokens for child in children} == {tokens[BLOCK:] for tokens in ends}
-    assert {child.kind for child in children} == {"tail", "block"}
-    catalog.records.mark_lost([children[0].key])
-    assert catalog.records.children(parent) == children[1:]
-    assert [row.key for row in catalog.records.children(ROOT)] == [parent]
+    tails = [(1, 2), (1, 2, 3), (1, 3), (2,)]
+    for n, tail in enumerate(tails):
+        commit(catalog, (*ids(BLOCK), *tail), f"s{n}")
+
+    def found(rest: tuple[int, ...], most: int = 9) -> set[tuple[int, ...]]:
+        return {row.tokens for row in catalog.records.starting(start_names(parent, rest), most)}
+
+    assert found((1, 2, 3)) == {(1, 2), (1, 2, 3)}
+    assert found((1, 3, 9)) == {(1, 3)}
+    assert found((7, 7)) == set()
+    assert found(()) == set()
+    assert {row.tokens for row in catalog.records.starting(start_names(ROOT, ids(BLOCK)), 9)} == {ids(BLOCK)}
+    catalog.records.mark_lost([keys((*ids(BLOCK), 1, 2))[-1]])
+    assert found((1, 2, 3)) == {(1, 2, 3)}
 
 
-def test_of_very_many_children_the_newest_are_returned(catalog: Catalog) -> None:
+def test_of_very_many_that_begin_alike_the_newest_are_returned(catalog: Catalog) -> None:
+    block = tuple(range(START_TOKENS))
     with catalog.transaction():
-        for n in range(MAX_CHILDREN + 3):
-            commit(catalog, [n], f"s{n}")
-    children = catalog.records.children(ROOT)
-    assert len(children) == MAX_CHILDREN
-    assert {child.tokens for child in children} == {(n,) for n in range(3, MAX_CHILDREN + 3)}
+        for n in range(20):
+            row = further("tail", ROOT, (*block, n))
+            catalog.records.put(row, 0, 1.0)
+    found = catalog.records.starting(start_names(ROOT, (*block, 3)), 5)
+    assert {row.tokens[-1] for row in found} == {15, 16, 17, 18, 19}
+
+
+def test_rows_without_a_start_get_it_where_their_tokens_are_known(catalog: Catalog) -> None:
+    commit(catalog, ids(BLOCK + 1))
+    starts = "SELECT start FROM records ORDER BY key"
+    with catalog.transaction() as db:
+        before = db.execute(starts).fetchall()
+        db.execute("UPDATE records SET start = x''")
+    for part in range(256):
+        catalog.records.add_starts(part)
+    with catalog.transaction() as db:
+        assert db.execute(starts).fetchall() == before
 
 
 def test_a_row_says_what_was_committed(catalog: Catalog) -> None:
@@ -83,7 +99,7 @@ def test_token_ids_that_their_name_does_not_prove_are_not_believed(catalog: Cata
         for key in chain[1:]:
             db.execute("UPDATE records SET tokens = ? WHERE key = ?", (pack_tokens((1, 2)), key))
     assert catalog.branches.tokens(branch) == ids(BLOCK)
-    assert [child.tokens for child in catalog.records.children(chain[0])] == [()]
+    assert [child.tokens for child in following(catalog, chain[0])] == [()]
     assert [catalog.records.get_many(chain)[key].tokens for key in chain] == [ids(BLOCK), (), ()]
 
 
@@ -132,9 +148,9 @@ def test_a_dependency_that_a_rebuild_left_without_tokens_gets_them_back_from_its
     catalog.records.adopt([(row, 1.0) for row in lost])
     wish = wanted(ids(9), token_ids=ids(9), dependencies=named([early, empty, first, alien]))
     catalog.branches.commit([], replace(wish, session_id="wrong", token_ids=ids(9, 50)))
-    assert {row.tokens for row in catalog.records.tails([ROOT, *keys(ids(8))])} == {()}
+    assert {row.tokens for row in following(catalog, ROOT, *keys(ids(8)), kind="tail")} == {()}
     catalog.branches.commit([], wish)
-    found = {row.key: row.tokens for row in catalog.records.tails([ROOT, *keys(ids(8))])}
+    found = {row.key: row.tokens for row in following(catalog, ROOT, *keys(ids(8)), kind="tail")}
     assert found == {
         early.key: early.tokens,
         empty.key: (),

@@ -114,7 +114,7 @@ def test_windows_and_tails_come_back_from_their_files_and_a_tails_tokens_from_it
     )
 
     def resumed(prompt: list[int]) -> list[BlockHash]:
-        found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.catalog.records)
+        found = whole.match(ROOT, prompt, chain_of(ROOT, prompt, BLOCK), store.tier)
         return [hit.key for hit in found.hits]
 
     assert resumed([*tokens, 90]) == [chain[0].key, chain[1].key, empty.key, window.key]
