@@ -32,7 +32,7 @@ def test_no_promise_is_without_a_test() -> None:
 def test_what_was_measured_keeps_the_promises() -> None:
     kills, damage, faults, soak = (RESULTS[part] for part in ("kills", "damage", "faults", "soak"))
     assert kills["kills"] >= 500
-    assert soak["minutes"] >= 5
+    assert soak["minutes"] >= 30
     assert (
         kills["lost"]
         == kills["wrong"]
