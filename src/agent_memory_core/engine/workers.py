@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
@@ -46,6 +47,16 @@ class Worker:
             except Exception:
                 # The thread's outermost loop: one fault must not end it and leave every later turn waiting.
                 log.exception("%s met a fault", threading.current_thread().name)
-        # A thread that ran MLX and simply ends aborts the process at exit.
-        mx.synchronize()
-        mx.clear_streams()
+        leave_mlx()
+
+
+def leave_mlx() -> None:
+    """Prepare the end of this thread: one that ran MLX and simply ends aborts the process at exit."""
+    mx.synchronize()
+    mx.clear_streams()
+
+
+def free_mlx() -> None:
+    """Give back the memory of what this thread has let go of: cycles hold arrays, and MLX keeps freed buffers."""
+    gc.collect()
+    mx.clear_cache()
