@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import queue
@@ -57,6 +58,10 @@ def leave_mlx() -> None:
 
 
 def free_mlx() -> None:
-    """Give back the memory of what this thread has let go of: cycles hold arrays, and MLX keeps freed buffers."""
+    """Give the memory of what this thread has let go of back to the machine: cycles hold arrays, MLX freed buffers."""
     gc.collect()
     mx.clear_cache()
+    # Where MLX runs on the CPU, weights come from malloc, and glibc keeps what was freed in one arena for each thread.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
