@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         TurnQueued,
         TurnSaved,
     )
+    from agent_memory_core.engine.residency import Residency
     from agent_memory_core.engine.stats import MemoryStats, Stats, StoreStats
     from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
     from agent_memory_core.memory import AgentMemory
@@ -80,6 +81,7 @@ _MODULES = {
     "CheckReport": "storage.audit",
     "FirstToken": "engine.events",
     "MemoryStats": "engine.stats",
+    "Residency": "engine.residency",
     "Stats": "engine.stats",
     "StoreStats": "engine.stats",
     "TurnAdmitted": "engine.events",
@@ -163,6 +165,7 @@ __all__ = [
     "ParityResult",
     "Profile",
     "PromptTooLong",
+    "Residency",
     "SamplingParams",
     "SessionInfo",
     "SessionKey",

@@ -15,20 +15,17 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from agent_memory_core.backend import require_mlx
-from agent_memory_core.config import (
-    EngineConfig,
-    SamplingParams,
-    known_settings,
-    with_tuples,
-)
+from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.events import Observer, Observers
 from agent_memory_core.engine.expiry import Expiry
+from agent_memory_core.engine.requests import Conversation, to_request
+from agent_memory_core.engine.residency import Residency, enter, enter_apart, staying
 from agent_memory_core.engine.session_control import (
     MemorySessionControl,
     SessionControl,
@@ -43,20 +40,17 @@ from agent_memory_core.messages import (
     BranchInfo,
     ChatRequest,
     ChatResult,
-    Message,
     SessionInfo,
     SessionKey,
     Transcript,
     TurnReport,
-    checked_request,
     to_key,
-    to_message,
     validate_namespace,
     validate_session_id,
     whole_answer,
 )
 from agent_memory_core.models.folder import configured_context, configured_reasoning
-from agent_memory_core.models.profile import find_profile, sampling_for, settings_for
+from agent_memory_core.models.profile import settings_for
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.chat_history import ChatHistory
@@ -66,10 +60,9 @@ if TYPE_CHECKING:
     from agent_memory_core.engine.results import Results
     from agent_memory_core.models.parity import ParityResult
 
-Conversation = ChatRequest | str | Sequence[Message | Mapping[str, Any]]
-"""A request, one user message, or a list of messages as `Message` or as role and content mappings."""
-
 Owner = SessionKey | str | None
+
+T = TypeVar("T")
 
 
 class AgentMemory:
@@ -91,6 +84,8 @@ class AgentMemory:
         self._store: BlockStore | None = None
         self._expiry: Expiry[AgentMemory] | None = None
         self._observers = Observers()
+        self.residency: Residency | None = None
+        """Who is asked before each turn whether the model may be loaded, see `Residency`; None: it may always be."""
         self._thread = EngineThread(self._build)
         self._sessions: SessionControl = MemorySessionControl(self._thread)
         if self.config.cache_dir is not None:
@@ -104,7 +99,9 @@ class AgentMemory:
         with cls._shared_lock:
             memory = cls._shared.get(config)
             if memory is None or memory.closed:
-                memory = cls._shared[config] = cls(config)
+                before, memory = memory, cls(config)
+                memory.residency = before.residency if before is not None else None
+                cls._shared[config] = memory
             return memory
 
     # -- turns --------------------------------------------------------------------------------------------
@@ -132,8 +129,8 @@ class AgentMemory:
             EngineStopped: the engine was closed.
         """
         asked = self._request(request, sampling)
-        sink = QueueSink(asked.timeout)
-        handle = self._thread.submit(asked, to_key(session), sink)
+        key, sink = to_key(session), QueueSink(asked.timeout)
+        handle = self._thread.submit(asked, key, sink, ended=enter(self.residency, self))
         answer = ChatStream(sink, handle)
         return answer if stream else whole_answer(list(answer))
 
@@ -151,21 +148,23 @@ class AgentMemory:
     ) -> ChatResult | AsyncChatStream:
         """`chat` for coroutines: nothing blocks the event loop and no thread waits."""
         asked = self._request(request, sampling)
-        sink = AsyncQueueSink(asked.timeout)
-        handle = self._thread.submit(asked, to_key(session), sink)
+        key, sink = to_key(session), AsyncQueueSink(asked.timeout)
+        handle = self._thread.submit(asked, key, sink, ended=await enter_apart(self.residency, self))
         answer = AsyncChatStream(sink, handle)
         return answer if stream else whole_answer([delta async for delta in answer])
 
     def prewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """Evaluate a prompt's messages and tools without answering, so that a turn that begins with them is warm."""
-        sink = QueueSink()
-        handle = self._thread.submit(self._request(request, {}), to_key(session), sink, prewarm=True)
+        asked, key, sink = self._request(request, {}), to_key(session), QueueSink()
+        handle = self._thread.submit(asked, key, sink, ended=enter(self.residency, self), prewarm=True)
         return whole_answer(list(ChatStream(sink, handle))).report
 
     async def aprewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """`prewarm` for coroutines: nothing blocks the event loop and no thread waits."""
-        sink = AsyncQueueSink()
-        handle = self._thread.submit(self._request(request, {}), to_key(session), sink, prewarm=True)
+        asked, key, sink = self._request(request, {}), to_key(session), AsyncQueueSink()
+        handle = self._thread.submit(
+            asked, key, sink, ended=await enter_apart(self.residency, self), prewarm=True
+        )
         return whole_answer([delta async for delta in AsyncChatStream(sink, handle)]).report
 
     # -- sessions -----------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ class AgentMemory:
             latest = max(self.branches(session_id, namespace), key=lambda branch: branch.last_use)
             branch_id = latest.branch_id if branch_id is None else branch_id
         owner = (namespace, session_id)
-        return self._thread.call(lambda engine: engine.transcript(owner, branch_id)).result()
+        return self._call(lambda engine: engine.transcript(owner, branch_id))
 
     def fork(self, session_id: str, new_session_id: str, namespace: str = "default") -> None:
         """Begin a new session with everything another one knows; nothing is copied.
@@ -329,11 +328,13 @@ class AgentMemory:
     def count_tokens(self, request: Conversation) -> int:
         """How many prompt tokens a request comes to. Loads the model."""
         asked = self._request(request, {})
-        return len(self._thread.ask(lambda template: template.encode(asked).token_ids))
+        with staying(self.residency, self):
+            return len(self._thread.ask(lambda template: template.encode(asked).token_ids))
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text. Loads the model."""
-        return self._thread.ask(lambda template: template.tokenizer.tokenize(text))
+        with staying(self.residency, self):
+            return self._thread.ask(lambda template: template.tokenizer.tokenize(text))
 
     @property
     def model_name(self) -> str:
@@ -357,16 +358,14 @@ class AgentMemory:
         stated = self.stated_context_length
         if stated is not None:
             return stated
-        return self._thread.call(lambda engine: engine.limits.context_length).result()
+        return self._call(lambda engine: engine.limits.context_length)
 
     def verify(self, blocks: int = 8) -> ParityResult:
         """Compare the model's logits: in a batch and alone, resumed at ``blocks`` block boundaries and uninterrupted.
 
         Loads the model. The result is recorded in the store and counts from the next start.
         """
-        return self._thread.call(
-            lambda engine: engine.parity.verify(engine.config.block_tokens, blocks)
-        ).result()
+        return self._call(lambda engine: engine.parity.verify(engine.config.block_tokens, blocks))
 
     def forget_verified(self) -> ParityResult | None:
         """Drop what is recorded about batching and resuming this model; return it, None if there was nothing.
@@ -376,11 +375,32 @@ class AgentMemory:
         Raises:
             StoreError: the store cannot be written.
         """
-        return self._thread.call(lambda engine: engine.parity.forget()).result()
+        return self._call(lambda engine: engine.parity.forget())
 
     def load(self) -> None:
         """Load the model now rather than at the first turn."""
-        self._thread.call(lambda engine: None).result()
+        self._call(lambda engine: None)
+
+    def unload(self, timeout: float | None = None, *, cancel: bool = False) -> bool:
+        """Free the model once no turn is in flight, and say whether that was done. The next turn loads it again.
+
+        What was queued is written first. Sessions on disk stay warm; without a ``cache_dir`` they are lost.
+
+        Args:
+            timeout: seconds to wait for the turns in flight; None waits as long as they take, 0 frees an idle model.
+            cancel: withdraw the turns that are in flight by then, whose readers get `Cancelled`, and free it.
+        """
+        return self._thread.unload(timeout, cancel=cancel)
+
+    @property
+    def in_flight(self) -> int:
+        """How many turns, and questions to the tokenizer, have not ended."""
+        return self._thread.in_flight
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the model's weights take of the device's memory; 0 while it is not loaded."""
+        return self._thread.weights_bytes
 
     @property
     def closed(self) -> bool:
@@ -407,25 +427,20 @@ class AgentMemory:
     ) -> None:
         self.close()
 
+    def _call(self, function: Callable[[Engine], T]) -> T:
+        """Ask the engine something for which the model is loaded."""
+        with staying(self.residency, self):
+            return self._thread.call(function).result()
+
     def _build(self, results: Results) -> Engine:
         # The store first: a directory that cannot be used is known before gigabytes are loaded.
         store = self._open_store()
         require_mlx()
-        # Imported here because they import MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
+        # Imported here because it imports MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
         # printing help must not wait for what only a loaded model needs.
-        from agent_memory_core.engine.engine import Engine
-        from agent_memory_core.engine.gpu_memory import memory_budget_bytes
-        from agent_memory_core.models.cache_spec import cache_spec
-        from agent_memory_core.models.loader import load_model
+        from agent_memory_core.engine.building import build_engine
 
-        loaded = load_model(self.config.model, self.config.adapter_path, self.config.context_length)
-        profile = find_profile(self.config.model)
-        memory_bytes = memory_budget_bytes(self.config, loaded.model)
-        engine = Engine(loaded, self.config, memory_bytes, store, results, self._observers)
-        if profile is not None:
-            profile.check(cache_spec(engine.blocks.layout.groups, loaded.config))
-        if store is not None:
-            store.begin_reconciling()
+        engine = build_engine(self.config, store, results, self._observers)
         self._expire_sessions()
         return engine
 
@@ -436,7 +451,9 @@ class AgentMemory:
             return
         age = timedelta(days=days)
         with self._lock:
-            self._expiry = Expiry(self, lambda memory: None if memory.closed else len(memory.prune(age)))
+            self._expiry = self._expiry or Expiry(
+                self, lambda memory: None if memory.closed else len(memory.prune(age))
+            )
 
     def _open_store(self) -> BlockStore | None:
         config = self.config
@@ -457,24 +474,7 @@ class AgentMemory:
         return store
 
     def _request(self, request: Conversation, sampling: Mapping[str, Any]) -> ChatRequest:
-        if isinstance(request, ChatRequest):
-            if sampling:
-                given = known_settings(with_tuples(sampling), of=SamplingParams, error=InvalidRequest)
-                params = request.sampling.replace(**given)
-                request = dataclasses.replace(request, sampling=params)
-            return checked_request(self._with_profile(request))
-        given = known_settings(with_tuples(sampling), of=SamplingParams, error=InvalidRequest)
-        params = sampling_for(self.config.model, given)
-        items = [Message("user", request)] if isinstance(request, str) else [to_message(m) for m in request]
-        return checked_request(self._with_profile(ChatRequest(tuple(items), sampling=params)))
-
-    def _with_profile(self, request: ChatRequest) -> ChatRequest:
-        """The request with what the model's profile tells the chat template, unless it says so itself."""
-        profile = find_profile(self.config.model)
-        if profile is None or not profile.template_kwargs:
-            return request
-        said = {**profile.template_kwargs, **request.template_kwargs}
-        return dataclasses.replace(request, template_kwargs=said)
+        return to_request(self.config.model, request, sampling)
 
 
 _memories: weakref.WeakSet[AgentMemory] = weakref.WeakSet()

@@ -102,8 +102,8 @@ class SteppedEngine(Engine):
         self.disk.flush()
         self._take_results()
 
-    def close(self) -> None:
-        super().close()
+    def close(self, *, keep_store: bool = False) -> None:
+        super().close(keep_store=keep_store)
         self._take_results()
 
     def evict(self) -> None:

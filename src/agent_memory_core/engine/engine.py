@@ -19,6 +19,7 @@ from agent_memory_core.blocks.block import Block
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine import events
 from agent_memory_core.engine.committing import Ended
+from agent_memory_core.engine.gpu_memory import weight_bytes
 from agent_memory_core.engine.in_flight import InFlight
 from agent_memory_core.engine.misses import ColdLanes
 from agent_memory_core.engine.model_runner import Step
@@ -262,6 +263,11 @@ class Engine:
             turn.sink.fail(Cancelled(CANCELLED))
             self._observers.tell(events.TurnCancelled(turn.info, report))
 
+    def cancel_all(self) -> None:
+        """Withdraw every turn in flight as `cancel` does."""
+        for seq_id in self.in_flight.ids:
+            self.cancel(seq_id)
+
     def _keep_computed(self, turn: Turn) -> None:
         assert turn.slot is not None
         cache = self.runner.stop(turn.slot)
@@ -347,14 +353,18 @@ class Engine:
             memory=self.gpu.stats(self.pool),
         )
 
-    def close(self) -> None:
-        """Write what is queued and let go of everything. The last turns' results are still to be taken."""
+    @property
+    def weights_bytes(self) -> int:
+        """What the model's weights take of the device's memory."""
+        return weight_bytes(self.loaded.model)
+
+    def close(self, *, keep_store: bool = False) -> None:
+        """Write what is queued and let go of everything. The last turns' results are still to be taken.
+
+        Args:
+            keep_store: leave the store open, for whom it serves without an engine.
+        """
         self.runner.close()
         self.preparer.close()
-        self.disk.close()
+        self.disk.close(keep_store=keep_store)
         self.gpu.close()
-
-    def leave_thread(self) -> None:
-        """Prepare the end of the thread that ran this engine: one that ran MLX and simply ends aborts the process."""
-        mx.synchronize()
-        mx.clear_streams()

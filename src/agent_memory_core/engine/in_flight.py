@@ -65,7 +65,10 @@ class InFlight:
     def prepared(self, outcome: Prepared) -> None:
         """Queue the turn of a request that was long, unless it was withdrawn meanwhile."""
         asked = self._preparing.pop(outcome.seq_id, None)
-        if asked is None or (isinstance(asked.sink, GuardedSink) and asked.sink.is_gone):
+        if asked is None:
+            return
+        if isinstance(asked.sink, GuardedSink) and asked.sink.is_gone:
+            asked.sink.end()
             return
         if isinstance(outcome.result, AgentMemoryError):
             asked.sink.fail(outcome.result)
@@ -79,6 +82,11 @@ class InFlight:
     def preparing(self) -> int:
         """How many requests are being prepared."""
         return len(self._preparing)
+
+    @property
+    def ids(self) -> list[int]:
+        """All turns and the requests that are being prepared."""
+        return [*self.turns, *self._preparing]
 
     def owners_preparing(self) -> set[tuple[str, str]]:
         """Namespace and session id of the requests that are being prepared."""

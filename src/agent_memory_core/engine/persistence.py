@@ -59,8 +59,8 @@ class Persistence(Protocol):
         """Wait until every turn that was given to `save` is written. Any thread may call it."""
         ...
 
-    def close(self) -> None:
-        """Write what is queued and end."""
+    def close(self, *, keep_store: bool = False) -> None:
+        """Write what is queued and end; with ``keep_store``, the store itself stays open for others."""
         ...
 
 
@@ -112,11 +112,12 @@ class Disk:
         """Wait until every turn that was given to `save` is written."""
         self._writer.flush()
 
-    def close(self) -> None:
-        """Write what is queued and close the store."""
+    def close(self, *, keep_store: bool = False) -> None:
+        """Write what is queued and close the store, unless it is to stay open."""
         self._writer.close()
         self._reader.close()
-        self._store.close()
+        if not keep_store:
+            self._store.close()
 
 
 class NoDisk:
@@ -151,5 +152,5 @@ class NoDisk:
     def flush(self) -> None:
         """Nothing is on its way."""
 
-    def close(self) -> None:
+    def close(self, *, keep_store: bool = False) -> None:
         """Nothing is open."""

@@ -72,11 +72,19 @@ class Deadline:
 
 
 class GuardedSink:
-    """A caller's sink whose faults are its own: the turn of a caller that is gone is withdrawn, unnoticed by others."""
+    """A caller's sink whose faults are its own: the turn of a caller that is gone is withdrawn, unnoticed by others.
 
-    def __init__(self, sink: OutputSink) -> None:
+    Args:
+        sink: the caller's.
+        ended: called once, when the turn has ended, before the caller hears of it. It must neither block nor raise.
+    """
+
+    def __init__(self, sink: OutputSink, ended: Callable[[], None] = lambda: None) -> None:
         self._sink = sink
         self._broken = False
+        self._ended = ended
+        self.has_ended = False
+        """Whether the engine is done with the turn."""
 
     @property
     def is_gone(self) -> bool:
@@ -85,11 +93,24 @@ class GuardedSink:
 
     def deliver(self, delta: Delta) -> None:
         """Hand out a piece of the answer."""
+        if delta.report is not None:
+            self.end()
         self._try(lambda: self._sink.deliver(delta))
 
     def fail(self, error: Exception) -> None:
         """Hand out why there is no answer."""
+        self.end()
         self._try(lambda: self._sink.fail(error))
+
+    def withdraw(self, error: Exception) -> None:
+        """Hand out that there is no answer while the engine still has the turn, which it will end."""
+        self._try(lambda: self._sink.fail(error))
+
+    def end(self) -> None:
+        """The engine is done with the turn."""
+        if not self.has_ended:
+            self.has_ended = True
+            self._ended()
 
     def _try(self, hand_out: Callable[[], None]) -> None:
         if self._broken:

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from agent_memory_core.engine.sinks import CANCELLED, FORKED, GuardedSink, OutputSink
@@ -42,7 +42,7 @@ CLOSED = "this engine was closed: open a new AgentMemory."
 class TurnHandle:
     """A turn under way, as its caller holds it."""
 
-    def __init__(self, thread: EngineThread, sink: OutputSink) -> None:
+    def __init__(self, thread: EngineThread, sink: GuardedSink) -> None:
         self._thread = thread
         self._sink = sink
         self._withdrawn = False
@@ -57,7 +57,7 @@ class TurnHandle:
         if self._withdrawn or self._thread.closed:
             return
         self._withdrawn = True
-        self._sink.fail(Cancelled(CANCELLED))
+        self._sink.withdraw(Cancelled(CANCELLED))
         self._thread.post(self._cancel)
 
     def submit(
@@ -65,6 +65,7 @@ class TurnHandle:
     ) -> None:
         """Queue the turn, unless it was withdrawn before the engine came to it. Runs on the engine's thread."""
         if self._withdrawn:
+            self._sink.end()
             return
         try:
             self._seq_id = engine.submit(request, key, self._sink, prewarm=prewarm, arrived=arrived)
@@ -72,12 +73,13 @@ class TurnHandle:
             self._sink.fail(error)
 
     def _cancel(self, engine: Engine) -> None:
-        if self._seq_id is not None:
+        # A turn of an engine that was unloaded meanwhile has ended; its id may be another turn's by now.
+        if self._seq_id is not None and not self._sink.has_ended:
             engine.cancel(self._seq_id)
 
 
 class EngineThread:
-    """Starts an engine on first use and runs it until `close`.
+    """Starts an engine on first use and runs it until `unload` or `close`.
 
     Args:
         build: makes the engine, which puts what its disk has done into the given queue; called on the engine's thread.
@@ -85,10 +87,12 @@ class EngineThread:
 
     def __init__(self, build: Callable[[Results], Engine]) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[_Job | Result | None] = queue.SimpleQueue()
+        self._inbox: _Inbox = queue.SimpleQueue()
         self._engine: Engine | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._before: threading.Thread | None = None
+        self._in_flight = 0
         self._reason: AgentMemoryError = EngineStopped(CLOSED)
         self._closed = _forked_after_start
         if self._closed:
@@ -97,8 +101,19 @@ class EngineThread:
 
     @property
     def started(self) -> bool:
-        """Whether the engine was ever asked for."""
+        """Whether the engine was asked for, and not unloaded since."""
         return self._thread is not None
+
+    @property
+    def in_flight(self) -> int:
+        """How many turns, and questions to the chat template, have not ended."""
+        return self._in_flight
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the model's weights take of the device's memory; 0 while it is not loaded."""
+        engine = self._engine
+        return engine.weights_bytes if engine is not None else 0
 
     @property
     def closed(self) -> bool:
@@ -116,16 +131,38 @@ class EngineThread:
             raise self._reason
 
     def submit(
-        self, request: ChatRequest, key: SessionKey, sink: OutputSink, *, prewarm: bool = False
+        self,
+        request: ChatRequest,
+        key: SessionKey,
+        sink: OutputSink,
+        *,
+        prewarm: bool = False,
+        ended: Callable[[], None] = lambda: None,
     ) -> TurnHandle:
         """Queue a turn. What is wrong with it reaches the sink.
 
+        Args:
+            ended: called once when the turn has ended, whatever its end, on the engine's thread as a rule. It must
+                neither block nor raise.
+
         Raises:
-            EngineStopped: the engine was closed.
+            EngineStopped: the engine was closed; ``ended`` is called all the same.
         """
-        sink = GuardedSink(sink)
-        handle, arrived = TurnHandle(self, sink), time.perf_counter()
-        self._put(_Job(lambda engine: handle.submit(engine, request, key, prewarm, arrived), sink.fail))
+
+        def end() -> None:
+            ended()
+            self._end_one()
+
+        guarded = GuardedSink(sink, end)
+        handle, arrived = TurnHandle(self, guarded), time.perf_counter()
+        self._begin_one()
+        try:
+            self._put(
+                _Job(lambda engine: handle.submit(engine, request, key, prewarm, arrived), guarded.fail)
+            )
+        except AgentMemoryError:
+            guarded.end()
+            raise
         return handle
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
@@ -154,8 +191,12 @@ class EngineThread:
             EngineStopped: the engine was closed.
             AgentMemoryError: it cannot be built, or what the template raises.
         """
-        engine = self._engine or self.call(lambda engine: engine).result()
-        return engine.preparer.ask(question).result()
+        self._begin_one()
+        try:
+            engine = self._engine or self.call(lambda engine: engine).result()
+            return engine.preparer.ask(question).result()
+        finally:
+            self._end_one()
 
     def post(self, job: Callable[[Engine], None]) -> None:
         """Like `call`, with nobody waiting; ignored once the engine is closed."""
@@ -164,18 +205,43 @@ class EngineThread:
 
     def flush(self) -> None:
         """Wait, on the caller's thread, until every turn that has ended is on disk; the engine goes on meanwhile."""
-        engine = self._engine
+        engine, before = self._engine, self._before
         if engine is not None:
             engine.disk.flush()
+        elif before is not None:
+            before.join()
+
+    def unload(self, timeout: float | None = None, *, cancel: bool = False) -> bool:
+        """End the engine once nothing is in flight; the next turn starts another one. Say whether it was ended.
+
+        Args:
+            timeout: seconds to wait for what is in flight; None waits as long as it takes.
+            cancel: withdraw what is in flight then, instead of leaving the engine as it is.
+        """
+        with self._lock:
+            if not self._lock.wait_for(lambda: not self._in_flight, timeout) and not cancel:
+                return False
+            inbox = self._inbox
+            if self._thread is not None:
+                self._before, self._thread = self._thread, None
+                self._inbox, self._engine = queue.SimpleQueue(), None
+                inbox.put(None)
+            before = self._before
+        if before is not None:
+            before.join()
+        return True
 
     def close(self) -> None:
         """Stop taking turns, end those in flight with `EngineStopped`, write what is queued, end the thread."""
         with self._lock:
             already, self._closed = self._closed, True
-        if already or self._thread is None:
+        if already:
             return
-        self._inbox.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._inbox.put(None)
+        for thread in (self._before, self._thread):
+            if thread is not None:
+                thread.join()
 
     def after_fork(self, *, refuse: bool) -> None:
         """In a forked child: no thread but the caller's lives on, and any lock may be held by one that does not.
@@ -184,9 +250,10 @@ class EngineThread:
             refuse: whether MLX had run before the fork, so that nothing can run here; otherwise an engine that was
                 never started can still be started.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._inbox = queue.SimpleQueue()
-        self._thread = self._engine = None
+        self._thread = self._before = self._engine = None
+        self._in_flight = 0
         if refuse:
             self._closed, self._reason = True, EngineStopped(FORKED)
 
@@ -195,30 +262,56 @@ class EngineThread:
             self.check_open()
             if self._thread is None:
                 _note_start()
-                self._thread = threading.Thread(target=self._run, name="agent-memory-engine", daemon=True)
+                run = partial(self._run, self._inbox, self._before)
+                self._thread = threading.Thread(target=run, name="agent-memory-engine", daemon=True)
                 self._thread.start()
             self._inbox.put(job)
 
-    def _run(self) -> None:
-        try:
-            engine = self._build(self._inbox)
-        except AgentMemoryError as error:
-            self._refuse(error)
+    def _begin_one(self) -> None:
+        with self._lock:
+            self._in_flight += 1
+
+    def _end_one(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+            self._lock.notify_all()
+
+    def _run(self, inbox: _Inbox, before: threading.Thread | None) -> None:
+        if before is not None:
+            # Two engines of one memory would take twice the room, and write to one store.
+            before.join()
+        engine = self._built(inbox)
+        if engine is None:
             return
+        from agent_memory_core.engine.workers import free_mlx, leave_mlx
+
+        try:
+            self._serve(engine, inbox)
+        finally:
+            self._end(engine, inbox)
+            del engine
+            free_mlx()
+            leave_mlx()
+
+    def _built(self, inbox: _Inbox) -> Engine | None:
+        try:
+            engine = self._build(inbox)
+        except AgentMemoryError as error:
+            self._refuse(error, inbox)
+            return None
         except Exception as error:
             log.exception("the engine could not be built")
-            self._refuse(EngineStopped(f"the engine could not be built: {error!r}"))
-            return
+            self._refuse(EngineStopped(f"the engine could not be built: {error!r}"), inbox)
+            return None
         _close_before_mlx()
-        self._engine = engine
-        try:
-            self._serve(engine)
-        finally:
-            self._end(engine)
+        with self._lock:
+            if inbox is self._inbox:
+                self._engine = engine
+        return engine
 
-    def _serve(self, engine: Engine) -> None:
+    def _serve(self, engine: Engine, inbox: _Inbox) -> None:
         more = False
-        while self._take_messages(engine, wait=not more):
+        while self._take_messages(engine, inbox, wait=not more):
             try:
                 more = engine.step()
             except Exception as error:
@@ -227,11 +320,11 @@ class EngineThread:
                 self._give_up(engine, error)
                 more = False
 
-    def _take_messages(self, engine: Engine, *, wait: bool) -> bool:
+    def _take_messages(self, engine: Engine, inbox: _Inbox, *, wait: bool) -> bool:
         """Do what was asked and take what was done meanwhile; False means stop."""
         while True:
             try:
-                message = self._inbox.get(block=wait)
+                message = inbox.get(block=wait)
             except queue.Empty:
                 return True
             if message is None:
@@ -253,21 +346,30 @@ class EngineThread:
     def _give_up(self, engine: Engine, error: Exception) -> None:
         engine.fail_all(EngineStopped(f"the engine met a fault and gave this turn up: {error!r}"))
 
-    def _end(self, engine: Engine) -> None:
-        engine.fail_all(EngineStopped("the engine was closed while this turn was in flight."))
-        engine.close()
+    def _end(self, engine: Engine, inbox: _Inbox) -> None:
+        unloads = inbox is not self._inbox
+        if unloads:
+            engine.cancel_all()
+        else:
+            engine.fail_all(EngineStopped("the engine was closed while this turn was in flight."))
+        engine.close(keep_store=unloads)
         # What the disk's threads did last is in the queue now, and readers wait for it.
-        self._refuse(EngineStopped(CLOSED), engine)
-        self._engine = None
-        engine.leave_thread()
+        if unloads:
+            self._empty(inbox, EngineStopped(CLOSED), engine)
+        else:
+            self._refuse(EngineStopped(CLOSED), inbox, engine)
+            self._engine = None
 
-    def _refuse(self, error: AgentMemoryError, engine: Engine | None = None) -> None:
+    def _refuse(self, error: AgentMemoryError, inbox: _Inbox, engine: Engine | None = None) -> None:
         """Give every queued job, and from now on every caller, the reason why nothing runs here."""
         with self._lock:
             self._closed, self._reason = True, error
+        self._empty(inbox, error, engine)
+
+    def _empty(self, inbox: _Inbox, error: AgentMemoryError, engine: Engine | None) -> None:
         while True:
             try:
-                message = self._inbox.get_nowait()
+                message = inbox.get_nowait()
             except queue.Empty:
                 return
             if isinstance(message, _Job):
@@ -292,6 +394,8 @@ class _Job:
             log.exception("the engine met a fault in a request")
             self.refuse(EngineStopped(f"the engine met a fault in this request: {error!r}"))
 
+
+_Inbox = queue.SimpleQueue["_Job | Result | None"]
 
 _open: weakref.WeakSet[EngineThread] = weakref.WeakSet()
 _started = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import queue
 import threading
@@ -46,6 +48,20 @@ class Worker:
             except Exception:
                 # The thread's outermost loop: one fault must not end it and leave every later turn waiting.
                 log.exception("%s met a fault", threading.current_thread().name)
-        # A thread that ran MLX and simply ends aborts the process at exit.
-        mx.synchronize()
-        mx.clear_streams()
+        leave_mlx()
+
+
+def leave_mlx() -> None:
+    """Prepare the end of this thread: one that ran MLX and simply ends aborts the process at exit."""
+    mx.synchronize()
+    mx.clear_streams()
+
+
+def free_mlx() -> None:
+    """Give the memory of what this thread has let go of back to the machine: cycles hold arrays, MLX freed buffers."""
+    gc.collect()
+    mx.clear_cache()
+    # Where MLX runs on the CPU, weights come from malloc, and glibc keeps what was freed in one arena for each thread.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

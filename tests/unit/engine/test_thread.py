@@ -47,10 +47,11 @@ class StandIn:
     def fail_all(self, error: Exception) -> None:
         self.given_up.append(error)
 
-    def close(self) -> None:
-        self.results.put(Loaded(9, []))
+    def cancel_all(self) -> None:
+        self.given_up.append(Cancelled("all"))
 
-    def leave_thread(self) -> None:
+    def close(self, *, keep_store: bool) -> None:
+        self.results.put(Loaded(9, []))
         self.ended.set()
 
 
