@@ -35,7 +35,7 @@ from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
 from agent_memory_core.engine.stats import Stats, StoreStats
 from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
 from agent_memory_core.engine.thread import EngineThread
-from agent_memory_core.errors import InvalidRequest, SessionNotFound, StoreError
+from agent_memory_core.errors import InvalidRequest, StoreError
 from agent_memory_core.messages import (
     BranchInfo,
     ChatRequest,
@@ -193,13 +193,7 @@ class AgentMemory:
             SessionNotFound: there is no such session on disk.
         """
         self._thread.check_open()
-        rows = self._required_store(session_id).catalog.branches.of_session(namespace, session_id)
-        if not rows:
-            raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
-        return [
-            BranchInfo(row.branch_id, row.tokens, row.prompt_tokens, row.lane, row.created, row.last_use)
-            for row in rows
-        ]
+        return list(self._sessions.branches((namespace, session_id)))
 
     def transcript(
         self, session_id: str, namespace: str = "default", branch_id: int | None = None
@@ -243,6 +237,19 @@ class AgentMemory:
         """
         self._thread.check_open()
         self._sessions.pin((namespace, session_id), pinned=pinned)
+
+    def flush(self) -> None:
+        """Wait until every turn that has ended is on disk, if there is one."""
+        self._thread.check_open()
+        self._thread.flush()
+
+    def release(self, session_id: str, namespace: str = "default") -> int:
+        """Drop from memory what is on disk and no other session needs; return how many bytes that freed.
+
+        The next turn of the session reads it back. Turns in flight lose nothing.
+        """
+        self._thread.check_open()
+        return self._sessions.release((namespace, session_id))
 
     def forget(self, session_id: str, namespace: str = "default") -> bool:
         """Delete a session from memory and disk at once; what others share stays. Say whether there was one.
@@ -465,12 +472,6 @@ class AgentMemory:
     def _opened_store(self) -> BlockStore:
         store = self._open_store()
         assert store is not None, "only called where there is a cache_dir"
-        return store
-
-    def _required_store(self, session_id: str) -> BlockStore:
-        store = self._open_store()
-        if store is None:
-            raise SessionNotFound(f"session {session_id!r} is not on disk: this memory has no cache_dir.")
         return store
 
     def _request(self, request: Conversation, sampling: Mapping[str, Any]) -> ChatRequest:

@@ -149,3 +149,44 @@ def test_what_the_terminal_keeps_of_a_session_goes_with_it(tmp_path: Path) -> No
     assert history.read() == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(b"A secret." in path.read_bytes() for path in files)
+
+
+def test_a_released_session_leaves_memory_and_what_others_share_stays(llama: str, open_driver: Open) -> None:
+    driver = open_driver(llama)
+    history = begun(driver, "one")
+    begun(driver, "two")
+    driver.memory.flush()
+    before = driver.memory.stats().memory.block_bytes
+    freed = driver.memory.release("one")
+    assert 0 < freed < before / 2
+    assert driver.memory.stats().memory.block_bytes == before - freed
+    assert driver.memory.release("one") == 0
+    again = driver.turn([*history, {"role": "user", "content": "And now?"}], "one")
+    # The brief is still in memory, the rest is read from disk.
+    assert again.tier == "warm"
+    assert again.cache_read >= len(driver.prompts[0])
+
+
+def test_a_released_session_answers_as_one_that_stayed(llama: str, open_driver: Open) -> None:
+    driver = open_driver(llama)
+    asked = [*begun(driver, "one"), {"role": "user", "content": "And now?"}]
+    driver.memory.fork("one", "stayed")
+    stayed = driver.turn(asked, "stayed")
+    driver.memory.forget("stayed")
+    driver.memory.release("one")
+    assert driver.turn(asked, "one").token_ids == stayed.token_ids
+
+
+def test_nothing_is_released_that_could_not_be_read_back(llama: str, open_driver: Open) -> None:
+    driver = open_driver(llama, cache_dir=None)
+    history = begun(driver, "one")
+    driver.memory.flush()
+    assert driver.memory.release("one") == 0
+    assert driver.turn([*history, {"role": "user", "content": "And now?"}], "one").tier == "hot"
+
+
+def test_an_unknown_session_and_a_cold_engine_release_nothing(llama: str, open_driver: Open) -> None:
+    driver = open_driver(llama)
+    assert driver.memory.release("nobody") == 0
+    begun(driver, "one")
+    assert driver.memory.release("nobody") == 0

@@ -138,6 +138,14 @@ class SessionBook(ABC):
             if namespace in (None, owner[0]) and session.branches
         ]
 
+    def exclusive(self, owner: Owner) -> set[BlockHash]:
+        """The records of a live session that no other live session needs."""
+        session = self._live.get(owner)
+        if session is None:
+            return set()
+        others = (other for name, other in self._live.items() if name != owner)
+        return _all_records(session).difference(*map(_all_records, others))
+
     def in_use(self) -> set[Owner]:
         """The sessions of which a turn is in flight or being written."""
         return {owner for owner, session in self._live.items() if not session.is_unused}
@@ -256,6 +264,10 @@ def _is_pending(session: LiveSession, row: BranchRow) -> bool:
     """Whether a row is what one of the session's own commits made, of which the engine has not been told yet."""
     made = (row.head, row.tail, row.tokens)
     return any((p.commit.head, p.commit.tail, p.commit.tokens) == made for p in session.pending)
+
+
+def _all_records(session: LiveSession) -> set[BlockHash]:
+    return {key for branch in session.branches for key in _records(branch)}
 
 
 def _records(branch: Branch[TokenText]) -> list[BlockHash]:

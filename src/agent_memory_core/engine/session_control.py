@@ -1,4 +1,4 @@
-"""What can be done with sessions besides running turns: list, fork, pin, forget.
+"""What can be done with sessions besides running turns: list, release, fork, pin, forget.
 
 With a disk the catalog answers, on the caller's thread. The caller waits there until turns that have ended are
 written, and the engine goes on meanwhile; only what is in memory is changed on the engine's thread, between two steps.
@@ -7,12 +7,12 @@ Without a disk everything is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent_memory_core.engine.thread import EngineThread
 from agent_memory_core.errors import SessionNotFound
-from agent_memory_core.messages import SessionInfo
+from agent_memory_core.messages import BranchInfo, SessionInfo
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.chat_history import ChatHistory
 
@@ -25,6 +25,18 @@ class SessionControl(Protocol):
 
     def list(self, namespace: str | None) -> list[SessionInfo]:
         """The sessions of a namespace, or of all."""
+        ...
+
+    def branches(self, owner: Owner) -> Sequence[BranchInfo]:
+        """The branches of a session on disk, oldest first.
+
+        Raises:
+            SessionNotFound: there is no such session on disk.
+        """
+        ...
+
+    def release(self, owner: Owner) -> int:
+        """Drop from memory what is on disk and only this session needs; return how many bytes that freed."""
         ...
 
     def fork(self, owner: Owner, new_session_id: str) -> None:
@@ -68,6 +80,23 @@ class StoredSessionControl:
         """The sessions of a namespace, or of all; the most recently used first."""
         self._thread.flush()
         return self._open_store().catalog.branches.sessions(namespace)
+
+    def branches(self, owner: Owner) -> Sequence[BranchInfo]:
+        """The branches of a session, oldest first."""
+        rows = self._open_store().catalog.branches.of_session(*owner)
+        if not rows:
+            raise SessionNotFound(f"there is no session {owner[1]!r} in namespace {owner[0]!r}.")
+        return [
+            BranchInfo(row.branch_id, row.tokens, row.prompt_tokens, row.lane, row.created, row.last_use)
+            for row in rows
+        ]
+
+    def release(self, owner: Owner) -> int:
+        """Drop from memory what is on disk and only this session needs; return how many bytes that freed."""
+        if not self._thread.started:
+            return 0
+        self._thread.flush()
+        return self._thread.call(lambda engine: engine.release(owner)).result()
 
     def fork(self, owner: Owner, new_session_id: str) -> None:
         """Begin a new session with everything another one knows; nothing is copied."""
@@ -115,6 +144,14 @@ class MemorySessionControl:
         if not self._thread.started:
             return []
         return self._thread.call(lambda engine: engine.sessions.infos(namespace, engine.loaded.name)).result()
+
+    def branches(self, owner: Owner) -> Sequence[BranchInfo]:
+        """Refused: there is no disk to look at."""
+        raise _not_on_disk(owner)
+
+    def release(self, owner: Owner) -> int:
+        """Nothing: what is dropped here would be gone."""
+        return 0
 
     def fork(self, owner: Owner, new_session_id: str) -> None:
         """Begin a new session with everything another one knows; nothing is copied."""
