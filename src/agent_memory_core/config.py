@@ -270,7 +270,9 @@ class EngineConfig(_Settings):
         "counts as free.",
     )
     max_batch_size: Annotated[int, Source("optimal", older_variables=("SEMANTIC_MLX_MAX_BATCH_SIZE",))] = (
-        Field(default=8, ge=1, description="Most sequences that are decoded together.")
+        Field(
+            default=32, ge=1, description="Most sequences that are decoded together, as far as memory allows."
+        )
     )
     batching: Annotated[Batching, Source("optimal")] = Field(
         default="auto",

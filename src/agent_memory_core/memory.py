@@ -317,11 +317,13 @@ class AgentMemory:
     # -- the engine ---------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """Counters of the engine, of memory and of the store; only the store's if nothing was asked yet."""
+        """Counters of the engine, of memory and of the store; only the store's while no model is loaded.
+
+        Does not wait for the engine, however long its work takes.
+        """
         self._thread.check_open()
-        stats = Stats(model=self.config.model)
-        if self._thread.started:
-            stats = self._thread.call(lambda engine: engine.stats()).result()
+        stats = self._thread.look(lambda engine: engine.stats()) or Stats(model=self.config.model)
+        stats = dataclasses.replace(stats, step_seconds=self._thread.step_seconds)
         store = self._open_store()
         return stats if store is None else dataclasses.replace(stats, store=StoreStats(**store.stats()))
 

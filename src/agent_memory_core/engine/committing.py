@@ -19,7 +19,7 @@ from agent_memory_core.engine.results import Saved
 from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.session_book import LiveSession, PendingCommit, SessionBook
 from agent_memory_core.engine.turn import Turn
-from agent_memory_core.messages import Delta, TurnReport
+from agent_memory_core.messages import TurnReport
 from agent_memory_core.storage.branches import BranchCommit, SessionOwner
 from agent_memory_core.text.token_text import ExactTokenizer, TokenText
 
@@ -36,8 +36,6 @@ class Ended:
 
     turn: Turn
     report: TurnReport
-    last: Delta
-    """The last delta, with the report."""
     is_saved: bool
     """Whether the turn's commit was tried."""
 
@@ -49,7 +47,6 @@ class _Unanswered:
     turn: Turn
     session: LiveSession
     pending: PendingCommit
-    last: Delta
     report: TurnReport
     is_told: bool = False
     """Whether the turn was ended without waiting for it."""
@@ -104,13 +101,12 @@ class Committing:
         turn: Turn,
         branch: Branch[TokenText] | None,
         tail: Block | None,
-        last: Delta,
         report: TurnReport,
     ) -> Ended | None:
         """Save a settled turn; None says that it ends when the writer has answered."""
         session = turn.session
         if session is None or branch is None:
-            return Ended(turn, report, dataclasses.replace(last, report=report), is_saved=False)
+            return Ended(turn, report, is_saved=False)
         save = Save(
             seq_id=turn.seq_id,
             blocks=tuple(self._retention.unsaved(turn, branch, tail)),
@@ -122,7 +118,7 @@ class Committing:
         # taken on this thread, so none comes before this.
         pending = PendingCommit(branch, save.commit, save.position)
         session.pending.append(pending)
-        self._unanswered[turn.seq_id] = _Unanswered(turn, session, pending, last, report)
+        self._unanswered[turn.seq_id] = _Unanswered(turn, session, pending, report)
         return self.saved(saved) if saved is not None else None
 
     def is_due(self, turn: Turn) -> bool:
@@ -170,8 +166,7 @@ class Committing:
         report = dataclasses.replace(
             waiting.report, branch_id=branch.branch_id, persisted=row is not None, save_error=result.reason
         )
-        last = dataclasses.replace(waiting.last, report=report)
-        return Ended(waiting.turn, report, last, is_saved=self._disk.keeps_turns)
+        return Ended(waiting.turn, report, is_saved=self._disk.keeps_turns)
 
     def _text(self, known: TokenText, ids: tuple[int, ...]) -> TokenText:
         if ids[: len(known.token_ids)] == known.token_ids:

@@ -8,7 +8,6 @@ delta is handed out. What the disk's threads did comes back through `take`.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +29,7 @@ from agent_memory_core.engine.sinks import CANCELLED, GuardedSink, OutputSink
 from agent_memory_core.engine.stats import Counters, Stats
 from agent_memory_core.engine.turn import Turn
 from agent_memory_core.errors import Cancelled, OutOfGpuMemory, SessionNotFound
-from agent_memory_core.messages import ChatRequest, FinishReason, SessionKey, Transcript
+from agent_memory_core.messages import ChatRequest, Delta, FinishReason, SessionKey, Transcript
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.structured.tool_calls import model_parser
@@ -111,8 +110,9 @@ class Engine:
         for step in steps:
             if (turn := self.turns.get(step.slot.seq_id)) is not None:
                 self._decoded(turn, step)
-        if batch.chunk is not None:
-            self._for_turn(self.turns[batch.chunk.sequence.seq_id], self._prefill, batch.chunk)
+        for chunk in batch.chunks:
+            if (turn := self.turns.get(chunk.sequence.seq_id)) is not None:
+                self._for_turn(turn, self._prefill, chunk)
         self._withdraw_unread()
         if evicted := self.pool.evicted - self._evicted:
             self._evicted += evicted
@@ -214,7 +214,9 @@ class Engine:
     def _finish(self, turn: Turn, cache: list[Any], reason: FinishReason) -> None:
         sequence = turn.sequence
         completion = len(sequence.generated)
-        last = turn.last_delta(reason)
+        if (rest := turn.rest(reason)) is not None:
+            # What is left to do takes longer than reading the end of an answer should.
+            turn.sink.deliver(rest)
         if turn.tool_calls and reason == "stop":
             reason = "tool_calls"
         self.scheduler.keep(sequence, turn.answered)
@@ -232,7 +234,7 @@ class Engine:
         branch = self.committing.settle(turn, tail)
         if branch is not None:
             self.background.ended(turn, branch)
-        ended = self.committing.commit(turn, branch, tail, last, report)
+        ended = self.committing.commit(turn, branch, tail, report)
         self.in_flight.close(turn)
         if ended is not None:
             self._ended(ended)
@@ -241,7 +243,7 @@ class Engine:
     def _ended(self, ended: Ended) -> None:
         if ended.is_saved:
             self._observers.tell(events.TurnSaved(ended.turn.info, ended.report))
-        ended.turn.sink.deliver(ended.last)
+        ended.turn.sink.deliver(Delta(report=ended.report))
 
     # -- a turn cut short ---------------------------------------------------------------------------------
 
@@ -350,9 +352,9 @@ class Engine:
         return in_flight | self.in_flight.owners_preparing() | self.sessions.in_use()
 
     def stats(self) -> Stats:
-        """What was done and what memory holds; of the store only its owner can tell."""
+        """What was done and what memory holds; of the store only its owner can tell. Any thread may ask."""
         return Stats(
-            **dataclasses.asdict(self.counters),
+            **self.counters.snapshot(),
             model=self.loaded.name,
             waiting=self.scheduler.waiting + self.in_flight.preparing,
             running=len(self.scheduler.running),

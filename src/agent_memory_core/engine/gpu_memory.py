@@ -137,6 +137,8 @@ class GpuMemory:
             block_bytes=pool.block_bytes,
             reserved_bytes=pool.reserved,
             blocks=len(pool),
+            live_bytes=pool.live.nbytes,
+            live_caches=len(pool.live),
             evicted=pool.evicted,
             active_bytes=mx.get_active_memory(),
             cached_bytes=mx.get_cache_memory(),

@@ -1,11 +1,11 @@
 """What runs next: admission, prefill chunks, decode, retire. It says; the model runner does.
 
-Every step decodes one token for all running rows and then prefills at most one chunk of one sequence. Among
-the prefilling, the one with the least work left goes first, so that a warm turn overtakes a cold one; every
-`FAIR_EVERY`-th chunk goes to the one that has waited longest, so that nobody waits for ever. Admission asks
-the block pool for the bytes of the live cache before anything is allocated, in the same order; who has waited
-`PATIENCE` steps blocks all others until it fits. A sequence whose prefill is done has its first token; while
-the decode batch is full it waits in READY.
+Every step decodes one token for all running rows and then prefills one chunk of one sequence, and as many other
+prompts whole as fit into what a chunk may have. Among the prefilling, the one with the least work left goes first, so
+that a warm turn overtakes a cold one; every `FAIR_EVERY`-th chunk goes to the one that has waited longest, so that
+nobody waits for ever. Admission asks the block pool for the bytes of the live cache before anything is allocated, in
+the same order; who has waited `PATIENCE` steps blocks all others until it fits. A sequence whose prefill is done has
+its first token; while the decode batch is full it waits in READY.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Chunk:
 
 @dataclass(slots=True)
 class Batch:
-    """One step's orders: restore what is known of the admitted, let these join the decode, prefill this chunk."""
+    """One step's orders: restore what is known of the admitted, let these join the decode, prefill these chunks."""
 
     admitted: list[Sequence] = field(default_factory=list)
     joining: list[Sequence] = field(default_factory=list)
-    chunk: Chunk | None = None
+    chunks: list[Chunk] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Scheduler:
         self.steps += 1
         batch = Batch(admitted=self._admit())
         batch.joining = self._join()
-        batch.chunk = self._next_chunk(batch)
+        batch.chunks = self._next_chunks(batch)
         for sequence in (*self._waiting, *self._running):
             if sequence.status in (Status.WAITING, Status.PREFILL):
                 sequence.waited += 1
@@ -298,17 +298,27 @@ class Scheduler:
             sequence.status = Status.DECODE
         return joining
 
-    def _next_chunk(self, batch: Batch) -> Chunk | None:
-        ready = [s for s in self._running if s.status is Status.PREFILL]
+    def _next_chunks(self, batch: Batch) -> list[Chunk]:
+        ready = sorted((s for s in self._running if s.status is Status.PREFILL), key=_least_work)
         if not ready:
-            return None
+            return []
         self._chunks += 1
-        fair = self._chunks % FAIR_EVERY == 0
-        sequence = max(ready, key=lambda s: s.waited) if fair else min(ready, key=_least_work)
-        if self._takes_more(sequence):
-            batch.admitted.append(sequence)
-            return None
-        return Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, self._chunk_size(sequence)))
+        if self._chunks % FAIR_EVERY == 0:
+            ready.sort(key=lambda s: -s.waited)
+        room = self._chunk_size(ready[0])
+        chunks: list[Chunk] = []
+        for sequence in ready:
+            chunk = Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, room))
+            if chunks and not chunk.is_last:
+                break
+            if self._takes_more(sequence):
+                batch.admitted.append(sequence)
+                break
+            chunks.append(chunk)
+            room -= chunk.stop - chunk.start
+            if room <= 0:
+                break
+        return chunks
 
     def _chunk_size(self, sequence: Sequence) -> int:
         small = sequence.background or any(s.status is Status.DECODE for s in self._running)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from agent_memory_core.messages import TurnReport
@@ -21,6 +21,10 @@ class MemoryStats:
     """Bytes set aside for running turns."""
     blocks: int = 0
     """Blocks in memory, tails and window records included."""
+    live_bytes: int = 0
+    """Bytes of the live caches of turns that have ended, kept so that the next turns need not restore them."""
+    live_caches: int = 0
+    """How many these are."""
     evicted: int = 0
     """Blocks dropped to make room since the engine began."""
     active_bytes: int = 0
@@ -102,6 +106,8 @@ class Stats:
     """Tokens that they computed."""
     steps: int = 0
     """Rounds of the engine: each decodes one token for every running turn."""
+    step_seconds: float = 0.0
+    """How long the round in progress has taken; 0 while the engine waits for something to do."""
     waiting: int = 0
     """Turns that wait for a place."""
     running: int = 0
@@ -134,6 +140,11 @@ class Counters:
     background_prefills: int = 0
     background_tokens: int = 0
     steps: int = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it by name; the engine may count on meanwhile."""
+        now = {field.name: getattr(self, field.name) for field in fields(self)}
+        return now | {"misses": dict(self.misses)}
 
     def add(self, report: TurnReport, *, background: bool) -> None:
         """Count a turn that ended."""

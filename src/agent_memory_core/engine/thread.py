@@ -93,6 +93,7 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._before: threading.Thread | None = None
         self._in_flight = 0
+        self._step_began = 0.0
         self._reason: AgentMemoryError = EngineStopped(CLOSED)
         self._closed = _forked_after_start
         if self._closed:
@@ -183,6 +184,20 @@ class EngineThread:
 
         self._put(_Job(job, future.set_exception))
         return future
+
+    def look(self, at: Callable[[Engine], T]) -> T | None:
+        """What ``at`` sees of the engine, on the caller's thread and at once; None while there is no engine.
+
+        Only for numbers: the engine goes on meanwhile.
+        """
+        engine = self._engine
+        return at(engine) if engine is not None else None
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the round in progress has taken; 0 while the engine waits for something to do."""
+        began = self._step_began
+        return time.monotonic() - began if began else 0.0
 
     def ask(self, question: Callable[[ChatTemplate], T]) -> T:
         """Ask the chat template something, without waiting for the turns in flight; the engine is built first.
@@ -313,12 +328,15 @@ class EngineThread:
         more = False
         while self._take_messages(engine, inbox, wait=not more):
             try:
+                self._step_began = time.monotonic()
                 more = engine.step()
             except Exception as error:
                 # The outermost loop: one fault must not end the thread and leave every caller waiting.
                 log.exception(_FAULT)
                 self._give_up(engine, error)
                 more = False
+            finally:
+                self._step_began = 0.0
 
     def _take_messages(self, engine: Engine, inbox: _Inbox, *, wait: bool) -> bool:
         """Do what was asked and take what was done meanwhile; False means stop."""

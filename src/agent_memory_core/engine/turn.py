@@ -141,15 +141,15 @@ class Turn:
             self.sink.deliver(self._with_tokens(delta))
         return self.detokenizer.stopped
 
-    def last_delta(self, reason: FinishReason) -> Delta:
-        """What the detokenizer still held back; ``reason`` is why the answer ended."""
+    def rest(self, reason: FinishReason) -> Delta | None:
+        """What the detokenizer still held back, if that is anything; ``reason`` is why the answer ended."""
         rest = self.detokenizer.finish()
         if reason == "length" and rest.invalid_tool_calls:
             *others, cut = rest.invalid_tool_calls
             rest = dataclasses.replace(rest, invalid_tool_calls=(*others, self._cut(cut)))
         delta = self._with_tokens(rest)
         self.tool_calls += len(delta.tool_calls)
-        return delta
+        return delta if delta != _NOTHING else None
 
     def _cut(self, call: InvalidToolCall) -> InvalidToolCall:
         """A call that the limit of tokens cut off, with an error that says so."""

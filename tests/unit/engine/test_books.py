@@ -19,7 +19,7 @@ from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Match
 from agent_memory_core.blocks.prefix_cache import PrefixCache
 from agent_memory_core.blocks.resume_policy import EveryToken, LastTokens, ResumePolicy, WholeState
-from agent_memory_core.engine.scheduler import Limits, Scheduler
+from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
 from agent_memory_core.engine.sequence import Sequence, Status
 from agent_memory_core.errors import PromptTooLong
 
@@ -136,9 +136,14 @@ class Books(RuleBasedStateMachine):
                 self._finish(sequence)
             else:
                 self.scheduler.update(sequence, chance.randint(0, 1))
-        if batch.chunk is None:
-            return
-        chunk, sequence = batch.chunk, batch.chunk.sequence
+        assert all(chunk.is_last for chunk in batch.chunks[1:]), "further prompts are taken whole"
+        assert sum(chunk.stop - chunk.start for chunk in batch.chunks) <= LIMITS.prefill_chunk
+        assert len({chunk.sequence.seq_id for chunk in batch.chunks}) == len(batch.chunks)
+        for chunk in batch.chunks:
+            self._compute(chunk, chance)
+
+    def _compute(self, chunk: Chunk, chance: random.Random) -> None:
+        sequence = chunk.sequence
         assert chunk.stop > chunk.start
         assert not any(chunk.start < checkpoint < chunk.stop for checkpoint in sequence.checkpoints), (
             "a chunk ends at a checkpoint"

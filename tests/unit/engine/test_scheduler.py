@@ -54,10 +54,10 @@ def chunks_of(
         for admitted in batch.admitted:
             scheduler.restored(admitted)
             scheduler.check()
-        if batch.chunk is not None:
-            assert batch.chunk.start < batch.chunk.stop
-            chunks.append(batch.chunk)
-            scheduler.computed(batch.chunk)
+        for chunk in batch.chunks:
+            assert chunk.start < chunk.stop
+            chunks.append(chunk)
+            scheduler.computed(chunk)
     scheduler.retire(sequence)
     scheduler.check()
     assert pool.reserved == 0
@@ -86,6 +86,34 @@ def test_no_chunk_is_longer_than_it_may_be_and_the_last_no_longer_than_a_block(
     most = max(limits.prefill_chunk, limits.block_tokens)
     assert all(chunk.stop - chunk.start <= most for chunk in chunks)
     assert chunks[-1].stop - chunks[-1].start <= limits.block_tokens
+
+
+def test_short_prompts_are_prefilled_in_one_step_and_a_long_one_takes_the_rest_of_the_steps() -> None:
+    sizes = Limits(
+        max_batch_size=8,
+        prefill_chunk=16,
+        prefill_chunk_busy=8,
+        block_tokens=4,
+        bytes_per_token=1,
+        context_length=1000,
+    )
+    scheduler = Scheduler(BlockPool(10**6), sizes, lambda sequence, without: Match())
+    for number, length in enumerate((30, 4, 3, 2, 8)):
+        ids = list(range(1000 * number, 1000 * number + length))
+        scheduler.add(Sequence(ROOT, ids, 4, seq_id=number, max_tokens=0))
+    steps: list[list[tuple[int, int]]] = []
+    while scheduler.has_work() or not steps:
+        batch = scheduler.schedule()
+        for admitted in batch.admitted:
+            scheduler.restored(admitted)
+        steps.append([(chunk.sequence.seq_id, chunk.stop - chunk.start) for chunk in batch.chunks])
+        for chunk in batch.chunks:
+            scheduler.computed(chunk)
+            if chunk.is_last:
+                scheduler.retire(chunk.sequence)
+    assert steps[1] == [(3, 2), (2, 3), (1, 4)]
+    assert sum(size for step in steps for number, size in step if number == 0) == 30
+    assert all(sum(size for _, size in step) <= 16 for step in steps)
 
 
 @given(limits, st.integers(1, 150), st.sets(st.integers(1, 150), max_size=5), st.integers(1, 20))
