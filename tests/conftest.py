@@ -18,6 +18,8 @@ for _name in [name for name in os.environ if name.startswith(("AGENT_MEMORY_", "
 # The product would refuse a variable that begins with AGENT_MEMORY_ and is no setting. This one is for xdist's workers.
 os.environ["TESTS_RUN_ON"] = _DEVICE
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A machine that has OpenBLAS would compute in float32, and what is compared with mlx-lm would not be equal.
+os.environ["AGENT_MEMORY_OPENBLAS"] = "off"
 # TF32 multiplies float32 with 10 bits of mantissa where there are several rows, and with 23 where there is one. It is
 # on by default on CUDA and on Apple's M5, and no test could then compare one row with several.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

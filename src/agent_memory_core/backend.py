@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent_memory_core.errors import BackendMissing
+from agent_memory_core.fast_blas import load_openblas
 
 WANTED_FILES = 2048
 """Open files that a process may have at least, as far as its hard limit allows it; mlx-lm asks for the same."""
@@ -18,11 +19,12 @@ _importing = threading.Lock()
 
 
 def require_mlx() -> None:
-    """Import MLX and mlx-lm. The limit of open files is afterwards never lower than it was.
+    """Import MLX, on a Linux CPU with OpenBLAS, and mlx-lm. The limit of open files is never lower afterwards.
 
     Raises:
         BackendMissing: there is no backend for this machine; the message names the extras that install one.
     """
+    load_openblas()
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
@@ -41,6 +43,7 @@ def import_mlx_lm() -> None:
     """
     if "mlx_lm.utils" in sys.modules:
         return
+    load_openblas()
     with _importing, _open_files_kept():
         import mlx_lm.utils  # noqa: F401
 

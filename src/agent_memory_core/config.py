@@ -36,6 +36,7 @@ Durability = Literal["process", "power"]
 Prewarm = Literal["off", "idle"]
 Batching = Literal["auto", "always", "never"]
 Wired = Literal["off", "on"]
+ComputeDtype = Literal["auto", "stored", "float32"]
 ControlWords = Literal["text", "tokens"]
 Encryption = Literal["off", "env", "keyring"]
 
@@ -327,6 +328,12 @@ class EngineConfig(_Settings):
         default="text",
         description="What a user's or a tool's text means that spells a special token, such as <|im_end|>: \"text\" "
         'tokenises it as any other text, so that nobody can forge a message; "tokens" as that token.',
+    )
+    compute_dtype: Annotated[ComputeDtype, Source()] = Field(
+        default="auto",
+        description='What a model without quantised weights computes in: "stored" is the dtype of its weights; '
+        '"float32" takes twice the memory of 16-bit weights; "auto" is float32 on a Linux CPU for which OpenBLAS was '
+        "found, where it is about 30 times as fast, and the weights' own dtype everywhere else.",
     )
     wired: Annotated[Wired, Source()] = Field(
         default="off",

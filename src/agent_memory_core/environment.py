@@ -24,6 +24,7 @@ from agent_memory_core.config import (
     source_of,
 )
 from agent_memory_core.errors import InvalidSetting
+from agent_memory_core.fast_blas import OPENBLAS_VARIABLE
 
 Settings = TypeVar("Settings", EngineConfig, SamplingParams)
 
@@ -52,9 +53,9 @@ RETIRED = {
 KEY_VARIABLE = "AGENT_MEMORY_KEY"
 """The variable with the master key of encrypted stores."""
 
-_OTHER_VARIABLES = frozenset({"AGENT_MEMORY_MODEL_CONFIGS", KEY_VARIABLE})
-"""Variables that are no fields: the folder of own profiles (models/profile.py), and the master key. They are read
-where they are needed, so that nothing here remembers a key."""
+_OTHER_VARIABLES = frozenset({"AGENT_MEMORY_MODEL_CONFIGS", KEY_VARIABLE, OPENBLAS_VARIABLE})
+"""Variables that are no fields: the folder of own profiles (models/profile.py), the master key, and the BLAS library.
+They are read where they are needed, so that nothing here remembers a key."""
 
 
 _CLASS_OF: Mapping[str, SettingsClass] = {

@@ -30,6 +30,7 @@ from agent_memory_core.adapter.options import (
 from agent_memory_core.adapter.tools import chosen_tool
 from agent_memory_core.config import (
     Batching,
+    ComputeDtype,
     ControlWords,
     Durability,
     Encryption,
@@ -130,6 +131,7 @@ class AdapterSettings(BaseModel):
     prefill_chunk_busy: int | None = _engine_field("prefill_chunk_busy")
     context_length: int | None = _engine_field("context_length")
     control_words: ControlWords | None = _engine_field("control_words")
+    compute_dtype: ComputeDtype | None = _engine_field("compute_dtype")
     wired: Wired | None = _engine_field("wired")
     prewarm: Prewarm | None = _engine_field("prewarm")
     session_ttl_days: float | None = _engine_field("session_ttl_days")

@@ -22,7 +22,7 @@ def build_engine(
         ModelError: the model cannot be loaded.
         InvalidSetting: its profile says something of it that is not so.
     """
-    loaded = load_model(config.model, config.adapter_path, config.context_length)
+    loaded = load_model(config.model, config.adapter_path, config.context_length, config.compute_dtype)
     profile = find_profile(config.model)
     engine = Engine(loaded, config, memory_budget_bytes(config, loaded.model), store, results, observers)
     if profile is not None:

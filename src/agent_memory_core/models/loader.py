@@ -20,16 +20,23 @@ from typing import Any
 
 import mlx.core as mx
 from huggingface_hub.errors import StrictDataclassError
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load
 
+from agent_memory_core.config import ComputeDtype
 from agent_memory_core.errors import ModelError, ModelNotFound
+from agent_memory_core.fast_blas import load_openblas
 from agent_memory_core.models.folder import find_model, stated_context
 
 log = logging.getLogger("agent_memory")
 
 WHOLE_FILE = 256 * 2**20
 """Weight files up to this many bytes are hashed whole."""
+
+QUANTISED = (QuantizedLinear, QuantizedEmbedding, QuantizedSwitchLinear)
+"""Layers whose weights have their own form of few bits, and kernels that suit it."""
 
 SAMPLES, SAMPLE_BYTES = 1024, 16 * 1024
 _TOKENIZER_FILES = (
@@ -59,13 +66,19 @@ class LoadedModel:
     """The model's config.json."""
 
 
-def load_model(model: str, adapter_path: str | None = None, context_length: int | None = None) -> LoadedModel:
+def load_model(
+    model: str,
+    adapter_path: str | None = None,
+    context_length: int | None = None,
+    compute_dtype: ComputeDtype = "stored",
+) -> LoadedModel:
     """Load weights and tokenizer, evaluated, on the calling thread.
 
     Args:
         model: an embedded name, a folder or a hub id.
         adapter_path: a folder of LoRA adapters.
         context_length: the limit in tokens where the model's config states none.
+        compute_dtype: see `EngineConfig.compute_dtype`.
 
     Raises:
         ModelNotFound: there is no such model or adapter.
@@ -88,6 +101,9 @@ def load_model(model: str, adapter_path: str | None = None, context_length: int 
     ) as error:
         raise ModelError(f"mlx-lm cannot load {str(folder)!r}: {error}") from error
     config: dict[str, Any] = rest[0]
+    if _computes_in_float32(compute_dtype, network):
+        network.set_dtype(mx.float32)
+        mx.eval(network.parameters())
     return LoadedModel(
         name=str(model),
         model=network,
@@ -96,6 +112,13 @@ def load_model(model: str, adapter_path: str | None = None, context_length: int 
         context_length=stated_context(config, context_length),
         config=config,
     )
+
+
+def _computes_in_float32(wanted: ComputeDtype, network: Any) -> bool:
+    if any(isinstance(part, QUANTISED) for part in network.modules()):
+        return False
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return wanted == "float32" or (wanted == "auto" and on_cpu and load_openblas() is not None)
 
 
 def fingerprint(folder: Path, adapter_path: str | None = None) -> str:

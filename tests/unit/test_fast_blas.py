@@ -1,0 +1,82 @@
+"""OpenBLAS is loaded before MLX on a Linux CPU, and nothing depends on it."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from agent_memory_core.fast_blas import OPENBLAS_VARIABLE
+from agent_memory_core.models.loader import load_model
+
+LOOK = """
+import ctypes, sys
+{first}
+from agent_memory_core.backend import require_mlx
+from agent_memory_core.fast_blas import load_openblas
+require_mlx()
+import mlx.core as mx
+assert mx.allclose(mx.ones((2, 3)) @ mx.ones((3, 2)), mx.full((2, 2), 3.0)).item()
+print(load_openblas(), hasattr(ctypes.CDLL(None), "openblas_get_num_threads"))
+"""
+
+
+def looked(first: str = "", **environ: str) -> str:
+    """What a new interpreter says of the library that it has loaded."""
+    clean = {
+        name: value for name, value in os.environ.items() if name not in (OPENBLAS_VARIABLE, "LD_PRELOAD")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(first=first)],
+        env={**clean, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+here = pytest.mark.skipif(
+    ctypes.util.find_library("openblas") is None or mx.default_device().type != mx.DeviceType.cpu,
+    reason="this machine has no OpenBLAS, or MLX does not run on its CPU",
+)
+
+
+@here
+def test_the_systems_library_is_there_before_mlx() -> None:
+    library = ctypes.util.find_library("openblas")
+    assert looked() == f"{library} True"
+    assert looked(**{OPENBLAS_VARIABLE: str(library)}) == f"{library} True"
+
+
+@here
+def test_it_is_not_loaded_when_that_would_come_too_late() -> None:
+    assert looked("import mlx.core") == "None False"
+
+
+def test_it_can_be_switched_off_and_a_library_that_is_not_there_is_no_error() -> None:
+    assert looked(**{OPENBLAS_VARIABLE: "off"}) == "None False"
+    assert looked(**{OPENBLAS_VARIABLE: "/nowhere/libopenblas.so"}) == "None False"
+
+
+def dtypes(network: Any) -> set[mx.Dtype]:
+    weights: Any = tree_flatten(network.parameters())
+    return {x.dtype for _, x in weights if mx.issubdtype(x.dtype, mx.floating)}
+
+
+@pytest.mark.model
+def test_weights_are_computed_in_the_dtype_that_was_asked_for() -> None:
+    stored = load_model("tiny-chat", compute_dtype="stored")
+    # The tests run without OpenBLAS, so this is the same.
+    assert dtypes(load_model("tiny-chat", compute_dtype="auto").model) == dtypes(stored.model)
+    assert dtypes(load_model("tiny-chat", compute_dtype="float32").model) == {mx.float32}
+    prompt = mx.array([[5, 6, 7, 8]])
+    wide = load_model("tiny-chat", compute_dtype="float32").model(prompt)
+    assert mx.allclose(wide, stored.model(prompt).astype(mx.float32), atol=0.5)
