@@ -64,7 +64,7 @@ class Engine:
         self.runner, self.disk, self.sessions = rooms.runner, rooms.disk, rooms.sessions
         self.intake, self.restoring, self.retention = rooms.intake, rooms.restoring, rooms.retention
         self.committing, self.background, self.gpu = rooms.committing, rooms.background, rooms.gpu
-        self.preparer, self.pace = rooms.preparer, rooms.pace
+        self.preparer, self.pace, self.working_set = rooms.preparer, rooms.pace, rooms.working_set
         self.in_flight = InFlight(self.intake, self.preparer, self.scheduler, self.background, observers)
         self.turns = self.in_flight.turns
         self._observers = observers
@@ -359,7 +359,16 @@ class Engine:
             waiting=self.scheduler.waiting + self.in_flight.preparing,
             running=len(self.scheduler.running),
             unsaved_turns=self.disk.failed,
-            memory=self.gpu.stats(self.pool),
+            memory=self.gpu.stats(self.pool, self._working_bytes()),
+        )
+
+    def _working_bytes(self) -> int:
+        running = self.scheduler.running
+        return self.working_set.nbytes(
+            tokens=self.scheduler.largest_chunk if running else 0,
+            longest=max((sequence.capacity for sequence in running), default=0),
+            rows=max(len(running), self.config.block_tokens) if running else 0,
+            copied=self.pool.reserved,
         )
 
     @property

@@ -130,8 +130,8 @@ class GpuMemory:
         """Give the freed buffers that MLX keeps back to the machine."""
         mx.clear_cache()
 
-    def stats(self, pool: BlockPool) -> MemoryStats:
-        """What a pool and MLX hold now."""
+    def stats(self, pool: BlockPool, working_bytes: int) -> MemoryStats:
+        """What a pool and MLX hold now, with what a step may take besides, see `WorkingSet`."""
         return MemoryStats(
             budget_bytes=pool.budget,
             block_bytes=pool.block_bytes,
@@ -140,6 +140,7 @@ class GpuMemory:
             live_bytes=pool.live.nbytes,
             live_caches=len(pool.live),
             evicted=pool.evicted,
+            working_bytes=working_bytes,
             active_bytes=mx.get_active_memory(),
             cached_bytes=mx.get_cache_memory(),
             peak_bytes=mx.get_peak_memory(),

@@ -20,6 +20,7 @@ from agent_memory_core.engine.results import Results
 from agent_memory_core.engine.retention import KvRetention
 from agent_memory_core.engine.scheduler import Limits, MatchFunction, Scheduler
 from agent_memory_core.engine.session_book import CatalogSessionBook, MemorySessionBook, SessionBook
+from agent_memory_core.engine.working_set import WorkingSet
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.models.loader import LoadedModel
@@ -71,6 +72,8 @@ class Rooms:
     """MLX's own limits of memory."""
     pace: PrefillPace | None
     """The size of chunks; None where a setting says it."""
+    working_set: WorkingSet
+    """What a step may take for a moment."""
 
 
 def make_rooms(
@@ -133,6 +136,7 @@ def make_rooms(
         background=BackgroundPrewarm(template, sessions, enabled=prewarms),
         gpu=GpuMemory(config, loaded.model),
         pace=pace,
+        working_set=WorkingSet(loaded.model),
     )
 
 

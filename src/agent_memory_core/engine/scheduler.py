@@ -22,6 +22,9 @@ from agent_memory_core.errors import PromptTooLong
 FAIR_EVERY = 4
 """One prefill chunk in so many goes to the sequence that has waited longest."""
 
+GATHER_STEPS = 3
+"""Steps for which rows that could begin to decode wait for others, while none decodes."""
+
 PATIENCE = 64
 """Steps after which a waiting sequence is no longer overtaken at admission."""
 
@@ -105,6 +108,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._chunks = 0
+        self._gathered = 0
         self.chunk_tokens: int | None = None
         """Most tokens of a chunk for the sake of those who wait for its end, half of that while others decode.
 
@@ -120,6 +124,12 @@ class Scheduler:
     def running(self) -> list[Sequence]:
         """Sequences admitted and not yet retired."""
         return list(self._running)
+
+    @property
+    def largest_chunk(self) -> int:
+        """Most tokens of one forward pass."""
+        size = max(self._limits.prefill_chunk, self._limits.prefill_chunk_busy, self._limits.block_tokens)
+        return size if self.chunk_tokens is None else min(size, self.chunk_tokens)
 
     def has_work(self) -> bool:
         """Whether a step could move anything; sequences whose blocks are still loading cannot be moved."""
@@ -292,11 +302,24 @@ class Scheduler:
         sequence.held = [block for block in sequence.held if block.hash in kept]
 
     def _join(self) -> list[Sequence]:
-        free = self._limits.max_batch_size - sum(s.status is Status.DECODE for s in self._running)
+        decoding = sum(s.status is Status.DECODE for s in self._running)
+        if not decoding and self._gathers():
+            return []
+        free = self._limits.max_batch_size - decoding
         joining = [s for s in self._running if s.status is Status.READY][:free]
         for sequence in joining:
             sequence.status = Status.DECODE
         return joining
+
+    def _gathers(self) -> bool:
+        """Whether rows that are ready wait a few steps for short prompts, to decode together with them from then on.
+
+        Each of them has its first token by now. Decoding takes about as long for one row as for many.
+        """
+        ready = any(s.status is Status.READY for s in self._running)
+        short = any(s.status is Status.PREFILL and s.remaining <= self._chunk_size(s) for s in self._running)
+        self._gathered = self._gathered + 1 if ready and short else 0
+        return 0 < self._gathered <= GATHER_STEPS
 
     def _next_chunks(self, batch: Batch) -> list[Chunk]:
         ready = sorted((s for s in self._running if s.status is Status.PREFILL), key=_least_work)

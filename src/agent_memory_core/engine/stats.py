@@ -27,6 +27,8 @@ class MemoryStats:
     """How many these are."""
     evicted: int = 0
     """Blocks dropped to make room since the engine began."""
+    working_bytes: int = 0
+    """Most bytes that a step of the turns that run now may take for a moment, besides the budget and the weights."""
     active_bytes: int = 0
     """Bytes of all arrays that MLX holds in this process: weights, keys and values, and what is being computed."""
     cached_bytes: int = 0
