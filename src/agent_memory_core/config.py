@@ -403,7 +403,12 @@ def _sentence(of: type[_Settings], name: str, value: object) -> str:
     field = of.model_fields.get(name)
     if field is None:
         return f"unknown setting {name!r}: {choice_of(name, of.model_fields)}"
-    return f"{name}={value!r} is not valid: {values_of(field)}."
+    return f"{name}={shown(name, value)} is not valid: {values_of(field)}."
+
+
+def shown(name: str, value: object) -> str:
+    """A setting's value as an error may name it: what stands in place of a word for encryption may be a key."""
+    return "(a value that is not shown here)" if name == "encryption" else repr(value)
 
 
 def choice_of(name: str, known: Iterable[str]) -> str:

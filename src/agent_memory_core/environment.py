@@ -21,6 +21,7 @@ from agent_memory_core.config import (
     check_setting,
     kinds_of,
     known_settings,
+    shown,
     source_of,
 )
 from agent_memory_core.errors import InvalidSetting
@@ -102,7 +103,7 @@ def _is_switch(variable: str, text: str) -> bool:
 
 def _value(variable: str, text: str) -> Any:
     name = _VARIABLES[variable]
-    of, source = _CLASS_OF[name], f"environment variable {variable}={text!r}"
+    of, source = _CLASS_OF[name], f"environment variable {variable}={shown(name, text)}"
     try:
         value = _read_text(kinds_of(of.model_fields[name].annotation), text)
     except ValueError as wrong:

@@ -150,14 +150,35 @@ class ChatTemplate:
         try:
             text = self._apply(messages, tools, request.template_kwargs, generation_prompt=opens_answer)
         except TemplateError as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
+            said = self._refusal(str(error), messages, tools, request.template_kwargs)
+            raise InvalidRequest(f"the model's chat template refuses these messages: {said}") from None
         if request.continue_final_message:
             text = _left_open(text, request.messages[-1].content)
         try:
             unguarded(text).encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {error}") from error
+            # Not raised from it, because it holds the whole text.
+            place = f"at character {error.start} of the prompt ({error.reason})"
+            raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {place}") from None
         return text
+
+    def _refusal(
+        self,
+        said: str,
+        messages: list[TemplateDict],
+        tools: list[TemplateDict],
+        template_kwargs: Mapping[str, Any],
+    ) -> str:
+        """Why the template refused: in its own words if these stay the same whatever the messages say."""
+        others = [{"role": message["role"], "content": "..."} for message in messages]
+        try:
+            self._apply(others, tools, template_kwargs)
+        except TemplateError as error:
+            if str(error) == said:
+                return said
+        except TEMPLATE_ERRORS:
+            pass
+        return "what it says may quote them, so it is not shown here"
 
     def encode(
         self, request: ChatRequest, known: Sequence[TokenText] = (), *, generation_prompt: bool = True
