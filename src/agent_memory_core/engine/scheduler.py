@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from agent_memory_core.blocks.block import Block, BlockHash
+from agent_memory_core.blocks.block import START_TOKENS, Block, BlockHash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Match
 from agent_memory_core.engine.sequence import Sequence, Status
@@ -334,6 +334,8 @@ class Scheduler:
             chunk = Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, room))
             if chunks and not chunk.is_last:
                 break
+            if any(_computes_for(other, sequence) for other in chunks):
+                continue
             if self._takes_more(sequence):
                 batch.admitted.append(sequence)
                 break
@@ -364,6 +366,16 @@ class Scheduler:
         elif sequence.remaining > block:
             stop = min(start + size, sequence.num_prompt - 1) // block * block
         return min((place for place in sequence.stops if start < place < stop), default=stop)
+
+
+def _computes_for(chunk: Chunk, sequence: Sequence) -> bool:
+    """Whether a chunk computes what another sequence needs next, which can therefore take it after this step."""
+    end = sequence.num_computed + START_TOKENS
+    return (
+        chunk.start <= sequence.num_computed < chunk.stop
+        and chunk.sequence.root == sequence.root
+        and chunk.sequence.token_ids[:end] == sequence.token_ids[:end]
+    )
 
 
 def _least_work(sequence: Sequence) -> tuple[int, int]:

@@ -39,7 +39,7 @@ from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
 from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
 from agent_memory_core.storage.sealing import Locked
 from agent_memory_core.storage.tier import StoredTier
-from agent_memory_core.storage.volume import Volume, default_quota
+from agent_memory_core.storage.volume import Mark, Volume, default_quota
 
 log = logging.getLogger("agent_memory")
 
@@ -65,8 +65,8 @@ class _Plan:
     evicted: list[StoredRecord]
     """records whose rows were removed to make room, and whose files are to be deleted"""
     reservation: int
-    free: int | None
-    """bytes that were free when it was found that the volume lacks some; None where it does not"""
+    free: Mark | None
+    """what was free when it was found that the volume lacks some; None where it does not"""
 
     @property
     def nbytes(self) -> int:
@@ -332,7 +332,7 @@ class BlockStore:
         nbytes = _nbytes(new)
         # Outside the transaction, since what the volume owes stays noted where it makes the turn fail. What another
         # process evicts before it is held here is noticed when the turn is committed.
-        lacking, free = self.volume.shortfall(nbytes) if new else (0, 0)
+        lacking, free = self.volume.shortfall(nbytes) if new else (0, None)
         limits = Limits(self.record_quota(), self.namespace_quota_bytes, lacking)
         reservation, evicted = self.catalog.budget.reserve(
             root, nbytes, limits, hold, branch_id, [described for described, _ in new]
@@ -391,17 +391,17 @@ class BlockStore:
                 if evicted:
                     self.volume.gives()
                 return stored
-            free, evicted = self.volume.free_bytes(), True
-            self.volume.require_giving(free)
+            free, evicted = self.volume.mark(), True
+            self.volume.require_giving(free.free)
             self._delete_evicted(self.catalog.budget.evict(_nbytes(pending), branch_id), free)
         raise StoreFull(f"the volume of {self.path} is full: free some space on it.")
 
-    def _delete_evicted(self, records: Sequence[StoredRecord], free: int | None, nbytes: int = 0) -> None:
+    def _delete_evicted(self, records: Sequence[StoredRecord], free: Mark | None, nbytes: int = 0) -> None:
         """Delete evicted files. Where the volume lacked space, see whether that gave it ``nbytes`` to be written.
 
         Args:
             records: what was evicted.
-            free: bytes that were free before, where the volume lacked some.
+            free: what was free before, where the volume lacked some.
             nbytes: bytes that are to be written now.
 
         Raises:

@@ -53,6 +53,16 @@ class WithheldSpace:
         return f"{self.lowest} {self.deleted}"
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What was free at one moment."""
+
+    free: int
+    """bytes"""
+    catalog: int
+    """bytes of the catalog's files, which grow with every eviction: that is not space that was withheld"""
+
+
 class Volume:
     """The volume of one store's folder.
 
@@ -73,8 +83,13 @@ class Volume:
         free = volume.f_bavail * volume.f_frsize
         return free if free >= enough else max(free, purgeable_free_bytes(self._path))
 
-    def shortfall(self, nbytes: int) -> tuple[int, int]:
-        """How many bytes to evict before ``nbytes`` are written, and how many are free now.
+    def mark(self, enough: int = sys.maxsize) -> Mark:
+        """What is free now, see `free_bytes`."""
+        names = ("catalog.db", "catalog.db-wal")
+        return Mark(self.free_bytes(enough), sum(_taken(self._path / name) for name in names))
+
+    def shortfall(self, nbytes: int) -> tuple[int, Mark]:
+        """How many bytes to evict before ``nbytes`` are written, and what is free now.
 
         Where ``min_free`` is not kept, a turn gives back twice what it takes rather than all that is lacking: if the
         volume turns out to give nothing back, little was lost. Only what the catalog needs is made free at once.
@@ -83,12 +98,12 @@ class Volume:
             StoreFull: space is lacking, and deleting files has freed none.
         """
         floor = max(self.min_free, CATALOG_ROOM)
-        free = self.free_bytes(nbytes + floor)
-        lacking = nbytes + floor - free
+        now = self.mark(nbytes + floor)
+        lacking = nbytes + floor - now.free
         if lacking <= 0:
-            return 0, free
-        self.require_giving(free)
-        return max(nbytes + CATALOG_ROOM - free, min(lacking, 2 * nbytes)), free
+            return 0, now
+        self.require_giving(now.free)
+        return max(nbytes + CATALOG_ROOM - now.free, min(lacking, 2 * nbytes)), now
 
     def require_giving(self, free: int) -> None:
         """Refuse to go on where deleted files still hold their space.
@@ -104,21 +119,22 @@ class Volume:
             raise StoreFull(f"the volume of {self._path} has only {free} bytes free, and {_advice()}.")
         self.gives()
 
-    def look(self, before: int, deleted: int, nbytes: int) -> None:
+    def look(self, before: Mark, deleted: int, nbytes: int) -> None:
         """After an eviction: did the volume give the space back?
 
         Args:
-            before: bytes that were free before.
+            before: what was free before.
             deleted: bytes of the files that were deleted.
             nbytes: bytes that are now to be written.
 
         Raises:
             StoreFull: it did not, and without it there is no room for ``nbytes`` and the catalog.
         """
-        free = self.free_bytes()
-        if WithheldSpace(before, deleted).is_back(free):
+        now = self.mark()
+        free, grown = now.free, max(0, now.catalog - before.catalog)
+        if WithheldSpace(before.free, deleted).is_back(free + grown):
             return
-        self._note(WithheldSpace(min(before, free), deleted))
+        self._note(WithheldSpace(min(before.free, free), deleted))
         log.warning("%d bytes were deleted from %s, and %s", deleted, self._path, _advice())
         if free < nbytes + CATALOG_ROOM:
             raise StoreFull(f"the volume of {self._path} has only {free} bytes free, and {_advice()}.")
@@ -154,6 +170,14 @@ def default_quota(path: Path) -> int:
 def default_min_free(path: Path) -> int:
     """Bytes left free where nothing is set: 5 GiB, or 2 % of a smaller volume."""
     return min(DEFAULT_MIN_FREE_MB * 2**20, _size(path) // MIN_FREE_DIVISOR)
+
+
+def _taken(path: Path) -> int:
+    """Bytes that a file takes on its volume; 0 if there is none."""
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _size(path: Path) -> int:
