@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class AppendLayers(TokenLayers):
     kind = "append"
     layer_type = "global"
     home = "block"
+    streams = True
 
     @classmethod
     def key_of(cls, leaf: Leaf) -> TokenShape | None:
@@ -54,15 +55,28 @@ class AppendLayers(TokenLayers):
         """Tokens lie in their order, from the first on."""
         return x[0, :, start:stop]
 
-    def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
-        """Give each leaf a buffer of its own: views into a shared one would all be copied at the first write."""
+    def join(self, caches: Sequence[Any], segments: Iterable[Segment], length: int, room: int) -> None:
+        """Give each leaf a buffer of its own: views into a shared one would all be copied at the first write.
+
+        Each segment is written into the buffers at once and can be freed then. Nothing waits for that.
+        """
         capacity = round_up(length + room)
+        buffers = {name: [self._zeros(capacity, dim) for _ in caches] for name, dim in self.dims().items()}
+        at = 0
+        for segment in segments:
+            stop = at + next(iter(segment.values())).shape[2]
+            for name, rows in buffers.items():
+                for row, buffer in enumerate(rows):
+                    buffer[:, :, at:stop] = segment[name][row : row + 1]
+            at = stop
+            mx.async_eval(*buffers.values())  # type: ignore[no-untyped-call]
+        assert at == length, f"there is KV of {at} tokens, not of {length}"
         for row, cache in enumerate(caches):
-            arrays = {
-                name: _buffer([s[name] for s in segments], row, length, capacity) for name in self.dims()
-            }
-            self.fill(cache, arrays)
+            self.fill(cache, {name: rows[row] for name, rows in buffers.items()})
             cache.offset = length
+
+    def _zeros(self, tokens: int, dim: int) -> mx.array:
+        return mx.zeros((1, self.token.heads, tokens, dim), self.token.dtype)
 
     @property
     def stays_live(self) -> bool:
@@ -92,12 +106,3 @@ def _settled(live: mx.array, stored: Sequence[mx.array], start: int, length: int
     stop = start + sum(piece.shape[2] for piece in stored)
     zeros = mx.zeros((*live.shape[:2], capacity - length, live.shape[3]), live.dtype)
     return mx.concatenate([live[:, :, :start], *stored, live[:, :, stop:length], zeros], axis=2)
-
-
-def _buffer(pieces: Sequence[mx.array], row: int, length: int, capacity: int) -> mx.array:
-    """One leaf's buffer [1, heads, capacity, dim]: its row of all pieces, then zeros."""
-    tokens = sum(piece.shape[2] for piece in pieces)
-    assert tokens == length, f"there is KV of {tokens} tokens, not of {length}"
-    _, heads, _, dim = pieces[0].shape
-    zeros = mx.zeros((1, heads, capacity - length, dim), pieces[0].dtype)
-    return mx.concatenate([*(piece[row : row + 1] for piece in pieces), zeros], axis=2)

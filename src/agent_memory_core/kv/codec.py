@@ -93,6 +93,9 @@ class TensorEncoding:
         """The inverse of `encode`, up to rounding."""
         if self.bits is None:
             return arrays[0]
+        if self.along == "tokens" and _is_slow_here(self.bits):
+            x = _decode_channels(*arrays, group=self.group)
+            return rotate(x) if self.rotated else x
         x = dequantize(*arrays, group=self.group, bits=self.bits)
         if self.along == "tokens":
             x = x.flatten(-2).swapaxes(-1, -2)
@@ -193,19 +196,37 @@ class KvCodec:
 
 def dequantize(codes: mx.array, scales: mx.array, biases: mx.array, *, group: int, bits: int) -> mx.array:
     """What `mx.dequantize` gives, bit for bit, in a tenth of its time where codes of 6 bits meet a CPU."""
-    if bits != _SLOW_ON_A_CPU or mx.default_device().type != mx.DeviceType.cpu:
+    if not _is_slow_here(bits):
         return mx.dequantize(codes, scales, biases, group_size=group, bits=bits)
-    numbers = _unpack_6(codes).reshape(*scales.shape, group).astype(scales.dtype)
-    return (numbers * scales[..., None] + biases[..., None]).flatten(-2)
-
-
-def _unpack_6(codes: mx.array) -> mx.array:
-    """The codes, each a uint8, of an array of uint32 in which three bytes, the lowest first, hold four of them."""
     packed = codes.view(mx.uint8)
-    packed = packed.reshape(*packed.shape[:-1], -1, 3)
-    low, middle, high = (packed[..., i] for i in range(3))
+    numbers = _unpack_6(packed.reshape(*packed.shape[:-1], -1, 3, 1)).reshape(*scales.shape, group)
+    return (numbers.astype(scales.dtype) * scales[..., None] + biases[..., None]).flatten(-2)
+
+
+def _decode_channels(codes: mx.array, scales: mx.array, biases: mx.array, *, group: int) -> mx.array:
+    """Tokens [..., tokens, head_dim] of groups along the tokens, see the top of this file; bit for bit the same.
+
+    The codes are brought into the order of tokens while they are bytes, which is a quarter of the work.
+    """
+    *outer, channels, groups, _ = codes.shape
+    packed = codes.view(mx.uint8).reshape(*outer, channels, groups, -1, 3)
+    axes = range(len(outer))
+    first = len(outer)
+    by_token = mx.contiguous(packed.transpose(*axes, first + 1, first + 2, first + 3, first))
+    numbers = _unpack_6(by_token).reshape(*outer, groups, group, channels).astype(scales.dtype)
+    scales, biases = (mx.contiguous(x.squeeze(-1).swapaxes(-1, -2))[..., None, :] for x in (scales, biases))
+    return (numbers * scales + biases).reshape(*outer, groups * group, channels)
+
+
+def _unpack_6(packed: mx.array) -> mx.array:
+    """The codes [..., n, 4, m] that bytes [..., n, 3, m] hold, each a uint8; the lowest bits come first."""
+    low, middle, high = (packed[..., i, :] for i in range(3))
     unpacked = [low & 63, low >> 6 | (middle & 15) << 2, middle >> 4 | (high & 3) << 4, high >> 2]
-    return mx.stack(unpacked, axis=-1).flatten(-2)
+    return mx.stack(unpacked, axis=-2)
+
+
+def _is_slow_here(bits: int) -> bool:
+    return bits == _SLOW_ON_A_CPU and mx.default_device().type == mx.DeviceType.cpu
 
 
 def rotate(x: mx.array) -> mx.array:

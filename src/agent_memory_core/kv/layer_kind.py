@@ -172,11 +172,15 @@ class LayerGroup(ABC):
     def cut(self, caches: Sequence[Any], start: int, stop: int) -> Segment:
         """Copy what these leaves keep of tokens [start, stop). The result is lazy, and shares no buffer with them."""
 
+    streams: ClassVar[bool] = False
+    """Whether `join` takes segments one by one, so that no more than one of them has to be there at a time."""
+
     @abstractmethod
-    def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
+    def join(self, caches: Sequence[Any], segments: Any, length: int, room: int) -> None:
         """Fill new caches with ``length`` tokens; buffers that grow get space for ``room`` more.
 
-        ``segments`` are what `cut` gave for consecutive ranges of tokens, the last of which ends at ``length``. They
+        ``segments``, a sequence, or an iterator where the kind ``streams`` them, are what `cut` gave for consecutive
+        ranges of tokens, the last of which ends at ``length``. They
         hold every token, or at least those of the window; for layers that keep a whole state there is exactly one.
         """
 

@@ -10,7 +10,7 @@ In records, the arrays of group number 0 have names that begin with ``0.``, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +29,7 @@ log = logging.getLogger("agent_memory")
 LAYER_KINDS: list[type[LayerGroup]] = [AppendLayers, WindowLayers, StateLayers, SnapshotLayers]
 """All kinds of layers. A leaf is of the first kind that accepts it; the last one accepts nearly everything."""
 
-Segments = Mapping[RecordKind, Sequence[Segment]]
+Segments = Mapping[RecordKind, Iterable[Segment]]
 """Segments in token order, by the kind of record that is the home of their layers."""
 
 
@@ -96,14 +96,19 @@ class KvLayout:
     # -- into a live cache --------------------------------------------------------------------------------
 
     def join(self, segments: Segments, length: int, room: int) -> list[Any]:
-        """Build a live cache of ``length`` tokens, with space for ``room`` more. Its buffers are lazy."""
+        """Build a live cache of ``length`` tokens, with space for ``room`` more. Its buffers are not waited for."""
         cache: list[Any] = make_prompt_cache(self._model)
         if length == 0:
             return cache
         leaves = _leaves(cache)
+        homes = [group.home for group in self.groups]
+        # What several groups read cannot be consumed by the first of them.
+        found = {
+            home: list(segments[home]) if homes.count(home) > 1 else segments[home] for home in set(homes)
+        }
         for number, group in enumerate(self.groups):
-            own = [self._of_group(number, segment) for segment in segments[group.home]]
-            group.join(_own(group, leaves), own, length, room)
+            own = (self._of_group(number, segment) for segment in found[group.home])
+            group.join(_own(group, leaves), own if group.streams else list(own), length, room)
         return cache
 
     @property

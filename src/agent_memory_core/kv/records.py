@@ -7,7 +7,8 @@ computes nothing again and adds no rounding; only a tail can hold the state of l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence as ReadOnly
+from collections.abc import Iterable, Iterator, Mapping, Sequence as ReadOnly
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
@@ -72,33 +73,29 @@ class KvBlocks:
         is_block = end is not None and end.kind == "block"
         blocks = [*match.blocks, *([end] if end is not None and is_block else [])]
         surplus = self._block_tokens - end.take if end is not None and is_block else 0
-        segments: dict[RecordKind, list[Segment]] = {
-            "block": self._decoded("block", blocks, surplus),
-            "window": self._decoded("window", match.windows, surplus),
-            "tail": [],
+        tail = end if end is not None and end.kind == "tail" else None
+        segments: dict[RecordKind, Iterable[Segment]] = {
+            "block": chain(self._decoded("block", blocks, surplus), self._of_tail("block", tail)),
+            "window": chain(self._decoded("window", match.windows, surplus), self._of_tail("window", tail)),
+            "tail": [] if tail is None else [_block(tail).kv],
         }
-        if end is not None and end.kind == "tail":
-            self._add_tail(segments, end)
         cache = self.layout.join(segments, match.tokens, room)
         mx.eval(self.layout.arrays(cache))
         return cache
 
-    def _decoded(self, record: RecordKind, hits: ReadOnly[Hit], surplus: int) -> list[Segment]:
+    def _decoded(self, record: RecordKind, hits: ReadOnly[Hit], surplus: int) -> Iterator[Segment]:
         """The KV of consecutive full blocks, each in a segment, the last one without its last ``surplus`` tokens."""
         codec = self._codecs[record]
-        if not hits or codec.is_empty:
-            return []
-        *segments, last = [codec.decode([_block(hit).kv]) for hit in hits]
-        return [*segments, {name: x[:, :, : x.shape[2] - surplus] for name, x in last.items()}]
+        for left, hit in enumerate(hits if not codec.is_empty else (), 1 - len(hits)):
+            segment = codec.decode([_block(hit).kv])
+            yield segment if left else {name: x[:, :, : x.shape[2] - surplus] for name, x in segment.items()}
 
-    def _add_tail(self, segments: dict[RecordKind, list[Segment]], end: Hit) -> None:
-        """Add what a tail holds: of layers that can be cut, the tokens that the match takes, of others all."""
-        kv = _block(end).kv
-        segments["tail"].append(kv)
-        for record in ENCODED_RECORDS:
-            own = self.layout.at_home(kv, record)
-            if end.take and own:
-                segments[record].append({name: x[:, :, : end.take] for name, x in own.items()})
+    def _of_tail(self, record: RecordKind, end: Hit | None) -> list[Segment]:
+        """What a tail holds of layers that can be cut: the tokens that the match takes."""
+        own = self.layout.at_home(_block(end).kv, record) if end is not None else {}
+        if end is None or not end.take or not own:
+            return []
+        return [{name: x[:, :, : end.take] for name, x in own.items()}]
 
     # -- live caches that are kept ------------------------------------------------------------------------
 
