@@ -8,8 +8,15 @@ import random
 import shutil
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from agent_memory_core.backend import require_mlx
+
+# Before MLX is imported: on a Linux CPU its own BLAS would hide whatever is slow besides it.
+require_mlx()
+
+# isort: split
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm import load
@@ -17,6 +24,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
 import agent_memory_core
+from agent_memory_core.fast_blas import load_openblas
 
 TOKENIZER = Path(agent_memory_core.__file__).parent / "tiny_chat"
 LLAMA: dict[str, Any] = {
@@ -33,12 +41,15 @@ LLAMA: dict[str, Any] = {
 }
 """SmolLM's proportions at a few layers: a third as many KV heads as heads, an inner width of 8/3."""
 
+DTYPE = mx.float32 if load_openblas() is not None else mx.bfloat16
+"""What models of a benchmark compute in: float32 where a CPU has a fast BLAS, which knows nothing else."""
+
 _FRAME = {True: 8, False: 10}
 """Tokens that tiny-chat's template puts around a first message, and around one that follows an answer."""
 
 
 def write_model(folder: Path, layers: int) -> str:
-    """Write a random bfloat16 model with tiny-chat's tokenizer; it answers in whole words and never ends."""
+    """Write a random model in `DTYPE` with tiny-chat's tokenizer; it answers in whole words and never ends."""
     folder.mkdir(parents=True, exist_ok=True)
     said = json.loads((TOKENIZER / "config.json").read_text())
     config = LLAMA | {name: said[name] for name in ("vocab_size", "eos_token_id")}
@@ -48,10 +59,10 @@ def write_model(folder: Path, layers: int) -> str:
     (folder / "config.json").write_text(json.dumps(config))
     mx.random.seed(0)
     model = Model(ModelArgs.from_dict(config))
-    model.set_dtype(mx.bfloat16)
+    model.set_dtype(DTYPE)
     weights = dict(tree_flatten(model.parameters()))
     # Any other token has a logit of zero, which is never the greatest of so many.
-    is_word = mx.zeros((said["vocab_size"], 1), mx.bfloat16)
+    is_word = mx.zeros((said["vocab_size"], 1), DTYPE)
     is_word[mx.array(list(_one_token_words().values()))] = 1
     weights["lm_head.weight"] = weights["lm_head.weight"] * is_word
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
@@ -68,7 +79,7 @@ class PlainModel:
         shape = (1, LLAMA["num_key_value_heads"], tokens, LLAMA["head_dim"])
         for layer in self.cache:
             # What the cached numbers are does not change the time.
-            layer.update_and_fetch(*(mx.random.normal(shape).astype(mx.bfloat16) for _ in "kv"))
+            layer.update_and_fetch(*(mx.random.normal(shape).astype(DTYPE) for _ in "kv"))
 
     def append(self, tokens: int) -> float:
         """Seconds to evaluate new tokens up to the logits of the last; the cache is then cut back as it was."""
@@ -81,6 +92,18 @@ class PlainModel:
             # The buffers keep the room they grew by, so that later calls do not pay for it.
             layer.trim(tokens)
         return seconds
+
+
+def gflops() -> float:
+    """Billions of operations a second of a matrix product in `DTYPE`: how fast the floor is."""
+    a, b = mx.ones((512, 1024), DTYPE), mx.ones((1024, 1024), DTYPE)
+    mx.eval(a @ b)
+    times = []
+    for _ in range(9):
+        started = time.perf_counter()
+        mx.eval(a @ b)
+        times.append(time.perf_counter() - started)
+    return round(2 * 512 * 1024 * 1024 / median(times) / 1e9, 1)
 
 
 def user(tokens: int, seed: int, *, first: bool, ending: int = 0) -> dict[str, str]:

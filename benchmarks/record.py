@@ -14,8 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import DTYPE, LLAMA, gflops
+
+# isort: split
 import mlx.core as mx
-from common import LLAMA
+
+from agent_memory_core.fast_blas import load_openblas
 
 HERE = Path(__file__).parent
 
@@ -39,7 +43,7 @@ def write_result(
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("mlx", "mlx-lm", "agent-memory-mlx")},
-        "model": model or LLAMA | {"dtype": "bfloat16"},
+        "model": model or LLAMA | {"dtype": str(DTYPE).rpartition(".")[2]},
         "settings": settings,
         "results": results,
     }
@@ -67,6 +71,8 @@ def _machine() -> dict[str, Any]:
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "platform": f"{platform.system()} {platform.machine()}",
         "macos": platform.mac_ver()[0],
+        "gflops": gflops(),
+        "blas": load_openblas(),
         "device": mx.default_device().type.name,
         "device_info": mx.device_info(),
     }
