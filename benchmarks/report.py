@@ -108,6 +108,14 @@ def _throughput(result: Result) -> str:
     return _grid(rows)
 
 
+def _waiting(result: Result) -> str:
+    found = result["results"]
+    rows = [["seconds", "median", "worst"]]
+    for name, middle in found["medians"].items():
+        rows.append([name, f"{middle:.3g}", f"{found['worst'][name]:.3g}"])
+    return _grid(rows)
+
+
 def _quality(result: Result) -> str:
     codecs, targets = result["results"]["codecs"], result["settings"]["targets"]
     rows = [
@@ -216,6 +224,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
     "throughput": _throughput,
+    "waiting": _waiting,
     "quality": _quality,
     "families": _families,
     "ecosystem": _ecosystem,

@@ -1,8 +1,8 @@
-"""Tokens per second of 8 sessions that decode together, against `mlx_lm.batch_generate` on the same prompts.
+"""Tokens per second of 1, 8 and 16 sessions at once, against `mlx_lm.batch_generate` on the same prompts.
 
     whole   from handing all prompts over until all answers are there: both sides prefill their prompts, and the
             engine also writes every session to disk
-    decode  without prefill: while all 8 rows decode; for mlx-lm the time that it says it spent decoding
+    decode  without prefill: while all rows decode; for mlx-lm the time that it says it spent decoding
 
 Both sides run the same model, greedily, to the same number of tokens, and take turns; each turn has new prompts.
 """
@@ -21,8 +21,8 @@ from record import argument_parser, median_of, write_result
 
 from agent_memory_core import AgentMemory, ChatStream
 
-LAYERS, SESSIONS, PROMPT, ANSWER = 4, 8, 64, 96
-TARGETS = {"decode": ">= 0.9"}
+LAYERS, SESSIONS, PROMPT, ANSWER = 4, (1, 8, 16), 64, 96
+TARGETS = {"decode, 1": ">= 0.9", "decode, 8": ">= 0.9", "decode, 16": ">= 0.9"}
 Rates = dict[str, float]
 Request = list[dict[str, str]]
 
@@ -38,9 +38,13 @@ def main() -> None:
         plain, tokenizer = load(model)[:2]
         with AgentMemory(model=model, cache_dir=Path(folder, "store")) as memory:
             for number in range(1 + options.samples):
-                requests = [[user(PROMPT, SESSIONS * number + i, first=True)] for i in range(SESSIONS)]
-                taken = {"mlx-lm": mlx_lm_rates(plain, tokenizer, requests)}
-                taken["engine"] = engine_rates(memory, requests, number)
+                taken: dict[str, Rates] = {"mlx-lm": {}, "engine": {}}
+                for count in SESSIONS:
+                    requests = [[user(PROMPT, 100 * number + count + i, first=True)] for i in range(count)]
+                    plainly = mlx_lm_rates(plain, tokenizer, requests)
+                    ours = engine_rates(memory, requests, f"{number} {count}")
+                    taken["mlx-lm"] |= {f"{part}, {count}": rate for part, rate in plainly.items()}
+                    taken["engine"] |= {f"{part}, {count}": rate for part, rate in ours.items()}
                 if number:  # The first round warms up.
                     samples.append(taken)
     settings = {
@@ -62,14 +66,14 @@ def mlx_lm_rates(model: Any, tokenizer: Any, requests: list[Request]) -> Rates:
     seconds = time.perf_counter() - started
     assert answers.token_ids is not None
     assert all(len(ids) == ANSWER for ids in answers.token_ids)
-    return {"whole": SESSIONS * ANSWER / seconds, "decode": answers.stats.generation_tps}
+    return {"whole": len(requests) * ANSWER / seconds, "decode": answers.stats.generation_tps}
 
 
-def engine_rates(memory: AgentMemory, requests: list[Request], number: int) -> Rates:
+def engine_rates(memory: AgentMemory, requests: list[Request], name: str) -> Rates:
     """Tokens per second of the engine's, each session read by a thread of its own."""
     started = time.perf_counter()
     readers = [
-        Reader(memory.chat(request, session=f"{number}.{i}", stream=True, max_tokens=ANSWER, temperature=0))
+        Reader(memory.chat(request, session=f"{name}.{i}", stream=True, max_tokens=ANSWER, temperature=0))
         for i, request in enumerate(requests)
     ]
     for reader in readers:
@@ -79,7 +83,7 @@ def engine_rates(memory: AgentMemory, requests: list[Request], number: int) -> R
     opened = max(reader.arrivals[0][0] for reader in readers)
     closed = min(reader.arrivals[-2][0] for reader in readers)
     tokens = sum(count for reader in readers for at, count in reader.arrivals if opened < at <= closed)
-    return {"whole": SESSIONS * ANSWER / seconds, "decode": tokens / (closed - opened)}
+    return {"whole": len(requests) * ANSWER / seconds, "decode": tokens / (closed - opened)}
 
 
 class Reader(threading.Thread):

@@ -18,7 +18,17 @@ from mlx_lm import load
 from agent_memory_core import EngineConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("ttft", "append_cost", "throughput", "quality", "families", "ecosystem", "encryption", "reliability")
+NAMES = (
+    "ttft",
+    "waiting",
+    "append_cost",
+    "throughput",
+    "quality",
+    "families",
+    "ecosystem",
+    "encryption",
+    "reliability",
+)
 HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
 
 
