@@ -54,6 +54,7 @@ from agent_memory_core.models.profile import settings_for
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.chat_history import ChatHistory
+from agent_memory_core.storage.sealing import PLAIN, Cipher
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.engine import Engine
@@ -79,7 +80,7 @@ class AgentMemory:
     _shared_lock = threading.Lock()
 
     def __init__(self, config: EngineConfig | None = None, **settings: Any) -> None:
-        self.config = config if config is not None and not settings else _config(config, settings)
+        self.config = settings_for(settings) if config is None else config.replace(**settings)
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
         self._expiry: Expiry[AgentMemory] | None = None
@@ -269,6 +270,11 @@ class AgentMemory:
     def history(self, session_id: str, namespace: str = "default") -> ChatHistory | None:
         """The text of a session, for whom no application keeps it; None where there is no cache directory."""
         return self._sessions.history((namespace, session_id))
+
+    def cipher(self, namespace: str = "default") -> Cipher:
+        """What seals texts that belong to a namespace, as its store is sealed; as they are where nothing is."""
+        store = self._open_store()
+        return PLAIN if store is None else store.keys.of(namespace)
 
     def prune(
         self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
@@ -492,7 +498,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    return config.replace(**settings) if config is not None else settings_for(settings)
