@@ -71,8 +71,8 @@ class Keeping:
         context.cache_tokens = self._known_tokens(agent_id)
         return Agent(context)
 
-    def make(self, record: AgentRecord) -> Agent:
-        """A new agent, whose system prompt is read now, so that its first turn need not.
+    def make(self, record: AgentRecord, said: Sequence[Message] = ()) -> Agent:
+        """A new agent, whose system prompt, and what was said so far, is read now, so that its first turn need not.
 
         Raises:
             InvalidRequest: the id is taken.
@@ -80,18 +80,20 @@ class Keeping:
         agent = Agent(_context(record))
         agent.context.state = "prefilled"
         try:
-            self._read(agent, self.prompt(agent, ()))
+            self._read(agent, self.prompt(agent, said))
         except InvalidRequest:
-            # The chat template writes no system message alone: the first turn reads it.
+            # There is none, or the chat template writes no system message alone: the first turn reads it.
             agent.context.cache_tokens = 0
-        self._book.add(record)
+        self._book.add(record, said)
+        agent.context.conversation_history = _shown(said)
         return agent
 
     def prompt(self, agent: Agent, said: Sequence[Message]) -> tuple[Message, ...]:
         """The whole conversation with what is said now. Brings the agent in step with other processes."""
         history = [*self._book.messages(agent.agent_id), *agent.unwritten]
         agent.context.conversation_history = _shown(history)
-        return (Message("system", agent.context.system_prompt), *history, *said)
+        prompt = agent.context.system_prompt
+        return (*([Message("system", prompt)] if prompt else []), *history, *said)
 
     def answered(self, agent: Agent, said: Sequence[Message], answer: Message, report: TurnReport) -> None:
         """Write a turn down that has ended. Where that fails, it is kept in memory and tried again."""

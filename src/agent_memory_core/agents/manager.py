@@ -11,6 +11,7 @@ same id, so that a turn computes only what is new, after a restart, too.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -33,15 +34,17 @@ from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext, AgentInfo, SavedAgent
 from agent_memory_core.agents.errors import AgentNotFound
 from agent_memory_core.agents.keeping import Agent, Keeping
+from agent_memory_core.agents.poc import prompt_caches, read_prompt_cache
 from agent_memory_core.agents.seats import Seats
-from agent_memory_core.agents.templates import AgentTemplate, read_templates
+from agent_memory_core.agents.templates import AgentTemplate, find_template, read_templates
 from agent_memory_core.agents.turns import AgentStream, AgentTurn, AsyncAgentStream
+from agent_memory_core.agents.usage import disk_usage, memory_usage
 from agent_memory_core.agents.waiting import in_thread
 
 Said = str | Message | Sequence[Message]
 """What is said to an agent: words of the user, or messages, as the results of tools are."""
 
-Request = Callable[[Agent], ChatRequest]
+log = logging.getLogger("agent_memory")
 
 
 class PersistentAgentManager:
@@ -128,7 +131,18 @@ class PersistentAgentManager:
             AgentsBusy: no agent in memory could make room.
         """
         validate_session_id(agent_id)
-        record = self._new_record(agent_id, agent_type, system_prompt, metadata or {})
+        template = None
+        if system_prompt is None:
+            template = find_template(self._templates, agent_type)
+            system_prompt = template.filled(metadata or {})
+        record = AgentRecord(
+            agent_id=agent_id,
+            agent_type=agent_type,
+            system_prompt=system_prompt,
+            model=self.memory.model_name,
+            template=template.name if template else None,
+            metadata=dict(metadata or {}),
+        )
         with self._seats.turn(agent_id):
             known = self._book.get(agent_id)
             if known is not None:
@@ -222,6 +236,30 @@ class PersistentAgentManager:
             )
             for record, messages in self._book.all()
         ]
+
+    def import_poc(self, path: str | Path) -> list[AgentContext]:
+        """Make agents from prompt caches that mlx-lm saved: a file, or all files of a folder.
+
+        Id, type, system prompt and what was said are taken from the metadata. Keys and values are computed anew, since
+        such a file does not say of which tokens they are.
+
+        Raises:
+            InvalidRequest: a file is no such cache, or an agent of its id exists; those before it are made.
+        """
+        imported = []
+        for file in prompt_caches(Path(path)):
+            found = read_prompt_cache(file)
+            log.info(
+                "%s: the text of agent %r is taken, its keys and values are computed", file, found.agent_id
+            )
+            record = AgentRecord(
+                agent_id=validate_session_id(found.agent_id),
+                agent_type=found.agent_type,
+                system_prompt=found.system_prompt,
+                model=self.memory.model_name,
+            )
+            imported.append(self._import(record, lambda: None, found.messages))
+        return imported
 
     # -- turns --------------------------------------------------------------------------------------------
 
@@ -352,18 +390,7 @@ class PersistentAgentManager:
         ``model_memory_gb``, ``agents`` (``cache_tokens`` and ``cache_mb`` of each agent in memory, what several share
         counted for each), ``total_cache_mb`` and ``total_gb``. All are in units of 1,024.
         """
-        stats = self.memory.stats().memory
-        weights = max(0, stats.active_bytes - stats.block_bytes) if stats.budget_bytes else 0
-        nbytes = self._keeping.disk_bytes()
-        return {
-            "model_memory_gb": weights / 2**30,
-            "agents": {
-                name: {"cache_tokens": context.cache_tokens, "cache_mb": nbytes.get(name, 0) / 2**20}
-                for name, context in self.agents.items()
-            },
-            "total_cache_mb": stats.block_bytes / 2**20,
-            "total_gb": (weights + stats.block_bytes) / 2**30,
-        }
+        return memory_usage(self.memory.stats(), self.agents, self._keeping.disk_bytes())
 
     def get_disk_usage(self) -> dict[str, Any]:
         """What all agents take on disk.
@@ -371,17 +398,8 @@ class PersistentAgentManager:
         ``total_bytes`` and ``total_mb`` of the whole store, ``num_agents``, ``per_agent`` (id and bytes, what several
         share counted for each, the largest first) and ``shared_bytes``, which is by how much that counts twice.
         """
-        nbytes = self._keeping.disk_bytes()
-        per_agent = [(record.agent_id, nbytes.get(record.agent_id, 0)) for record, _ in self._book.all()]
-        store = self.memory.stats().store
-        total = store.bytes if store is not None else 0
-        return {
-            "total_bytes": total,
-            "total_mb": total / 2**20,
-            "num_agents": len(per_agent),
-            "per_agent": sorted(per_agent, key=lambda pair: (-pair[1], pair[0])),
-            "shared_bytes": max(0, sum(size for _, size in per_agent) - total),
-        }
+        agents = [record.agent_id for record, _ in self._book.all()]
+        return disk_usage(self.memory.stats(), agents, self._keeping.disk_bytes())
 
     def close(self) -> None:
         """Write what is queued, close the book and the memory, unless that was given."""
@@ -398,6 +416,18 @@ class PersistentAgentManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _import(
+        self, record: AgentRecord, fetch: Callable[[], None], said: Sequence[Message]
+    ) -> AgentContext:
+        """Make an agent that has a past; ``fetch`` brings what is known of it besides the text."""
+        with self._seats.turn(record.agent_id):
+            if self.agent_exists(record.agent_id):
+                raise InvalidRequest(
+                    f"agent {record.agent_id!r} exists already: delete it, or import the other under a new id."
+                )
+            fetch()
+            return self._seats.seat(record.agent_id, lambda: self._keeping.make(record, said)).context
 
     def _seat(self, agent_id: str) -> Agent:
         if not self.agent_exists(agent_id):
@@ -438,27 +468,6 @@ class PersistentAgentManager:
         template = self._templates.get(agent.context.template or "")
         said = {name: value for name, value in given.items() if value is not None}
         return {"max_tokens": 300, "temperature": 0.0, **(template.sampling if template else {}), **said}
-
-    def _new_record(
-        self, agent_id: str, agent_type: str, system_prompt: str | None, metadata: Mapping[str, str]
-    ) -> AgentRecord:
-        template = None
-        if system_prompt is None:
-            template = self._templates.get(agent_type)
-            if template is None:
-                raise InvalidRequest(
-                    f"there is no template {agent_type!r}: give a system_prompt, or one of "
-                    f"{', '.join(sorted(self._templates))}."
-                )
-            system_prompt = template.filled(metadata)
-        return AgentRecord(
-            agent_id=agent_id,
-            agent_type=agent_type,
-            system_prompt=system_prompt,
-            model=self.memory.model_name,
-            template=template.name if template else None,
-            metadata=dict(metadata),
-        )
 
 
 def _messages(said: Said) -> list[Message]:

@@ -70,6 +70,19 @@ def read_templates(folder: Path | None = None) -> dict[str, AgentTemplate]:
     return {template.name: template for template in map(_read, files)}
 
 
+def find_template(templates: Mapping[str, AgentTemplate], name: str) -> AgentTemplate:
+    """The template of a type.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    if name not in templates:
+        raise InvalidRequest(
+            f"there is no template {name!r}: give a system_prompt, or one of {', '.join(sorted(templates))}."
+        )
+    return templates[name]
+
+
 def _read(file: Traversable) -> AgentTemplate:
     try:
         said = tomllib.loads(file.read_text(encoding="utf-8"))
