@@ -390,7 +390,8 @@ class PersistentAgentManager:
         ``model_memory_gb``, ``agents`` (``cache_tokens`` and ``cache_mb`` of each agent in memory, what several share
         counted for each), ``total_cache_mb`` and ``total_gb``. All are in units of 1,024.
         """
-        return memory_usage(self.memory.stats(), self.agents, self._keeping.disk_bytes())
+        memory = self.memory
+        return memory_usage(memory.weights_bytes, memory.stats(), self.agents, self._keeping.disk_bytes())
 
     def get_disk_usage(self) -> dict[str, Any]:
         """What all agents take on disk.

@@ -10,11 +10,10 @@ from agent_memory_core.agents.contexts import AgentContext
 
 
 def memory_usage(
-    stats: Stats, agents: Mapping[str, AgentContext], nbytes: Mapping[str, int]
+    weights: int, stats: Stats, agents: Mapping[str, AgentContext], nbytes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """See `PersistentAgentManager.get_memory_usage`; ``nbytes`` are those of every session."""
+    """See `PersistentAgentManager.get_memory_usage`; ``weights`` is in bytes, ``nbytes`` are those of every session."""
     memory = stats.memory
-    weights = max(0, memory.active_bytes - memory.block_bytes) if memory.budget_bytes else 0
     return {
         "model_memory_gb": weights / 2**30,
         "agents": {
