@@ -134,7 +134,7 @@ class AgentBook:
                 (self._namespace, agent_id),
             ).fetchall()
         try:
-            return [_from_json(self._open_text(agent_id, text)) for (text,) in rows]
+            return [from_json(self._open_text(agent_id, text)) for (text,) in rows]
         except Locked:
             return []
 
@@ -163,7 +163,7 @@ class AgentBook:
             "INSERT INTO messages (agent, seq, role, message) "
             "SELECT id, (SELECT coalesce(max(seq) + 1, 0) FROM messages WHERE agent = id), ?, ? "
             "FROM agents WHERE namespace = ? AND agent_id = ?",
-            [(m.role, self._seal(agent_id, _to_json(m)), self._namespace, agent_id) for m in messages],
+            [(m.role, self._seal(agent_id, to_json(m)), self._namespace, agent_id) for m in messages],
         )
 
     def _delete(self, db: sqlite3.Connection, agent_id: str) -> bool:
@@ -265,13 +265,15 @@ def _prepare(db: sqlite3.Connection, path: str) -> None:
         )
 
 
-def _to_json(message: Message) -> str:
+def to_json(message: Message) -> str:
+    """A message as JSON."""
     said = asdict(message)
     del said["cache_points"]
     return json.dumps({name: value for name, value in said.items() if value or name == "content"})
 
 
-def _from_json(text: str) -> Message:
+def from_json(text: str) -> Message:
+    """The inverse of `to_json`."""
     said = json.loads(text)
     calls = tuple(ToolCall(**call) for call in said.pop("tool_calls", ()))
     return Message(**said, tool_calls=calls)

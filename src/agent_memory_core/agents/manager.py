@@ -11,8 +11,7 @@ same id, so that a turn computes only what is new, after a restart, too.
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +33,9 @@ from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext, AgentInfo, SavedAgent
 from agent_memory_core.agents.errors import AgentNotFound
 from agent_memory_core.agents.keeping import Agent, Keeping
-from agent_memory_core.agents.poc import prompt_caches, read_prompt_cache
 from agent_memory_core.agents.seats import Seats
 from agent_memory_core.agents.templates import AgentTemplate, find_template, read_templates
+from agent_memory_core.agents.transfers import AgentTransfers
 from agent_memory_core.agents.turns import AgentStream, AgentTurn, AsyncAgentStream
 from agent_memory_core.agents.usage import disk_usage, memory_usage
 from agent_memory_core.agents.waiting import in_thread
@@ -44,10 +43,8 @@ from agent_memory_core.agents.waiting import in_thread
 Said = str | Message | Sequence[Message]
 """What is said to an agent: words of the user, or messages, as the results of tools are."""
 
-log = logging.getLogger("agent_memory")
 
-
-class PersistentAgentManager:
+class PersistentAgentManager(AgentTransfers):
     """Agents on one model, of which a few are in memory and all on disk. Any thread may use it.
 
     Args:
@@ -237,30 +234,6 @@ class PersistentAgentManager:
             for record, messages in self._book.all()
         ]
 
-    def import_poc(self, path: str | Path) -> list[AgentContext]:
-        """Make agents from prompt caches that mlx-lm saved: a file, or all files of a folder.
-
-        Id, type, system prompt and what was said are taken from the metadata. Keys and values are computed anew, since
-        such a file does not say of which tokens they are.
-
-        Raises:
-            InvalidRequest: a file is no such cache, or an agent of its id exists; those before it are made.
-        """
-        imported = []
-        for file in prompt_caches(Path(path)):
-            found = read_prompt_cache(file)
-            log.info(
-                "%s: the text of agent %r is taken, its keys and values are computed", file, found.agent_id
-            )
-            record = AgentRecord(
-                agent_id=validate_session_id(found.agent_id),
-                agent_type=found.agent_type,
-                system_prompt=found.system_prompt,
-                model=self.memory.model_name,
-            )
-            imported.append(self._import(record, lambda: None, found.messages))
-        return imported
-
     # -- turns --------------------------------------------------------------------------------------------
 
     def generate(
@@ -417,18 +390,6 @@ class PersistentAgentManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _import(
-        self, record: AgentRecord, fetch: Callable[[], None], said: Sequence[Message]
-    ) -> AgentContext:
-        """Make an agent that has a past; ``fetch`` brings what is known of it besides the text."""
-        with self._seats.turn(record.agent_id):
-            if self.agent_exists(record.agent_id):
-                raise InvalidRequest(
-                    f"agent {record.agent_id!r} exists already: delete it, or import the other under a new id."
-                )
-            fetch()
-            return self._seats.seat(record.agent_id, lambda: self._keeping.make(record, said)).context
 
     def _seat(self, agent_id: str) -> Agent:
         if not self.agent_exists(agent_id):

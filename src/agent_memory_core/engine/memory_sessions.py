@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.session_control import SessionControl
@@ -23,6 +23,7 @@ from agent_memory_core.messages import (
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.chat_history import ChatHistory
+from agent_memory_core.storage.portable import export_session, import_session
 from agent_memory_core.storage.sealing import PLAIN, Cipher
 
 if TYPE_CHECKING:
@@ -146,6 +147,33 @@ class MemorySessions(ABC):
         store = self._open_store()
         return PLAIN if store is None else store.keys.of(namespace)
 
+    def export_session(self, session_id: str, file: BinaryIO, namespace: str = "default") -> int:
+        """Write a session to a stream that another machine can import; return how many records it has.
+
+        Nothing in it is encrypted.
+
+        Raises:
+            SessionNotFound: there is no such session on disk.
+        """
+        self._thread.check_open()
+        self._thread.flush()
+        return export_session(self._required_store(), namespace, session_id, file)
+
+    def import_session(self, session_id: str, file: BinaryIO, namespace: str = "default") -> int:
+        """Add to a session what `export_session` wrote; return the tokens of its longest branch.
+
+        A model with the same weights goes on from there. To every other one it is as if nothing was imported. What is
+        read is believed: import only what you exported.
+
+        Raises:
+            InvalidRequest: it is damaged or cut, or an id cannot be used.
+            StoreError: there is no store, or it cannot take it.
+        """
+        validate_session_id(session_id)
+        validate_namespace(namespace)
+        self._thread.check_open()
+        return import_session(self._required_store(), namespace, session_id, file)
+
     def prune(
         self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
     ) -> list[SessionInfo]:
@@ -185,10 +213,7 @@ class MemorySessions(ABC):
             StoreError: there is no cache directory, or it cannot be used.
         """
         self._thread.check_open()
-        store = self._open_store()
-        if store is None:
-            raise StoreError("there is no store to check: this memory has no cache_dir.")
-        return store.check(fix)
+        return self._required_store().check(fix)
 
     @abstractmethod
     def _call(self, function: Callable[[Engine], T]) -> T:
@@ -200,6 +225,12 @@ class MemorySessions(ABC):
             if self._store is None and config.cache_dir is not None:
                 self._store = BlockStore.of_config(config.cache_dir, config)
             return self._store
+
+    def _required_store(self) -> BlockStore:
+        store = self._open_store()
+        if store is None:
+            raise StoreError("there is no store: this memory has no cache_dir.")
+        return store
 
     def _opened_store(self) -> BlockStore:
         store = self._open_store()
