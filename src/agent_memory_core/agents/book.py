@@ -35,7 +35,7 @@ class AgentRecord:
     system_prompt: str = field(repr=False)
     model: str
     template: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)
     created: float = field(default_factory=time.time)
     last_access: float = field(default_factory=time.time)
 

@@ -22,14 +22,14 @@ class AgentContext:
 
     agent_id: str
     agent_type: str
-    system_prompt: str
+    system_prompt: str = field(repr=False)
     created: datetime
     last_access: datetime
     """When its last turn ended, or when it was loaded. The agent used longest ago is the first to leave memory."""
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)
     template: str | None = None
     """The template that its system prompt was made from."""
-    conversation_history: list[dict[str, str]] = field(default_factory=list)
+    conversation_history: list[dict[str, str]] = field(default_factory=list, repr=False)
     """Role and content of every message but the system prompt, oldest first."""
     cache_tokens: int = 0
     """Tokens of its conversation whose keys and values are kept."""

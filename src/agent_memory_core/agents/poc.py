@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ class PromptCacheAgent:
 
     agent_id: str
     agent_type: str
-    system_prompt: str
-    messages: tuple[Message, ...]
+    system_prompt: str = field(repr=False)
+    messages: tuple[Message, ...] = field(repr=False)
     """What was said, where somebody wrote it down; most files do not have it."""
 
 
