@@ -326,9 +326,9 @@ class Engine:
     def release(self, owner: tuple[str, str]) -> int:
         """Drop from memory what is on disk and only one session needs; return how many bytes that freed."""
         self.cancel(self.background.forget(owner))
-        before = self.pool.block_bytes
+        before = self.pool.used
         self.pool.discard(self.disk.stored(list(self.sessions.exclusive(owner))))
-        return before - self.pool.block_bytes
+        return before - self.pool.used
 
     def transcript(self, owner: tuple[str, str], branch_id: int | None) -> Transcript:
         """The conversation of a branch of a session, by default of the one that was used last.
