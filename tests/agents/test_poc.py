@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from agents.conftest import OpenManager
+from agents.conftest import PROMPT, OpenManager
 from support import prompt_cache_files
 
 from agent_memory_core import InvalidRequest
@@ -73,3 +73,17 @@ def test_what_is_no_prompt_cache_is_named(tmp_path: Path, content: bytes, says: 
 def test_a_folder_without_any_is_named(open_manager: OpenManager, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"no \.safetensors"):
         open_manager().import_poc(tmp_path)
+
+
+def test_an_agent_is_written_as_a_prompt_cache_and_read_again(
+    open_manager: OpenManager, tmp_path: Path
+) -> None:
+    manager = open_manager()
+    agent = manager.create_agent("ada", "technical", PROMPT)
+    manager.generate("ada", "Hello.", 8)
+    path = manager.export_poc("ada", tmp_path / "ada.safetensors")
+    found = read_prompt_cache(path)
+    assert (found.agent_id, found.agent_type, found.system_prompt) == ("ada", "technical", PROMPT)
+    assert [message.content for message in found.messages] == [
+        message["content"] for message in agent.conversation_history
+    ]

@@ -88,7 +88,12 @@ class PersistentAgentManager(AgentTransfers):
         self.memory = memory or self._owned or AgentMemory()
         self.max_agents = max_agents
         self.namespace = namespace
-        self._book = AgentBook(self.memory.config.cache_dir, namespace, self.memory.cipher(namespace))
+        try:
+            self._book = AgentBook(self.memory.config.cache_dir, namespace, self.memory.cipher(namespace))
+        except BaseException:
+            if self._owned is not None:
+                self._owned.close()
+            raise
         self._keeping = Keeping(self.memory, self._book, namespace)
         self._seats = Seats[Agent](max_agents, timeout, self._keeping.leave)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory_core import InvalidRequest, Message
+from agent_memory_core.agents.contexts import AgentContext
 
 _MOST_HEADER = 100 * 2**20
 _PLACES = ("0.", "1.")
@@ -63,6 +64,17 @@ def read_prompt_cache(path: Path) -> PromptCacheAgent:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidRequest(f"{path} is not the prompt cache of an agent: {error}.") from error
+
+
+def to_words(context: AgentContext) -> dict[str, str]:
+    """The metadata of an agent's file."""
+    return {
+        "agent_id": context.agent_id,
+        "agent_type": context.agent_type,
+        "system_prompt": context.system_prompt,
+        "cache_tokens": str(context.cache_tokens),
+        "conversation_history": json.dumps(context.conversation_history),
+    }
 
 
 def _words(path: Path) -> Mapping[str, str]:

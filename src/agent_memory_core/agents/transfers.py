@@ -10,7 +10,7 @@ from agent_memory_core import AgentMemory, InvalidRequest, Message, validate_ses
 from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext
 from agent_memory_core.agents.keeping import Agent, Keeping
-from agent_memory_core.agents.poc import prompt_caches, read_prompt_cache
+from agent_memory_core.agents.poc import prompt_caches, read_prompt_cache, to_words
 from agent_memory_core.agents.portable import has_session, read_agent, write_agent
 from agent_memory_core.agents.seats import Seats
 
@@ -80,6 +80,21 @@ class AgentTransfers:
             )
             imported.append(self._import(record, lambda: None, found.messages))
         return imported
+
+    def export_poc(self, agent_id: str, path: str | Path) -> Path:
+        """Write an agent as a prompt cache of mlx-lm, with its words in the metadata; `import_poc` reads them again.
+
+        Raises:
+            AgentNotFound: there is none of that id.
+            InvalidRequest: the path does not end in .safetensors.
+            StoreError: what is stored is gone, or the file cannot be written.
+        """
+        with self._seats.turn(agent_id):
+            agent = self._seats.sitting().get(agent_id) or self._keeping.bring(agent_id)
+            self._keeping.prompt(agent, ())
+            words = to_words(agent.context)
+            self.memory.export_prompt_cache(agent_id, path, self.namespace, metadata=words)
+        return Path(path)
 
     def _import(
         self, record: AgentRecord, fetch: Callable[[], None], said: Sequence[Message]

@@ -13,15 +13,15 @@ def memory_usage(
     weights: int, stats: Stats, agents: Mapping[str, AgentContext], nbytes: Mapping[str, int]
 ) -> dict[str, Any]:
     """See `PersistentAgentManager.get_memory_usage`; ``weights`` is in bytes, ``nbytes`` are those of every session."""
-    memory = stats.memory
+    cached = stats.memory.block_bytes + stats.memory.live_bytes
     return {
         "model_memory_gb": weights / 2**30,
         "agents": {
             name: {"cache_tokens": context.cache_tokens, "cache_mb": nbytes.get(name, 0) / 2**20}
             for name, context in agents.items()
         },
-        "total_cache_mb": memory.block_bytes / 2**20,
-        "total_gb": (weights + memory.block_bytes) / 2**30,
+        "total_cache_mb": cached / 2**20,
+        "total_gb": (weights + cached) / 2**30,
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from agent_memory_core.config import EngineConfig
@@ -158,6 +159,40 @@ class MemorySessions(ABC):
         self._thread.check_open()
         self._thread.flush()
         return export_session(self._required_store(), namespace, session_id, file)
+
+    def export_prompt_cache(
+        self,
+        session_id: str,
+        path: str | Path,
+        namespace: str = "default",
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
+        """Write what was computed of a session as a prompt cache of mlx-lm; return its tokens. Loads the model.
+
+        Args:
+            session_id: the session.
+            path: a file that ends in .safetensors.
+            namespace: whose session it is.
+            metadata: words for the file's header, besides ``model`` and ``token_ids``.
+
+        Raises:
+            SessionNotFound: there is no such session, or none that this model has read.
+            InvalidRequest: the path has another ending.
+            StoreError: what is stored is gone, or the file cannot be written.
+        """
+        file = Path(path)
+        if file.suffix != ".safetensors":
+            raise InvalidRequest(f"path={str(path)!r} is not valid: a prompt cache ends in .safetensors.")
+        # Imported here because it imports MLX and mlx-lm.
+        from agent_memory_core.engine import prompt_cache
+
+        self._thread.check_open()
+        self._thread.flush()
+        wanted = self._call(lambda engine: prompt_cache.find(engine, (namespace, session_id)))
+        if self.config.cache_dir is not None:
+            prompt_cache.read(self._opened_store(), wanted)
+        return self._call(lambda engine: prompt_cache.write(engine, wanted, file, metadata or {}))
 
     def import_session(self, session_id: str, file: BinaryIO, namespace: str = "default") -> int:
         """Add to a session what `export_session` wrote; return the tokens of its longest branch.
