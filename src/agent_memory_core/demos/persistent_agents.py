@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_memory_core import AgentMemoryError
+from agent_memory_core import AgentMemory, AgentMemoryError, SessionKey
 from agent_memory_core.agents import PersistentAgentManager
 
 FACTS = {
@@ -50,8 +50,10 @@ class Resumed:
     prompt_tokens: int
     reused: int
     """Prompt tokens that were not computed again."""
-    seconds: float
-    """To the first token of the answer."""
+    resumed: float
+    """Seconds to the first token of the answer."""
+    cold: float
+    """The same for a memory that has never read any of it."""
 
 
 def first_session(folder: Path) -> None:
@@ -67,18 +69,27 @@ def first_session(folder: Path) -> None:
 
 
 def second_session(folder: Path) -> list[Resumed]:
-    """Load the agents from disk, and go on with them."""
-    with PersistentAgentManager(cache_dir=folder, min_free_mb=0) as manager:
-        return [_resumed(manager, agent_id) for agent_id in FACTS]
+    """Load the agents from disk, and go on with them. An empty memory answers the same, for comparison."""
+    with (
+        PersistentAgentManager(cache_dir=folder, min_free_mb=0) as manager,
+        AgentMemory(cache_dir=None) as blank,
+    ):
+        # Loading the model is not what is compared.
+        for memory in (manager.memory, blank):
+            memory.chat("Hello!", max_tokens=2)
+        return [_resumed(manager, blank, agent_id) for agent_id in FACTS]
 
 
-def _resumed(manager: PersistentAgentManager, agent_id: str) -> Resumed:
+def _resumed(manager: PersistentAgentManager, blank: AgentMemory, agent_id: str) -> Resumed:
     _, _, question, expected = FACTS[agent_id]
     agent = manager.load_agent(agent_id)
     before = agent.conversation_history
     answer = manager.generate(agent_id, question, max_tokens=40)
     report = agent.last_report
     assert report is not None, "the agent has just answered"
+    prompt = [{"role": "system", "content": agent.system_prompt}, *agent.conversation_history[:-1]]
+    # In a namespace of its own nothing is known from the agent before.
+    cold = blank.chat(prompt, SessionKey(agent_id, namespace=agent_id), max_tokens=1)
     return Resumed(
         agent_id=agent_id,
         history=before,
@@ -86,7 +97,8 @@ def _resumed(manager: PersistentAgentManager, agent_id: str) -> Resumed:
         expected=expected,
         prompt_tokens=report.usage.prompt_tokens,
         reused=report.usage.cache_read,
-        seconds=report.time_to_first_token,
+        resumed=report.time_to_first_token,
+        cold=cold.report.time_to_first_token,
     )
 
 
@@ -119,7 +131,7 @@ def _show(folder: Path) -> None:
     for line in resumed:
         print(
             f"session 2, {line.agent_id}: {line.answer!r}, {line.reused} of {line.prompt_tokens} prompt tokens reused, "
-            f"first token after {line.seconds * 1000:.0f} ms"
+            f"first token after {line.resumed * 1000:.0f} ms, cold after {line.cold * 1000:.0f} ms"
         )
 
 
