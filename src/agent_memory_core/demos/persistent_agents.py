@@ -21,6 +21,7 @@ from typing import Any
 
 from agent_memory_core import AgentMemory, AgentMemoryError, SessionKey
 from agent_memory_core.agents import PersistentAgentManager
+from agent_memory_core.demos.restart import BRIEF
 
 FACTS = {
     "tech_specialist": ("technical", "My name is Ada.", "What is my name?", "Ada"),
@@ -34,7 +35,7 @@ FACTS = {
 }
 """Agent id: its type, what it is told, what it is asked later, and a word of the right answer."""
 
-PROMPT = "You are a helpful assistant. You work as the {role} of a small ship. Answer briefly."
+PROMPT = BRIEF + " Your work there is {role}."
 
 
 @dataclass(frozen=True)
