@@ -74,7 +74,7 @@ def test_an_id_that_is_taken_and_one_that_is_unknown_are_refused(
         manager.import_agent(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("damage", ["cut", "payload", "text", "strange", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "payload", "text", "type", "strange", "empty"])
 def test_a_damaged_file_makes_no_agent(
     exported: tuple[PersistentAgentManager, Path], open_manager: OpenManager, tmp_path: Path, damage: str
 ) -> None:
@@ -84,6 +84,7 @@ def test_a_damaged_file_makes_no_agent(
         "cut": content[:-20],
         "payload": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
         "text": content.replace(b'"messages"', b'"massages"', 1),
+        "type": content.replace(b'"red"', b"[1, 2]", 1),
         "strange": b"something else\n" + content,
         "empty": b"",
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -88,4 +89,11 @@ def _read(file: BinaryIO) -> tuple[AgentRecord, list[Message]]:
         raise ValueError("it does not begin as one")
     said: dict[str, Any] = json.loads(file.readline(_MOST_LINE))
     messages = [from_json(text) for text in said.pop("messages")]
-    return AgentRecord(**said), messages
+    record = AgentRecord(**said)
+    texts = [record.agent_id, record.agent_type, record.system_prompt, record.model, record.template or ""]
+    texts += [*record.metadata.keys(), *record.metadata.values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text in it is none")
+    # Both tell how old it is here.
+    now = time.time()
+    return replace(record, created=now, last_access=now), messages
