@@ -43,6 +43,8 @@ from agent_memory_core.messages import (
     Transcript,
     TurnReport,
     Usage,
+    validate_namespace,
+    validate_session_id,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
     from agent_memory_core.storage.audit import CheckReport
     from agent_memory_core.storage.chat_history import ChatHistory
+    from agent_memory_core.storage.sealing import Cipher, Locked
 
 _MODULES = {
     "AdapterSettings": "adapter",
@@ -79,7 +82,9 @@ _MODULES = {
     "ChatHistory": "storage.chat_history",
     "ChatStream": "engine.streams",
     "CheckReport": "storage.audit",
+    "Cipher": "storage.sealing",
     "FirstToken": "engine.events",
+    "Locked": "storage.sealing",
     "MemoryStats": "engine.stats",
     "Residency": "engine.residency",
     "Stats": "engine.stats",
@@ -144,6 +149,7 @@ __all__ = [
     "ChatResult",
     "ChatStream",
     "CheckReport",
+    "Cipher",
     "DeadlineExceeded",
     "Delta",
     "EngineConfig",
@@ -154,6 +160,7 @@ __all__ = [
     "InvalidToolCall",
     "KnownValue",
     "KvCost",
+    "Locked",
     "MemoryStats",
     "Message",
     "Miss",
@@ -197,5 +204,7 @@ __all__ = [
     "resolve_settings",
     "sampling_for",
     "settings_for",
+    "validate_namespace",
+    "validate_session_id",
     "write_profile",
 ]

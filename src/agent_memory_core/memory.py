@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -24,6 +23,7 @@ from agent_memory_core.backend import require_mlx
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.events import Observer, Observers
 from agent_memory_core.engine.expiry import Expiry
+from agent_memory_core.engine.memory_sessions import MemorySessions
 from agent_memory_core.engine.requests import Conversation, to_request
 from agent_memory_core.engine.residency import Residency, enter, enter_apart, staying
 from agent_memory_core.engine.session_control import (
@@ -35,25 +35,17 @@ from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
 from agent_memory_core.engine.stats import Stats, StoreStats
 from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
 from agent_memory_core.engine.thread import EngineThread
-from agent_memory_core.errors import InvalidRequest, StoreError
 from agent_memory_core.messages import (
-    BranchInfo,
     ChatRequest,
     ChatResult,
-    SessionInfo,
     SessionKey,
-    Transcript,
     TurnReport,
     to_key,
-    validate_namespace,
-    validate_session_id,
     whole_answer,
 )
 from agent_memory_core.models.folder import configured_context, configured_reasoning
 from agent_memory_core.models.profile import settings_for
-from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.chat_history import ChatHistory
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.engine import Engine
@@ -65,7 +57,7 @@ Owner = SessionKey | str | None
 T = TypeVar("T")
 
 
-class AgentMemory:
+class AgentMemory(MemorySessions):
     """A model whose sessions outlive the call, the process and the machine's restarts.
 
     Settings are those of `EngineConfig`; what is not given comes from ``AGENT_MEMORY_*`` variables, the model's
@@ -79,7 +71,7 @@ class AgentMemory:
     _shared_lock = threading.Lock()
 
     def __init__(self, config: EngineConfig | None = None, **settings: Any) -> None:
-        self.config = config if config is not None and not settings else _config(config, settings)
+        self.config = settings_for(settings) if config is None else config.replace(**settings)
         self._lock = threading.Lock()
         self._store: BlockStore | None = None
         self._expiry: Expiry[AgentMemory] | None = None
@@ -166,153 +158,6 @@ class AgentMemory:
             asked, key, sink, ended=await enter_apart(self.residency, self), prewarm=True
         )
         return whole_answer([delta async for delta in AsyncChatStream(sink, handle)]).report
-
-    # -- sessions -----------------------------------------------------------------------------------------
-
-    def sessions(
-        self, namespace: str | None = None, *, limit: int | None = None, offset: int = 0
-    ) -> list[SessionInfo]:
-        """The sessions of a namespace, or of every namespace; the most recently used first.
-
-        Args:
-            namespace: whose sessions; None is every namespace.
-            limit: how many at most; None is all.
-            offset: how many of the first ones to leave out.
-
-        Waits for turns that are being written, but not for the engine, which goes on meanwhile.
-        """
-        self._thread.check_open()
-        if offset < 0 or (limit is not None and limit < 0):
-            raise InvalidRequest(f"limit={limit!r} and offset={offset!r} are not valid: numbers from 0 on.")
-        return self._sessions.list(namespace)[offset : None if limit is None else offset + limit]
-
-    def branches(self, session_id: str, namespace: str = "default") -> list[BranchInfo]:
-        """The branches of a session on disk, oldest first.
-
-        Raises:
-            SessionNotFound: there is no such session on disk.
-        """
-        self._thread.check_open()
-        return list(self._sessions.branches((namespace, session_id)))
-
-    def transcript(
-        self, session_id: str, namespace: str = "default", branch_id: int | None = None
-    ) -> Transcript:
-        """The messages of a session, read back from its tokens: its history, for whom it was lost. Loads the model.
-
-        Args:
-            session_id: the session.
-            namespace: whose session it is.
-            branch_id: one of `branches`; None is the branch that was used last.
-
-        Raises:
-            SessionNotFound: there is no such session, or none that this model has read.
-        """
-        self._thread.check_open()
-        if self.config.cache_dir is not None:
-            self._thread.flush()
-            latest = max(self.branches(session_id, namespace), key=lambda branch: branch.last_use)
-            branch_id = latest.branch_id if branch_id is None else branch_id
-        owner = (namespace, session_id)
-        return self._call(lambda engine: engine.transcript(owner, branch_id))
-
-    def fork(self, session_id: str, new_session_id: str, namespace: str = "default") -> None:
-        """Begin a new session with everything another one knows; nothing is copied.
-
-        Raises:
-            SessionNotFound: there is no such session.
-            InvalidRequest: an id cannot be used, or the new one is taken.
-        """
-        validate_session_id(session_id)
-        validate_session_id(new_session_id)
-        validate_namespace(namespace)
-        self._thread.check_open()
-        self._sessions.fork((namespace, session_id), new_session_id)
-
-    def pin(self, session_id: str, namespace: str = "default", *, pinned: bool = True) -> None:
-        """Keep a session on disk whatever the budget, or no longer.
-
-        Raises:
-            SessionNotFound: there is no such session on disk.
-        """
-        self._thread.check_open()
-        self._sessions.pin((namespace, session_id), pinned=pinned)
-
-    def flush(self) -> None:
-        """Wait until every turn that has ended is on disk, if there is one."""
-        self._thread.check_open()
-        self._thread.flush()
-
-    def release(self, session_id: str, namespace: str = "default") -> int:
-        """Drop from memory what is on disk and no other session needs; return how many bytes that freed.
-
-        The next turn of the session reads it back. Turns in flight lose nothing.
-        """
-        self._thread.check_open()
-        return self._sessions.release((namespace, session_id))
-
-    def forget(self, session_id: str, namespace: str = "default") -> bool:
-        """Delete a session from memory and disk at once; what others share stays. Say whether there was one.
-
-        A turn of it that is in flight meanwhile is not saved.
-        """
-        self._thread.check_open()
-        return self._sessions.forget((namespace, session_id))
-
-    def forget_namespace(self, namespace: str) -> int:
-        """Delete all sessions of a namespace, pinned ones too, and its key; return how many sessions there were."""
-        validate_namespace(namespace)
-        count = sum(self.forget(info.session_id, namespace) for info in self.sessions(namespace))
-        self._sessions.forget_rest(namespace)
-        return count
-
-    def history(self, session_id: str, namespace: str = "default") -> ChatHistory | None:
-        """The text of a session, for whom no application keeps it; None where there is no cache directory."""
-        return self._sessions.history((namespace, session_id))
-
-    def prune(
-        self, older_than: float | timedelta, namespace: str | None = None, *, dry_run: bool = False
-    ) -> list[SessionInfo]:
-        """Delete the sessions that nobody has used for a time, and return them; with ``dry_run`` only return them.
-
-        Pinned sessions stay, and those of which a turn is in flight.
-
-        Args:
-            older_than: seconds, or a `datetime.timedelta`, since the last use.
-            namespace: whose sessions; None is every namespace.
-
-        Raises:
-            InvalidRequest: ``older_than`` is negative.
-        """
-        seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
-        if not seconds >= 0:
-            raise InvalidRequest(f"older_than={older_than!r} is not valid: seconds or a timedelta from 0 on.")
-        latest, in_use = time.time() - seconds, self._in_use()
-        old = [
-            info
-            for info in self.sessions(namespace)
-            if info.last_use < latest and not info.pinned and (info.namespace, info.session_id) not in in_use
-        ]
-        return old if dry_run else [info for info in old if self.forget(info.session_id, info.namespace)]
-
-    def _in_use(self) -> set[tuple[str, str]]:
-        if not self._thread.started:
-            return set()
-        return self._thread.call(lambda engine: engine.sessions_in_use()).result()
-
-    def check(self, *, fix: bool = False) -> CheckReport:
-        """Compare every file of the store with the catalog and its checksum; with ``fix``, repair what can be.
-
-        Nothing sound is deleted, however much is stored. Reads every file, so it takes as long as that takes.
-
-        Raises:
-            StoreError: there is no cache directory, or it cannot be used.
-        """
-        self._thread.check_open()
-        store = self._open_store()
-        if store is None:
-            raise StoreError("there is no store to check: this memory has no cache_dir.")
-        return store.check(fix)
 
     # -- the engine ---------------------------------------------------------------------------------------
 
@@ -464,18 +309,6 @@ class AgentMemory:
                 self, lambda memory: None if memory.closed else len(memory.prune(age))
             )
 
-    def _open_store(self) -> BlockStore | None:
-        config = self.config
-        with self._lock:
-            if self._store is None and config.cache_dir is not None:
-                self._store = BlockStore.of_config(config.cache_dir, config)
-            return self._store
-
-    def _opened_store(self) -> BlockStore:
-        store = self._open_store()
-        assert store is not None, "only called where there is a cache_dir"
-        return store
-
     def _request(self, request: Conversation, sampling: Mapping[str, Any]) -> ChatRequest:
         return to_request(self.config.model, request, sampling)
 
@@ -492,7 +325,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    return config.replace(**settings) if config is not None else settings_for(settings)

@@ -156,10 +156,12 @@ def test_a_released_session_leaves_memory_and_what_others_share_stays(llama: str
     history = begun(driver, "one")
     begun(driver, "two")
     driver.memory.flush()
-    before = driver.memory.stats().memory.block_bytes
+    before = driver.memory.stats().memory
     freed = driver.memory.release("one")
-    assert 0 < freed < before / 2
-    assert driver.memory.stats().memory.block_bytes == before - freed
+    after = driver.memory.stats().memory
+    assert before.block_bytes / 2 < after.block_bytes < before.block_bytes
+    assert (before.live_caches, after.live_caches) == (2, 1)
+    assert freed == before.block_bytes + before.live_bytes - after.block_bytes - after.live_bytes
     assert driver.memory.release("one") == 0
     again = driver.turn([*history, {"role": "user", "content": "And now?"}], "one")
     # The brief is still in memory, the rest is read from disk.

@@ -93,7 +93,7 @@ def memory_is_writable() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _HostBytes:
+class HostBytes:
     """Where a tensor is read to on a backend whose arrays cannot be written into; copied into one afterwards."""
 
     dtype: str
@@ -101,11 +101,16 @@ class _HostBytes:
     data: bytearray
 
     @classmethod
-    def allocate(cls, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[_HostBytes, memoryview]]:
+    def allocate(cls, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[HostBytes, memoryview]]:
         found = [
             cls(dtype, shape, bytearray(math.prod(shape) * _DTYPES[dtype].size)) for dtype, shape in tensors
         ]
         return [(host, memoryview(host.data)) for host in found]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return len(self.data)
 
     def array(self) -> mx.array:
         """The bytes as an array, not evaluated yet."""
@@ -417,7 +422,7 @@ class BlockReader:
         for key in keys:
             if load.ended:
                 break
-            block = self._store.load(root, key, allocate if self._writes_into_arrays else _HostBytes.allocate)
+            block = self._store.load(root, key, allocate if self._writes_into_arrays else HostBytes.allocate)
             if block is None:
                 break
             if not self._writes_into_arrays:

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from agent_memory_core.blocks.block import Block
+from agent_memory_core.blocks.branch import Branch
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine import events
 from agent_memory_core.engine.committing import Ended
@@ -33,6 +34,7 @@ from agent_memory_core.messages import ChatRequest, Delta, FinishReason, Session
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.structured.tool_calls import model_parser
+from agent_memory_core.text.token_text import TokenText
 from agent_memory_core.text.transcript import TranscriptReader
 
 
@@ -326,12 +328,22 @@ class Engine:
     def release(self, owner: tuple[str, str]) -> int:
         """Drop from memory what is on disk and only one session needs; return how many bytes that freed."""
         self.cancel(self.background.forget(owner))
-        before = self.pool.block_bytes
+        before = self.pool.used
         self.pool.discard(self.disk.stored(list(self.sessions.exclusive(owner))))
-        return before - self.pool.block_bytes
+        return before - self.pool.used
 
     def transcript(self, owner: tuple[str, str], branch_id: int | None) -> Transcript:
         """The conversation of a branch of a session, by default of the one that was used last.
+
+        Raises:
+            SessionNotFound: there is no such branch that this model can read.
+        """
+        branch = self.branch(owner, branch_id)
+        reader = TranscriptReader(self.loaded.tokenizer, self.template, model_parser(self.loaded.tokenizer))
+        return reader.read(branch.token_ids)
+
+    def branch(self, owner: tuple[str, str], branch_id: int | None) -> Branch[TokenText]:
+        """A branch of a session, by default the one that was used last.
 
         Raises:
             SessionNotFound: there is no such branch that this model can read.
@@ -342,9 +354,7 @@ class Engine:
             raise SessionNotFound(
                 f"there is nothing of session {owner[1]!r} in namespace {owner[0]!r} that {self.loaded.name} has read."
             )
-        branch = max(fitting, key=lambda branch: branch.used)
-        reader = TranscriptReader(self.loaded.tokenizer, self.template, model_parser(self.loaded.tokenizer))
-        return reader.read(branch.token_ids)
+        return max(fitting, key=lambda branch: branch.used)
 
     def sessions_in_use(self) -> set[tuple[str, str]]:
         """Namespace and session id of every turn that is in flight or being written."""

@@ -33,8 +33,10 @@ ALIGNMENT = 4096
 MAX_HEADER = 2**20
 """Most bytes before the payload; a longer header is damage."""
 
-_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
-_ITEM_BYTES |= {"U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
+ITEM_BYTES |= {"U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""Bytes of one element, by safetensors' name of its type."""
+
 # Most buffers and bytes of one system call: IOV_MAX, and less than what Linux and macOS accept.
 _MAX_BUFFERS = 1024
 _MAX_CALL = 2**30
@@ -326,4 +328,4 @@ def _tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:
     shape = tuple(entry["shape"])
     if not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, *entry["data_offsets"])):
         raise ValueError("a shape or an offset is not a whole number")
-    return _Tensor(name, entry["dtype"], shape, _ITEM_BYTES[entry["dtype"]] * math.prod(shape))
+    return _Tensor(name, entry["dtype"], shape, ITEM_BYTES[entry["dtype"]] * math.prod(shape))

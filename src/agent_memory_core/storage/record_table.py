@@ -176,6 +176,11 @@ class RecordTable:
         with self._database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO roots VALUES (?, ?, ?, ?)", values)
 
+    def identity(self, root: BlockHash) -> dict[str, str]:
+        """What a root was hashed from, and the name of its model; empty where that is not known."""
+        found = self._database.read("SELECT identity FROM roots WHERE root = ?", (root,))
+        return dict(json.loads(found[0][0])) if found else {}
+
     def put(self, record: StoredRecord, owner: int, last_use: float) -> None:
         """Add the row of a file that has just been written or seen, stored by the session of that row id."""
         with self._database.transaction() as db:
