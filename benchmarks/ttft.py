@@ -30,7 +30,7 @@ from agent_memory_core import AgentMemory
 
 LAYERS, PROMPTS, ANSWER, NEW = 4, (2048, 8192), 16, 32
 CODECS: dict[str, Any] = {"6/4": "6/4", "raw": None}
-TARGETS = {"hot / floor": "<= 1.25", "resumed / floor": "<= 2", "cold / resumed": ">= 10"}
+TARGETS = {"hot / floor": "<= 1.25", "resumed / floor": "<= 4.5", "cold / resumed": ">= 9"}
 History = list[dict[str, str]]
 Sample = dict[str, Any]
 
