@@ -70,6 +70,7 @@ def test_every_setting_reaches_the_engine(adapter: type[AdapterSettings], tmp_pa
         "prewarm": "idle",
         "batching": "never",
         "wired": "on",
+        "compute_dtype": "float32",
         "durability": "power",
         "encryption": "env",
         "control_words": "tokens",

@@ -283,6 +283,7 @@ def test_a_new_result_describes_the_machine_and_the_device(tmp_path: Path) -> No
     record = _load("record")
     record.write_result(tmp_path / "new.json", {}, {})
     machine = json.loads((tmp_path / "new.json").read_text())["machine"]
-    assert {"cpu", "cores", "memory", "platform", "macos", "device", "device_info"} == set(machine)
+    described = {"cpu", "cores", "memory", "platform", "macos", "gflops", "blas", "device", "device_info"}
+    assert described == set(machine)
     assert machine["memory"] > 2**28
     assert machine["device_info"] == mx.device_info()
