@@ -406,9 +406,14 @@ def _sentence(of: type[_Settings], name: str, value: object) -> str:
     return f"{name}={shown(name, value)} is not valid: {values_of(field)}."
 
 
+LONGEST_WORD = 12
+"""Characters of what may stand in place of a word for encryption and is no key."""
+
+
 def shown(name: str, value: object) -> str:
     """A setting's value as an error may name it: what stands in place of a word for encryption may be a key."""
-    return "(a value that is not shown here)" if name == "encryption" else repr(value)
+    may_be_a_key = name == "encryption" and len(str(value)) > LONGEST_WORD
+    return "(a value that is not shown here)" if may_be_a_key else repr(value)
 
 
 def choice_of(name: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from agent_memory_core.config import (
     SamplingParams,
     default_memory_budget_bytes,
     known_settings,
+    shown,
     source_of,
 )
 from agent_memory_core.environment import resolve_sampling, resolve_settings
@@ -114,9 +115,9 @@ def test_a_value_is_taken_or_refused_in_one_sentence(of: Any, name: str, value: 
         of(**{name: value})
     except of.ERROR as error:
         refused = str(error)
-    # A value in the place of a word for encryption may be a key.
-    shown = "(a value that is not shown here)" if name == "encryption" else repr(value)
-    assert refused == "" or re.fullmatch(rf"{name}={re.escape(shown)} is not valid: [^\n]+\.", refused)
+    assert refused == "" or re.fullmatch(
+        rf"{name}={re.escape(shown(name, value))} is not valid: [^\n]+\.", refused
+    )
 
 
 def test_a_copy_with_other_values_is_checked() -> None:
