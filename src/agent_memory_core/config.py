@@ -406,13 +406,9 @@ def _sentence(of: type[_Settings], name: str, value: object) -> str:
     return f"{name}={shown(name, value)} is not valid: {values_of(field)}."
 
 
-LONGEST_WORD = 12
-"""Characters of what may stand in place of a word for encryption and is no key."""
-
-
 def shown(name: str, value: object) -> str:
-    """A setting's value as an error may name it: what stands in place of a word for encryption may be a key."""
-    may_be_a_key = name == "encryption" and len(str(value)) > LONGEST_WORD
+    """A setting's value as an error may name it: what is longer than any word for encryption may be a key."""
+    may_be_a_key = name == "encryption" and len(str(value)) > 12
     return "(a value that is not shown here)" if may_be_a_key else repr(value)
 
 
@@ -491,27 +487,6 @@ def check_setting(of: SettingsClass, name: str, value: Any, source: str) -> Any:
         return getattr(of(**{name: value}), name)
     except (InvalidSetting, InvalidRequest) as wrong:
         raise InvalidSetting(f"{source}: {wrong}") from wrong
-
-
-def physical_memory_bytes() -> int:
-    """Bytes of memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def default_memory_budget_bytes(weight_bytes: int, device: Mapping[str, Any]) -> int:
-    """Bytes for all KV in memory where nothing else is set.
-
-    Args:
-        weight_bytes: bytes of the model's weights, with which the KV shares the memory of the GPU.
-        device: what MLX knows of the device. Metal names a recommended working set, CUDA a total memory, and a
-            CPU neither; its memory is the machine's.
-    """
-    most = min(DEFAULT_MEMORY_MB * 2**20, physical_memory_bytes() // 4)
-    of_gpu: int | None = device.get("max_recommended_working_set_size") or device.get("total_memory")
-    if of_gpu is None:
-        return most
-    # Half of what the weights leave: the other half is for what a forward pass computes, and for other programs.
-    return min(most, max(LEAST_MEMORY_MB * 2**20, (of_gpu - weight_bytes) // 2))
 
 
 def with_tuples(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,16 @@ def test_forgetting_a_session_forgets_its_live_cache(driver: engine_driver.Drive
     assert live_caches(driver) == []
 
 
+def test_a_turn_of_a_session_that_is_forgotten_meanwhile_leaves_none(model: str, tmp_path: Path) -> None:
+    driver = opened(model, tmp_path / "store")
+    with driver.memory.chat("Tell me all.", "a", stream=True, max_tokens=64) as answer:
+        next(answer)
+        driver.memory.forget("a")
+        list(answer)
+    assert live_caches(driver) == []
+    driver.memory.close()
+
+
 @pytest.mark.parametrize("name", ["gpt_oss", "qwen3_5"])
 def test_layers_for_which_that_is_not_proven_go_on_restoring(tmp_path: Path, name: str) -> None:
     driver = opened(families.write(tmp_path / name, name), tmp_path / "store")

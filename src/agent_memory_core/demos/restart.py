@@ -168,11 +168,12 @@ def _asked(folder: Path, histories: str) -> Outcome:
 
 
 def _environment() -> dict[str, str]:
-    # The demonstration shows the defaults, whatever the user's own settings are.
+    # The demonstration shows the defaults, whatever the user's own settings are. Which library multiplies matrices is
+    # no setting but a property of the machine.
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("AGENT_MEMORY_", "SEMANTIC_"))
+        if name == "AGENT_MEMORY_OPENBLAS" or not name.startswith(("AGENT_MEMORY_", "SEMANTIC_"))
     }
 
 

@@ -9,6 +9,7 @@ the first engine that needs them, and the last one puts back what was there.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from agent_memory_core.blocks.block_pool import BlockPool
-from agent_memory_core.config import EngineConfig, default_memory_budget_bytes, physical_memory_bytes
+from agent_memory_core.config import DEFAULT_MEMORY_MB, LEAST_MEMORY_MB, EngineConfig
 from agent_memory_core.engine.stats import MemoryStats
 from agent_memory_core.errors import OutOfGpuMemory
 
@@ -50,6 +51,27 @@ def weight_bytes(model: Any) -> int:
     """Bytes of a loaded model's weights; weights that are shared count once."""
     weights: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return sum({id(x): int(x.nbytes) for _, x in weights}.values())
+
+
+def physical_memory_bytes() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def default_memory_budget_bytes(weight_bytes: int, device: Mapping[str, Any]) -> int:
+    """Bytes for all KV in memory where nothing else is set.
+
+    Args:
+        weight_bytes: bytes of the model's weights, with which the KV shares the memory of the GPU.
+        device: what MLX knows of the device. Metal names a recommended working set, CUDA a total memory, and a
+            CPU neither; its memory is the machine's.
+    """
+    most = min(DEFAULT_MEMORY_MB * 2**20, physical_memory_bytes() // 4)
+    of_gpu: int | None = device.get("max_recommended_working_set_size") or device.get("total_memory")
+    if of_gpu is None:
+        return most
+    # Half of what the weights leave: the other half is for what a forward pass computes, and for other programs.
+    return min(most, max(LEAST_MEMORY_MB * 2**20, (of_gpu - weight_bytes) // 2))
 
 
 def memory_budget_bytes(config: EngineConfig, model: Any) -> int:

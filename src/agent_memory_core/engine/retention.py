@@ -82,7 +82,9 @@ class KvRetention:
         sequence = turn.sequence
         length, first = sequence.num_computed, len(sequence.match.blocks)
         nbytes = self._blocks.live_bytes(length)
-        if not self._blocks.layout.stays_live or not length or not self._pool.has_room_to_live(nbytes):
+        is_forgotten = turn.session is not None and turn.session.forgotten
+        stays = self._blocks.layout.stays_live and length > 0 and not is_forgotten
+        if not stays or not self._pool.has_room_to_live(nbytes):
             return
         names = tuple(sequence.hashes[: length // self._block_tokens])
         blocks = [block for block in map(self._pool.get, names[first:]) if block is not None]

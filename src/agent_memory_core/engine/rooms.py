@@ -98,10 +98,7 @@ def make_rooms(
     # What is evicted can be read again only where there is a disk.
     pool = BlockPool(memory_bytes, memory_bytes // LIVE_SHARE if store is not None else 0)
     limits = _limits(loaded, config, layout)
-    eos = sorted(loaded.tokenizer.eos_token_ids)
-    runner = ModelRunner(loaded.model, layout, eos)
-    if config.batching != "auto":
-        runner.batches = config.batching == "always" and layout.batches
+    runner = _runner(loaded, config, layout)
     sessions: SessionBook = MemorySessionBook(pool)
     if store is not None:
         sessions = CatalogSessionBook(pool, store.catalog.branches, template.tokenizer, config.block_tokens)
@@ -113,10 +110,9 @@ def make_rooms(
         return Preparation(own, needs_checkpoints, limits.context_length)
 
     preparation = prepares_with(template)
-    pace = None
-    if config.prefill_chunk is None:
-        pace = PrefillPace(machine_key("chunk 1", loaded.fingerprint, layout), catalog, disk.later)
-        scheduler.chunk_tokens = pace.tokens
+    key = machine_key("chunk 1", loaded.fingerprint, layout)
+    pace = PrefillPace(key, catalog, disk.later) if config.prefill_chunk is None else None
+    scheduler.chunk_tokens = pace.tokens if pace is not None else None
     prewarms = config.prewarm == "idle" and not blocks.resume.unsupported
     return Rooms(
         parity=parity,
@@ -138,6 +134,13 @@ def make_rooms(
         pace=pace,
         working_set=WorkingSet(loaded.model),
     )
+
+
+def _runner(loaded: LoadedModel, config: EngineConfig, layout: KvLayout) -> ModelRunner:
+    runner = ModelRunner(loaded.model, layout, sorted(loaded.tokenizer.eos_token_ids))
+    if config.batching != "auto":
+        runner.batches = config.batching == "always" and layout.batches
+    return runner
 
 
 def _match_function(prefixes: PrefixCache, disk: Persistence) -> MatchFunction:

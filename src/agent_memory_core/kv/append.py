@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache
 
 from agent_memory_core.blocks.resume_policy import EveryToken, ResumeRequirement
 from agent_memory_core.kv.codec import Segment
-from agent_memory_core.kv.layer_kind import Leaf, LiveBytes, TokenShape
+from agent_memory_core.kv.layer_kind import Leaf, LiveBytes, SettledLayers, TokenShape
 from agent_memory_core.kv.token_layers import TokenLayers, token_shape
 
 GROWTH = 256
@@ -24,7 +24,7 @@ def round_up(tokens: int, step: int = GROWTH) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class AppendLayers(TokenLayers):
+class AppendLayers(TokenLayers, SettledLayers):
     """Leaves that keep every token: any range of tokens can be cut out and put back."""
 
     kind = "append"
@@ -78,15 +78,13 @@ class AppendLayers(TokenLayers):
     def _zeros(self, tokens: int, dim: int) -> mx.array:
         return mx.zeros((1, self.token.heads, tokens, dim), self.token.dtype)
 
-    @property
-    def stays_live(self) -> bool:
-        """Attention reads the first tokens of a buffer, wherever these came from."""
-        return True
-
     def settle(
         self, caches: Sequence[Any], segments: Sequence[Segment], start: int, length: int, room: int
     ) -> None:
-        """Evaluate leaf by leaf, so that no more than one of them is there twice."""
+        """Attention reads the first tokens of a buffer, wherever these came from.
+
+        Leaf by leaf is evaluated, so that no more than one of them is there twice.
+        """
         capacity = round_up(length + room)
         for row, cache in enumerate(caches):
             live = {"k": cache.keys, "v": cache.values}

@@ -184,21 +184,21 @@ class LayerGroup(ABC):
         hold every token, or at least those of the window; for layers that keep a whole state there is exactly one.
         """
 
-    @property
-    def stays_live(self) -> bool:
-        """Whether `settle` and `trim` are proven to give the bits that `join` gives."""
-        return False
+    @abstractmethod
+    def fits(self, arrays: Segment, tokens: int) -> bool:
+        """Whether arrays that were loaded have the names, shapes and dtypes of a tail of so many tokens."""
 
+
+class SettledLayers(LayerGroup):
+    """Leaves whose live caches can be kept: `settle` is proven to give the bits that `join` gives."""
+
+    __slots__ = ()
+
+    @abstractmethod
     def settle(
         self, caches: Sequence[Any], segments: Sequence[Segment], start: int, length: int, room: int
     ) -> None:
         """Put ``segments``, the stored form of tokens from ``start`` on, in the place of what was computed.
 
-        The caches keep ``length`` tokens in buffers of their own, with space for ``room`` more. Only where
-        `stays_live`.
+        The caches keep ``length`` tokens in buffers of their own, with space for ``room`` more.
         """
-        raise NotImplementedError
-
-    @abstractmethod
-    def fits(self, arrays: Segment, tokens: int) -> bool:
-        """Whether arrays that were loaded have the names, shapes and dtypes of a tail of so many tokens."""

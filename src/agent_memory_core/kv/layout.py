@@ -19,7 +19,7 @@ from mlx_lm.models.cache import CacheList, make_prompt_cache
 from agent_memory_core.blocks.block import RecordKind
 from agent_memory_core.kv.append import AppendLayers
 from agent_memory_core.kv.codec import Segment
-from agent_memory_core.kv.layer_kind import LayerGroup, Leaf, LiveBytes
+from agent_memory_core.kv.layer_kind import LayerGroup, Leaf, LiveBytes, SettledLayers
 from agent_memory_core.kv.snapshot import SnapshotLayers, arrays_of, attribute_shapes
 from agent_memory_core.kv.state import StateLayers
 from agent_memory_core.kv.window import WindowLayers
@@ -114,7 +114,7 @@ class KvLayout:
     @property
     def stays_live(self) -> bool:
         """Whether a live cache can be brought into the form that restoring it would give, see `settle`."""
-        return not self.unknown and all(group.stays_live for group in self.groups)
+        return not self.unknown and all(isinstance(group, SettledLayers) for group in self.groups)
 
     def settle(self, cache: Sequence[Any], segments: Segments, start: int, length: int, room: int) -> None:
         """Make a live cache what `join` would build of its first ``length`` tokens' records, with the same ``room``.
@@ -124,6 +124,7 @@ class KvLayout:
         """
         leaves = _leaves(cache)
         for number, group in enumerate(self.groups):
+            assert isinstance(group, SettledLayers), "see `stays_live`"
             own = [self._of_group(number, segment) for segment in segments[group.home]]
             group.settle(_own(group, leaves), own, start, length, room)
 

@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -30,6 +30,7 @@ from agent_memory_core.storage.block_file import Damaged, describe_new, is_locke
 from agent_memory_core.storage.branches import BranchCommit, BranchRow, SessionOwner, hidden
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.chat_history import ChatHistory
+from agent_memory_core.storage.commit_plan import CommitPlan, bytes_of
 from agent_memory_core.storage.disk_budget import Limits
 from agent_memory_core.storage.folder import opening, prepare_root, reading
 from agent_memory_core.storage.key_ring import keys_for
@@ -52,26 +53,6 @@ _LOG_DIVISOR = 64
 
 _COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_locked", "miss_failed")
 _MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How a turn is committed."""
-
-    kept: list[StoredRecord]
-    """records of the turn that were stored before"""
-    new: list[tuple[StoredRecord, Record[HostTensor]]]
-    """records to write; their checksum is not yet known"""
-    evicted: list[StoredRecord]
-    """records whose rows were removed to make room, and whose files are to be deleted"""
-    reservation: int
-    free: Mark | None
-    """what was free when it was found that the volume lacks some; None where it does not"""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to write."""
-        return _nbytes(self.new)
 
 
 class BlockStore:
@@ -325,11 +306,11 @@ class BlockStore:
         root: BlockHash,
         held: Iterable[BlockHash],
         branch_id: int | None,
-    ) -> _Plan:
+    ) -> CommitPlan:
         """Make room for the records that are not stored yet, and hold those that are."""
         hold = {key for record in records for key in (record.key, record.parent)} | set(held)
         kept, new = self._divide(records, root)
-        nbytes = _nbytes(new)
+        nbytes = bytes_of(new)
         # Outside the transaction, since what the volume owes stays noted where it makes the turn fail. What another
         # process evicts before it is held here is noticed when the turn is committed.
         lacking, free = self.volume.shortfall(nbytes) if new else (0, None)
@@ -337,7 +318,7 @@ class BlockStore:
         reservation, evicted = self.catalog.budget.reserve(
             root, nbytes, limits, hold, branch_id, [described for described, _ in new]
         )
-        return _Plan(kept, new, evicted, reservation, free if lacking else None)
+        return CommitPlan(kept, new, evicted, reservation, free if lacking else None)
 
     def _divide(
         self, records: Sequence[Record[HostTensor]], root: BlockHash
@@ -356,7 +337,7 @@ class BlockStore:
         return kept, new
 
     def _attempt(
-        self, plan: _Plan, branch_id: int | None, enter: Callable[[list[StoredRecord]], T]
+        self, plan: CommitPlan, branch_id: int | None, enter: Callable[[list[StoredRecord]], T]
     ) -> tuple[bool, T | None]:
         """Carry out a plan; False where a file that it relied on disappeared meanwhile."""
         try:
@@ -393,7 +374,7 @@ class BlockStore:
                 return stored
             free, evicted = self.volume.mark(), True
             self.volume.require_giving(free.free)
-            self._delete_evicted(self.catalog.budget.evict(_nbytes(pending), branch_id), free)
+            self._delete_evicted(self.catalog.budget.evict(bytes_of(pending), branch_id), free)
         raise StoreFull(f"the volume of {self.path} is full: free some space on it.")
 
     def _delete_evicted(self, records: Sequence[StoredRecord], free: Mark | None, nbytes: int = 0) -> None:
@@ -427,7 +408,7 @@ class BlockStore:
                     self.files.delete_at(path)
             self.catalog.records.deleted(keys)
 
-    def _undo(self, plan: _Plan) -> None:
+    def _undo(self, plan: CommitPlan) -> None:
         try:
             self.catalog.budget.release(plan.reservation)
             self._delete([described for described, _ in plan.new])
@@ -511,7 +492,3 @@ class BlockStore:
 
 def _in_bytes(mib: int | None) -> int | None:
     return None if mib is None else mib * _MIB
-
-
-def _nbytes(new: Sequence[tuple[StoredRecord, Record[HostTensor]]]) -> int:
-    return sum(described.nbytes for described, _ in new)

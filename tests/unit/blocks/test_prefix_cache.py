@@ -11,6 +11,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from agent_memory_core.blocks import block, prefix_cache
 from agent_memory_core.blocks.block import (
+    START_TOKENS,
     Block,
     BlockHash,
     RecordKind,
@@ -22,7 +23,7 @@ from agent_memory_core.blocks.block import (
 )
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Match
-from agent_memory_core.blocks.prefix_cache import MIN_BLOCK_PART, MIN_TAIL_PART, PrefixCache
+from agent_memory_core.blocks.prefix_cache import MAX_SIBLINGS, MIN_BLOCK_PART, MIN_TAIL_PART, PrefixCache
 from agent_memory_core.blocks.resume_policy import (
     EveryToken,
     LastTokens,
@@ -135,6 +136,26 @@ def test_a_block_whose_ids_are_not_the_prompts_is_no_hit() -> None:
 def test_what_follows_a_hit_that_cannot_be_had_is_of_no_use() -> None:
     found = match(pool_with(4), IDS, without={chain(ROOT, IDS, SIZE)[1]})
     assert (len(found.blocks), found.end, found.tokens) == (1, None, SIZE)
+
+
+@pytest.mark.parametrize("in_tier", [False, True])
+def test_a_tail_that_the_caller_names_is_found_among_thousands_that_begin_alike(in_tier: bool) -> None:
+    """Without its name only the newest ones are looked at, of which each shares the same few tokens."""
+    pool, tier = BlockPool(10**6), Tier()
+    own = tuple(IDS[:40])
+    tails = [own, *((*IDS[:START_TOKENS], n, n) for n in range(3 * MAX_SIBLINGS))]
+    names = [record_hash("tail", ROOT, tokens) for tokens in tails]
+    for key, tokens in zip(names, tails, strict=True):
+        if in_tier:
+            tier.rows[key] = Row(key, ROOT, tokens, "tail")
+        else:
+            pool.put(Block(key, ROOT, tokens, 1, None, kind="tail"))
+    prefixes = PrefixCache(pool, ResumePolicy(SIZE))
+    hashes = chain(ROOT, IDS, SIZE)
+    assert prefixes.match(ROOT, IDS, hashes, tier).tokens == START_TOKENS
+    assert prefixes.match(ROOT, IDS, hashes, tier, tails=[names[0]]).tokens == len(own)
+    other = prefixes.match(ROOT, [7, *IDS], chain(ROOT, [7, *IDS], SIZE), tier, tails=[names[0]])
+    assert other.tokens == 0, "a name is a hint: the token ids decide"
 
 
 # Layers of every kind, against an oracle that tries every position

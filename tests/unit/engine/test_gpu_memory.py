@@ -11,7 +11,13 @@ import pytest
 
 from agent_memory_core import EngineConfig, OutOfGpuMemory
 from agent_memory_core.engine import gpu_memory
-from agent_memory_core.engine.gpu_memory import CACHE_LIMIT, GpuMemory, memory_budget_bytes, weight_bytes
+from agent_memory_core.engine.gpu_memory import (
+    CACHE_LIMIT,
+    GpuMemory,
+    default_memory_budget_bytes,
+    memory_budget_bytes,
+    weight_bytes,
+)
 
 GIB = 2**30
 LACKS = [
@@ -138,3 +144,38 @@ def test_any_other_error_is_raised(mac: Limits) -> None:
         memory.attempt(work)
     assert memory.attempt(lambda: None) is None
     memory.close()
+
+
+# What is set where nothing else is
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, gib: int) -> None:
+    """Let the machine have so much memory."""
+    sizes = {"SC_PHYS_PAGES": gib * 2**18, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+
+
+def test_the_memory_budget_is_never_more_than_a_quarter_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_memory(monkeypatch, 16)
+    assert default_memory_budget_bytes(2**30, {}) == 4 * 2**30
+    with_memory(monkeypatch, 128)
+    assert default_memory_budget_bytes(2**30, {}) == 8 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("memory", "weights", "device", "budget"),
+    [
+        (24, 14 * 1024, {"max_recommended_working_set_size": 16 * 2**30}, 1024),
+        (24, 4 * 1024, {"max_recommended_working_set_size": 16 * 2**30}, 6 * 1024),
+        (24, 20 * 1024, {"max_recommended_working_set_size": 16 * 2**30}, 256),
+        (128, 40 * 1024, {"max_recommended_working_set_size": 96 * 2**30}, 8 * 1024),
+        (64, 5 * 1024, {"total_memory": 8 * 2**30}, 1536),
+    ],
+)
+def test_the_memory_budget_is_at_most_half_of_what_the_weights_leave_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, memory: int, weights: int, device: dict[str, int], budget: int
+) -> None:
+    with_memory(monkeypatch, memory)
+    assert default_memory_budget_bytes(weights * 2**20, device) == budget * 2**20
