@@ -142,3 +142,7 @@ def _one_token_words() -> dict[str, int]:
         for token in sorted(vocabulary)
         if token[0] == space and len(token) > 2 and token[1:].isalpha() and token[1:].isascii()
     }
+
+
+if __name__ == "__main__":
+    print(gflops())
