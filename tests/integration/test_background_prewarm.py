@@ -319,6 +319,8 @@ def test_a_forgotten_session_does_not_come_back(
     engine = open_engine()
     store = BlockStore(tmp_path / "store")
     interrupted(engine)
+    # The turn has ended, and what is deleted has to be there.
+    engine.disk.flush()
     assert engine.forget(("default", "s"))
     assert store.forget("default", "s")
     assert not engine.busy
