@@ -43,6 +43,7 @@ from agent_memory_core.messages import (
     Transcript,
     TurnReport,
     Usage,
+    whole_answer,
 )
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ if TYPE_CHECKING:
         TurnQueued,
         TurnSaved,
     )
+    from agent_memory_core.engine.requests import Conversation, to_request
     from agent_memory_core.engine.residency import Residency
     from agent_memory_core.engine.stats import MemoryStats, Stats, StoreStats
     from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
     from agent_memory_core.memory import AgentMemory
     from agent_memory_core.models.description import KnownValue, KvCost, ModelDescription, describe_model
+    from agent_memory_core.models.folder import weights_on_disk
     from agent_memory_core.models.new_profile import NewProfile, write_profile
     from agent_memory_core.models.parity import ParityResult
     from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
@@ -81,7 +84,10 @@ _MODULES = {
     "CheckReport": "storage.audit",
     "FirstToken": "engine.events",
     "MemoryStats": "engine.stats",
+    "Conversation": "engine.requests",
     "Residency": "engine.residency",
+    "to_request": "engine.requests",
+    "weights_on_disk": "models.folder",
     "Stats": "engine.stats",
     "StoreStats": "engine.stats",
     "TurnAdmitted": "engine.events",
@@ -144,6 +150,7 @@ __all__ = [
     "ChatResult",
     "ChatStream",
     "CheckReport",
+    "Conversation",
     "DeadlineExceeded",
     "Delta",
     "EngineConfig",
@@ -197,5 +204,8 @@ __all__ = [
     "resolve_settings",
     "sampling_for",
     "settings_for",
+    "to_request",
+    "weights_on_disk",
+    "whole_answer",
     "write_profile",
 ]
