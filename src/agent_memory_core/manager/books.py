@@ -385,12 +385,14 @@ class Books:
 
     def in_the_way(self) -> str:
         """Who holds the memory, for an error."""
-        held = [entry for entry in self.entries.values() if entry.nbytes]
-        said = [
-            f"{e.name} {_mib(e.nbytes)} ({'pinned' if e.pinned else f'{e.leases} in use' if e.leases else e.state.name.lower()})"
-            for e in held
-        ]
-        return ", ".join(said) or "nothing"
+        held = [f"{e.name} {_mib(e.nbytes)} ({_why(e)})" for e in self.entries.values() if e.nbytes]
+        return ", ".join(held) or "nothing"
+
+
+def _why(entry: Entry) -> str:
+    if entry.pinned:
+        return "pinned"
+    return f"{entry.leases} in use" if entry.leases else entry.state.name.lower()
 
 
 def _names(entries: Iterable[Entry]) -> str:
