@@ -7,6 +7,7 @@ import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -158,6 +159,12 @@ class ManagedModel:
         with self._pool.leased(self._slot, timeout) as loaded:
             yield loaded.native
 
+    def hold(self, timeout: float | None = None) -> tuple[Any, Callable[[], None]]:
+        """`lease` without a block: the object of the library, and what gives the lease back, once, in any thread."""
+        self._pool.acquire(self._slot, timeout)
+        assert self._slot.loaded is not None
+        return self._slot.loaded.native, partial(self._pool.release, self._slot)
+
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer, as the library has it; for mlx the `AgentMemory`, which encodes; None for openai."""
@@ -255,7 +262,7 @@ class ManagedModel:
         except BaseException:
             pool.release(slot)
             raise
-        stream = ManagedStream(answer, asked, lambda: pool.release(slot))
+        stream = ManagedStream(answer, asked, partial(pool.release, slot))
         slot.calls.add(stream)
         return stream
 
@@ -285,7 +292,7 @@ class ManagedModel:
             if isinstance(result, Iterator):
                 # It runs the model for as long as it is read.
                 self._pool.acquire(self._slot)
-                return HeldIterator(result, lambda: self._pool.release(self._slot))
+                return HeldIterator(result, partial(self._pool.release, self._slot))
             return result
 
 

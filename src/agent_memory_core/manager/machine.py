@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -20,14 +21,14 @@ def default_limit() -> int:
 
 def _recommended() -> int | None:
     """The working set that Metal recommends, where there is Metal."""
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         return None
     try:
         import mlx.core as mx
     except ImportError:
         return None
-    found: int | None = mx.device_info().get("max_recommended_working_set_size")  # type: ignore[assignment]
-    return found
+    found = mx.device_info().get("max_recommended_working_set_size")
+    return int(found) if found is not None else None
 
 
 def gauges() -> dict[str, Any]:

@@ -158,9 +158,9 @@ class ModelManager:
                     return
                 raise InvalidSetting(f"there is another model called {config.name!r}: choose another name.")
             models = (*self._config.models, config)
-            self._config = self._config.model_copy(update={"models": models})
             check_fallbacks({model.name: model.fallback for model in models})
             check_engines(models)
+            self._config = self._config.model_copy(update={"models": models})
             self._add(config)
 
     def _add(self, config: ModelConfig) -> None:

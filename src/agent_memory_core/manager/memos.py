@@ -10,7 +10,6 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +168,12 @@ def register(manager: ModelManager | None = None) -> None:
             if found is None or found.type != "huggingface":
                 super().__init__(config)
                 return
-            managed, held = known.get_model(found.name), ExitStack()
+            managed = known.get_model(found.name)
             self.config = config
-            self.model = held.enter_context(managed.lease())
+            self.model, release = managed.hold()
             self.tokenizer = managed.tokenizer
             self.logits_processors = _processors(config)
-            weakref.finalize(self, held.close)
+            weakref.finalize(self, release)
 
     LLMFactory.backend_to_class["huggingface_singleton"] = ManagedHFLLM
 

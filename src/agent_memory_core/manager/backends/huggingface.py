@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import queue
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from agent_memory_core import Delta, InvalidRequest, ModelError, Usage
 from agent_memory_core.manager.backends.base import Asked, Clock, required
 from agent_memory_core.manager.backends.openai import to_wire
 from agent_memory_core.manager.config import MIB, ModelConfig
+
+log = logging.getLogger("agent_memory")
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -104,6 +107,7 @@ class LoadedHuggingFace:
                 self.native.generate(**inputs, **self._options(asked), streamer=heard)
         except Exception as error:
             # The thread's outermost loop: its reader is told.
+            log.debug("transformers failed", exc_info=True)
             failed.put(error)
         finally:
             heard.end()
