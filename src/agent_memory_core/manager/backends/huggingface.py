@@ -6,9 +6,11 @@ import gc
 import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from agent_memory_core import Delta, InvalidRequest, ModelError, Usage
 from agent_memory_core.manager.backends.base import Asked, Clock, required
@@ -176,29 +178,32 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _grammar(tokenizer: Any, schema: Any) -> Any:
-    """A logits processor that holds the answer to a JSON schema."""
+def _grammar(tokenizer: Any, schema: Mapping[str, Any]) -> Any:
+    """A logits processor that holds the answer to a JSON schema.
+
+    Raises:
+        InvalidRequest: the schema cannot be held to.
+    """
     llguidance = required("llguidance", extra="grammar", what="huggingface")
-    hf, torch_ = required("llguidance.hf", extra="grammar", what="huggingface"), _required_torch()
-    bits = required("llguidance.torch", extra="grammar", what="huggingface")
+    bits, torch = required("llguidance.numpy", extra="grammar", what="huggingface"), _required_torch()
+    words = required("llguidance.hf", extra="grammar", what="huggingface").from_tokenizer(tokenizer)
     grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema) or {"type": "object"})
-    made = hf.from_tokenizer(tokenizer)
-    matcher = llguidance.LLMatcher(made, grammar)
+    matcher = llguidance.LLMatcher(words, grammar)
     if matcher.is_error():
         raise InvalidRequest(f"response_schema is not valid: {matcher.get_error()}")
-    seen = -1
+    mask = bits.allocate_token_bitmask(1, words.vocab_size)
+    begun = False
 
     def process(ids: Any, scores: Any) -> Any:
-        nonlocal seen
-        if seen >= 0:
+        nonlocal begun
+        if begun:
             matcher.consume_token(int(ids[0, -1]))
-        seen = ids.shape[-1]
-        mask = bits.allocate_token_bitmask(1, made.vocab_size)
+        begun = True
         bits.fill_next_token_bitmask(matcher, mask, 0)
-        held = torch_.full_like(scores, float("-inf"))
-        width = min(scores.shape[-1], made.vocab_size)
-        held[:, :width] = scores[:, :width]
-        bits.apply_token_bitmask_inplace(held[:, :width], mask.to(scores.device))
+        allowed = torch.from_numpy(np.unpackbits(mask.view(np.uint8), bitorder="little").astype(bool))
+        width = min(scores.shape[-1], words.vocab_size)
+        held = torch.full_like(scores, float("-inf"))
+        held[0, :width] = scores[0, :width].masked_fill(~allowed[:width].to(scores.device), float("-inf"))
         return held
 
     return process
