@@ -40,7 +40,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def manager(file: str) -> Iterator[ModelManager]:
     parameters = {"max_tokens": 24, "n_gpu_layers": 0, "n_threads": 1, "temperature": 0}
     model = {"name": "g", "type": "gguf", "path": file, "context_length": 2048, "parameters": parameters}
-    mlx = {"name": "m", "type": "mlx", "path": "tiny-chat", "parameters": {"cache_dir": None, "max_tokens": 24}}
+    mlx = {
+        "name": "m",
+        "type": "mlx",
+        "path": "tiny-chat",
+        "parameters": {"cache_dir": None, "max_tokens": 24},
+    }
     with ModelManager(ManagerConfig(models=[model, mlx], max_memory_mb=2000)) as made:
         yield made
 
@@ -48,7 +53,10 @@ def manager(file: str) -> Iterator[ModelManager]:
 @pytest.mark.skipif(HAS_LLAMA, reason="llama-cpp-python is installed")
 def test_without_the_library_the_error_names_what_to_install(tmp_path: Path) -> None:
     model = {"name": "g", "type": "gguf", "path": str(tmp_path / "g.gguf")}
-    with ModelManager(ManagerConfig(models=[model])) as manager, pytest.raises(BackendMissing, match=r"\[gguf\]"):
+    with (
+        ModelManager(ManagerConfig(models=[model])) as manager,
+        pytest.raises(BackendMissing, match=r"\[gguf\]"),
+    ):
         manager.get_model("g")
 
 
@@ -71,7 +79,9 @@ def test_it_streams_and_stops_where_it_is_told(manager: ModelManager) -> None:
     assert len(deltas) > 2
     assert "Ada" not in "".join(delta.text for delta in deltas)
     assert model.chat(HISTORY, max_tokens=2).report.finish_reason == "length"
-    assert model.create_completion("My name is", max_tokens=2)["choices"][0]["text"], "the library's own calls too"
+    assert model.create_completion("My name is", max_tokens=2)["choices"][0]["text"], (
+        "the library's own calls too"
+    )
 
 
 @needs_llama

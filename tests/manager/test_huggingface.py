@@ -30,7 +30,12 @@ SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}},
 def manager() -> Iterator[ModelManager]:
     parameters = {"max_tokens": 24, "do_sample": False, "torch_dtype": "float32"}
     model = {"name": "h", "type": "huggingface", "path": str(TOKENIZER), "parameters": parameters}
-    mlx = {"name": "m", "type": "mlx", "path": "tiny-chat", "parameters": {"cache_dir": None, "max_tokens": 24}}
+    mlx = {
+        "name": "m",
+        "type": "mlx",
+        "path": "tiny-chat",
+        "parameters": {"cache_dir": None, "max_tokens": 24},
+    }
     with ModelManager(ManagerConfig(models=[model, mlx], max_memory_mb=2000)) as made:
         yield made
 
