@@ -70,8 +70,8 @@ def _write_tokenizer(writer: Any, config: dict[str, Any]) -> None:
         types[token["id"]] = 3 if token["special"] else 4
     texts = sorted(vocabulary, key=vocabulary.__getitem__)
     writer.add_tokenizer_model("gpt2")
-    # It takes whole words from the vocabulary as ours does. It splits digits and signs in another way, so that texts with
-    # many of them have other tokens here.
+    # It takes whole words from the vocabulary as ours does. It splits digits and signs in another way, so that texts
+    # with many of them have other tokens here.
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(texts)
     writer.add_token_types([types[vocabulary[text]] for text in texts])

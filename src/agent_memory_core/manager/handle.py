@@ -24,6 +24,7 @@ from agent_memory_core import (
     to_request,
     whole_answer,
 )
+from agent_memory_core.manager.as_memory import AsyncManagedStream, ManagedMemory
 from agent_memory_core.manager.backends.base import CANCELLED, Asked
 from agent_memory_core.manager.config import ModelConfig
 from agent_memory_core.manager.parameters import checked_sampling, sampling_of
@@ -234,12 +235,16 @@ class ManagedModel:
 
     async def astream(self, messages: Conversation, **options: Any) -> AsyncIterator[Delta]:
         """`stream` for coroutines; a thread waits for each delta."""
-        answer = await asyncio.to_thread(lambda: self.stream(messages, **options))
-        try:
-            while (delta := await asyncio.to_thread(next, answer, None)) is not None:
+        async with AsyncManagedStream(
+            await asyncio.to_thread(lambda: self.stream(messages, **options))
+        ) as answer:
+            async for delta in answer:
                 yield delta
-        finally:
-            answer.close()
+
+    @property
+    def as_memory(self) -> ManagedMemory:
+        """This model in the shape of an `AgentMemory`, for what runs turns on one."""
+        return ManagedMemory(self)
 
     @property
     def _profile_name(self) -> str:

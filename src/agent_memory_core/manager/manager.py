@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from agent_memory_core import AgentMemoryError, BackendMissing, InvalidSetting
+from agent_memory_core.manager.backends import mlx, openai
 from agent_memory_core.manager.backends.base import Backend
 from agent_memory_core.manager.backends.gguf import GgufBackend
 from agent_memory_core.manager.backends.huggingface import HuggingFaceBackend
@@ -36,7 +37,7 @@ from agent_memory_core.manager.config import (
 from agent_memory_core.manager.errors import ModelLoadFailed, UnknownModel
 from agent_memory_core.manager.handle import ManagedModel
 from agent_memory_core.manager.machine import default_limit, gauges
-from agent_memory_core.manager.parameters import near
+from agent_memory_core.manager.parameters import near, sampling_of
 from agent_memory_core.manager.pool import Pool, Slot, unwatch, watch
 
 log = logging.getLogger("agent_memory")
@@ -304,13 +305,14 @@ class ModelManager:
         except ImportError as error:
             extra = framework.replace("_", "-")
             raise BackendMissing(f"pip install 'agent-memory-mlx[{extra}]' ({error}).") from error
-        return managed.chat_model(self._handles[name], self.settings_of(slot.config), **overrides)
+        settings = sampling_of(slot.config.parameters) | self.settings_of(slot.config)
+        return managed.chat_model(self._handles[name], {**settings, **overrides})
 
     def settings_of(self, config: ModelConfig) -> dict[str, Any]:
-        """The settings by which a framework's model reaches the engine of a model on MLX; else nothing."""
-        from agent_memory_core.manager.backends.mlx import settings_of
-
-        return settings_of(config, self._pool.slots[config.name].limit) if config.type == "mlx" else {}
+        """How others reach a model: on MLX the settings of its engine, of an endpoint the fields of a client."""
+        if config.type == "mlx":
+            return mlx.settings_of(config, self._pool.slots[config.name].limit)
+        return openai.client_of(config) if config.type == "openai" else {}
 
     # -- memory -------------------------------------------------------------------------------------------
 

@@ -55,6 +55,17 @@ def api_key_of(config: ModelConfig) -> str:
     )
 
 
+def client_of(config: ModelConfig) -> dict[str, Any]:
+    """The fields of a client of an endpoint, as OpenAI's own and the frameworks' classes name them.
+
+    Raises:
+        InvalidSetting: the endpoint needs a key, and there is none.
+    """
+    native = config.native
+    more = {name: native[name] for name in ("timeout", "max_retries", "default_headers") if name in native}
+    return {"model": config.path, "base_url": native.get("api_base"), "api_key": api_key_of(config), **more}
+
+
 def to_wire(message: Message) -> dict[str, Any]:
     """A message as the endpoint reads it."""
     said: dict[str, Any] = {"role": message.role, "content": message.content}
@@ -216,9 +227,6 @@ class OpenAIBackend:
     def load(self, config: ModelConfig, limit: int) -> LoadedOpenAI:
         """Make a client; the endpoint is not asked yet."""
         openai = required("openai", extra="openai", what="openai")
-        native = config.native
-        options = {
-            name: native[name] for name in ("timeout", "max_retries", "default_headers") if name in native
-        }
-        client = openai.OpenAI(base_url=native.get("api_base"), api_key=api_key_of(config), **options)
+        fields = {name: value for name, value in client_of(config).items() if name != "model"}
+        client = openai.OpenAI(**fields)
         return LoadedOpenAI(client, config.path)
