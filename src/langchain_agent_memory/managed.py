@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,12 +42,12 @@ def chat_model(managed: Any, settings: Mapping[str, Any]) -> BaseChatModel:
         return ChatMLXPersistent(**settings)
     if managed.type == "openai":
         try:
-            from langchain_openai import ChatOpenAI
+            made = importlib.import_module("langchain_openai").ChatOpenAI
         except ImportError as error:
             raise BackendMissing(
                 f"a LangChain model of an endpoint: pip install langchain-openai ({error})."
             ) from error
-        endpoint: BaseChatModel = ChatOpenAI(**{k: v for k, v in settings.items() if k not in _OURS})
+        endpoint: BaseChatModel = made(**{k: v for k, v in settings.items() if k not in _OURS})
         return endpoint
     return ManagedChatModel(managed=managed, model=managed.name, **settings)
 

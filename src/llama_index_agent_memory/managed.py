@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def chat_model(managed: Any, settings: Mapping[str, Any]) -> LLM:
         return MLXPersistentLLM(**settings)
     if managed.type == "openai":
         try:
-            from llama_index.llms.openai_like import OpenAILike
+            made = importlib.import_module("llama_index.llms.openai_like").OpenAILike
         except ImportError as error:
             raise BackendMissing(
                 f"a LlamaIndex model of an endpoint: pip install llama-index-llms-openai-like ({error})."

@@ -33,6 +33,7 @@ def test_a_chat_model_that_was_kept_over_an_eviction_reloads_through_the_manager
     again = llm.invoke("Hello.")
     assert manager.list_loaded_models() == ["a"]
     assert again.content == first.content
+    assert again.usage_metadata is not None
     assert again.usage_metadata["input_token_details"]["cache_read"] > 0
     assert manager.get_model_stats()["a"].load_count == 2
 

@@ -62,7 +62,9 @@ def client_of(config: ModelConfig) -> dict[str, Any]:
         InvalidSetting: the endpoint needs a key, and there is none.
     """
     native = config.native
-    more = {name: native[name] for name in ("timeout", "max_retries", "default_headers") if name in native}
+    more: dict[str, Any] = {
+        k: native[k] for k in ("timeout", "max_retries", "default_headers") if k in native
+    }
     return {"model": config.path, "base_url": native.get("api_base"), "api_key": api_key_of(config), **more}
 
 
