@@ -53,9 +53,7 @@ def chat_model(managed: Any, settings: Mapping[str, Any]) -> LLM:
             ) from error
         named = {_NAMES.get(name, name): value for name, value in settings.items() if name in _KNOWN}
         window = managed.config.context_length
-        endpoint: LLM = OpenAILike(
-            is_chat_model=True, **named, **({"context_window": window} if window else {})
-        )
+        endpoint: LLM = made(is_chat_model=True, **named, **({"context_window": window} if window else {}))
         return endpoint
     return ManagedLLM(managed=managed, model=managed.name, **settings)
 

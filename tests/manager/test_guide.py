@@ -189,7 +189,7 @@ def test_the_alias_has_the_names_of_the_manager_and_no_code_of_its_own() -> None
 
     for file in (COMPAT / "models").glob("*.py"):
         text = file.read_text()
-        exported = {}
+        exported: dict[str, Any] = {}
         exec(compile(text, str(file), "exec"), exported)
         assert all(exported[name] is getattr(manager, name) for name in exported["__all__"])
         assert "def " not in text

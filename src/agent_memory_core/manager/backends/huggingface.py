@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent_memory_core import Delta, InvalidRequest, ModelError, Usage
 from agent_memory_core.manager.backends.base import Asked, Clock, required
 from agent_memory_core.manager.backends.openai import to_wire
@@ -184,6 +182,9 @@ def _grammar(tokenizer: Any, schema: Mapping[str, Any]) -> Any:
     Raises:
         InvalidRequest: the schema cannot be held to.
     """
+    # Imported here because the command line imports this module only to print its help.
+    import numpy as np
+
     llguidance = required("llguidance", extra="grammar", what="huggingface")
     bits, torch = required("llguidance.numpy", extra="grammar", what="huggingface"), _required_torch()
     words = required("llguidance.hf", extra="grammar", what="huggingface").from_tokenizer(tokenizer)
