@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest check bench quality first-day wheels ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos check bench quality first-day wheels ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -27,6 +27,9 @@ help:
 	@echo 'make test         all tests, in several processes'
 	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
 	@echo 'make ecosystem    the tests inside packages that others wrote, and the table of what they reuse'
+	@echo 'make test-gguf    the tests of GGUF models; compiles llama-cpp-python, which takes minutes'
+	@echo 'make test-huggingface  the tests of models of transformers; installs PyTorch'
+	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
@@ -76,6 +79,27 @@ ecosystem: $(INSTALLED)
 	$(ECOSYSTEM) benchmarks/ecosystem.py
 	$(BIN)/python benchmarks/report.py
 
+# What runs the other types of models is heavy, so each of them has an environment of its own.
+GGUF := .venv-gguf/bin/python
+test-gguf: $(INSTALLED)
+	$(BIN)/python -m venv .venv-gguf
+	$(GGUF) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),gguf,openai,dev]'
+	$(GGUF) -m pytest tests/manager/test_gguf.py tests/manager/test_openai.py
+
+HUGGINGFACE := .venv-huggingface/bin/python
+test-huggingface: $(INSTALLED)
+	$(BIN)/python -m venv .venv-huggingface
+	$(HUGGINGFACE) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),huggingface,openai,dev]'
+	$(HUGGINGFACE) -m pytest tests/manager/test_huggingface.py tests/manager/test_guide.py
+
+# MemOS asks for older releases than we do. Its environment has only what the dictionaries are read by there; they are
+# written by our code in ours.
+MEMOS := .venv-memos/bin/python
+test-memos: $(INSTALLED)
+	$(BIN)/python -m venv .venv-memos
+	$(MEMOS) -m pip install --quiet --disable-pip-version-check 'MemoryOS==2.0.33' torch accelerate
+	$(BIN)/python tests/support/memos_config.py | $(MEMOS) tests/support/memos_check.py
+
 reliability: $(INSTALLED)
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
@@ -111,7 +135,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-ecosystem build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.

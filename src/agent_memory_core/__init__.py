@@ -45,6 +45,7 @@ from agent_memory_core.messages import (
     Usage,
     validate_namespace,
     validate_session_id,
+    whole_answer,
 )
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ if TYPE_CHECKING:
         TurnQueued,
         TurnSaved,
     )
+    from agent_memory_core.engine.requests import Conversation, to_request
     from agent_memory_core.engine.residency import Residency
     from agent_memory_core.engine.stats import MemoryStats, Stats, StoreStats
     from agent_memory_core.engine.streams import AsyncChatStream, ChatStream
     from agent_memory_core.memory import AgentMemory
     from agent_memory_core.models.description import KnownValue, KvCost, ModelDescription, describe_model
+    from agent_memory_core.models.folder import weights_on_disk
     from agent_memory_core.models.new_profile import NewProfile, write_profile
     from agent_memory_core.models.parity import ParityResult
     from agent_memory_core.models.profile import Profile, list_profiles, sampling_for, settings_for
@@ -86,7 +89,10 @@ _MODULES = {
     "FirstToken": "engine.events",
     "Locked": "storage.sealing",
     "MemoryStats": "engine.stats",
+    "Conversation": "engine.requests",
     "Residency": "engine.residency",
+    "to_request": "engine.requests",
+    "weights_on_disk": "models.folder",
     "Stats": "engine.stats",
     "StoreStats": "engine.stats",
     "TurnAdmitted": "engine.events",
@@ -150,6 +156,7 @@ __all__ = [
     "ChatStream",
     "CheckReport",
     "Cipher",
+    "Conversation",
     "DeadlineExceeded",
     "Delta",
     "EngineConfig",
@@ -206,5 +213,8 @@ __all__ = [
     "settings_for",
     "validate_namespace",
     "validate_session_id",
+    "to_request",
+    "weights_on_disk",
+    "whole_answer",
     "write_profile",
 ]

@@ -1,4 +1,4 @@
-"""The command line: demo, chat, sessions, agents, models, check, stats.
+"""The command line: demo, chat, sessions, agents, models, manager, check, stats.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.cli import agents, models, sessions, store
+from agent_memory_core.cli import agents, manager, models, sessions, store
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.options import err, out
 from agent_memory_core.demos import restart
@@ -27,6 +27,7 @@ app.command()(chat)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(agents.app, name="agents")
 app.add_typer(models.app, name="models")
+app.add_typer(manager.app, name="manager")
 app.command()(store.check)
 app.command()(store.stats)
 

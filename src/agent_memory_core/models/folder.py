@@ -88,3 +88,11 @@ def _hub_folder(model: str) -> Path:
             f"no embedded model ({', '.join(EMBEDDED_MODELS)}), folder or reachable hub model is called {model!r}: "
             f"{error.__class__.__name__}. Check the name, or download it first and give its folder."
         ) from error
+
+
+def weights_on_disk(model: str) -> int | None:
+    """Bytes of a model's weight files, without loading it; None for a hub id, whose files may not be here."""
+    folder = _local_folder(model)
+    if folder is None or not folder.is_dir():
+        return None
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

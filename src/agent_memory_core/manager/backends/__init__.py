@@ -1,0 +1,1 @@
+"""What runs a model of each type: `mlx`, `gguf`, `huggingface` and `openai`."""
