@@ -257,6 +257,8 @@ class TurnReport:
     """Where the prompt differs, if ``miss_reason`` is "diverged" or "template"."""
     save_error: str = ""
     """Why the turn is not on disk though it should be; a turn is answered whatever the disk does."""
+    stop_string: str | None = None
+    """The stop string that ended the answer, if one did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,199 @@
+"""The HTTP application: its paths, and what each of them calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+
+from agent_memory_core import AgentMemory, AgentMemoryError
+from agent_memory_core.server import openai_chat
+from agent_memory_core.server.answers import Answer
+from agent_memory_core.server.catalog import Catalog
+from agent_memory_core.server.errors import (
+    FAULT,
+    FORBIDDEN,
+    INVALID,
+    INVALID_JSON,
+    NOT_ALLOWED,
+    NOT_FOUND,
+    ApiError,
+    from_core,
+)
+from agent_memory_core.server.gate import Gate, speaks_anthropic
+from agent_memory_core.server.health import Health
+from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.requests import Asked, Body, Client, Reader, check_depth
+from agent_memory_core.server.sessions import session_of
+from agent_memory_core.server.settings import ServerSettings
+from agent_memory_core.server.sse import EventStream, Writer
+from agent_memory_core.server.turns import Call, Turns
+
+T = TypeVar("T")
+
+
+class Server:
+    """One memory behind HTTP."""
+
+    def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
+        self.memory, self.settings = memory, settings
+        self.keys = Keys(settings)
+        self.turns = Turns(memory, settings)
+        self.catalog = Catalog(memory, settings)
+        self.health = Health(memory, self.turns)
+        self.reader = Reader(memory, settings)
+
+    async def load(self) -> None:
+        """Load the model, meanwhile the server says that it is not ready."""
+        try:
+            await asyncio.to_thread(self.memory.load)
+        except AgentMemoryError as error:
+            self.health.failure = str(error)
+            raise
+        self.turns.loaded = True
+
+    async def run(
+        self,
+        request: Request,
+        call: Call,
+        whole: Callable[[Call, Answer], dict[str, Any]],
+        writer: Callable[[Call], Writer],
+    ) -> Response:
+        """Answer a call, whole or as a stream."""
+        turn = await self.turns.begin(call)
+        headers = _headers(call)
+        if call.stream:
+            return EventStream(turn, writer(call), self.settings.keep_alive, headers)
+        try:
+            answer = await _unless_gone(request, turn.answer())
+        except AgentMemoryError as error:
+            raise from_core(error) from error
+        finally:
+            await turn.close()
+        return JSONResponse(whole(call, answer), headers=headers)
+
+    def client(self, request: Request, body: Body) -> Client:
+        """Who asks."""
+        state = request.state
+        said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
+        return Client(state.tenant.namespace, session_of(state.headers, said))
+
+    def asked(self, request: Request, body: Body, asked: Callable[[], Asked], **more: Any) -> Call:
+        """The call of a request in any dialect."""
+        self.catalog.check(body.model)
+        check_depth(body.model_dump())
+        try:
+            return self.reader.call(asked(), body, self.client(request, body), **more)
+        except AgentMemoryError as error:
+            raise from_core(error) from error
+
+
+def _headers(call: Call) -> dict[str, str]:
+    headers = {"X-Agent-Memory-Session-Source": call.session.source}
+    if call.session.session_id is not None and call.session.session_id.isascii():
+        headers["X-Session-ID"] = call.session.session_id
+    return headers
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is given up when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(FAULT, "The client went away.")
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def create_app(memory: AgentMemory, settings: ServerSettings | None = None) -> FastAPI:
+    """The application that serves ``memory``, which its caller closes.
+
+    Raises:
+        InvalidSetting: the keys cannot be read.
+    """
+    server = Server(memory, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.ensure_future(server.load())
+        yield
+        loading.cancel()
+        server.turns.close()
+
+    app = FastAPI(title="agent-memory", lifespan=lifespan, strict_content_type=False)
+    app.state.server = server
+    _add_errors(app)
+    _add_paths(app, server)
+    if server.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(server.settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(Gate, settings=server.settings, keys=server.keys)
+    return app
+
+
+def _add_paths(app: FastAPI, server: Server) -> None:
+    server.health.add_to(app)
+    server.catalog.add_to(app)
+
+    async def chat(request: Request, body: openai_chat.ChatBody) -> Response:
+        call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        return await server.run(request, call, openai_chat.whole, openai_chat.ChatWriter)
+
+    both(app, "POST", "/chat/completions", chat)
+
+
+def both(app: FastAPI, method: str, path: str, endpoint: Callable[..., Any]) -> None:
+    """Add a path with ``/v1`` before it and without: clients are configured either way."""
+    app.add_api_route(f"/v1{path}", endpoint, methods=[method])
+    app.add_api_route(path, endpoint, methods=[method], include_in_schema=False)
+
+
+# Errors -----------------------------------------------------------------------------------------------------
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def answer(request: Request, error: ApiError) -> Response:
+        headers, request_id = request.state.headers, request.state.request_id
+        is_anthropic = speaks_anthropic(request.url.path, headers)
+        body = error.anthropic(request_id) if is_anthropic else error.openai()
+        return JSONResponse(body, status_code=error.kind.status, headers=error.headers())
+
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return await answer(request, _of_validation(error))
+
+    async def http(request: Request, error: HTTPException) -> Response:
+        kinds = {404: NOT_FOUND, 405: NOT_ALLOWED, 403: FORBIDDEN}
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return await answer(request, ApiError(kinds.get(error.status_code, INVALID), message))
+
+    app.exception_handler(ApiError)(answer)
+    app.exception_handler(RequestValidationError)(invalid)
+    for status in (400, 403, 404, 405):
+        app.exception_handler(status)(http)
+
+
+def _of_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(INVALID_JSON, f"The request is not valid JSON: {first.get('ctx', {}).get('error')}.")
+    place = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    return ApiError(INVALID, f"{place or 'the request'}: {first['msg']}.", param=place)

@@ -1,0 +1,141 @@
+"""What every request passes first: who asks, from where, and how much. Before anything of its body is read.
+
+A page in a browser can send requests to a server on the same machine. So the name under which the server was reached
+must be one of its own (which stops DNS rebinding), and a page's origin must be allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from time import perf_counter
+from uuid import uuid4
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_memory_core.server.errors import FORBIDDEN, TOO_LARGE, TOO_SLOW, ApiError
+from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.settings import ServerSettings
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
+"""What anybody may ask: whether the server lives."""
+
+
+def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request is in Anthropic's dialect rather than in OpenAI's."""
+    return "/messages" in path or ("anthropic-version" in headers and "/models" in path)
+
+
+class Gate:
+    """An ASGI application in front of another one."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys) -> None:
+        self._app, self._settings, self._keys = app, settings, keys
+        own = {"localhost", "127.0.0.1", "[::1]", settings.host, f"[{settings.host}]"}
+        self._hosts = {name.lower() for name in own | set(settings.allowed_hosts)}
+        self._checks_host = settings.host not in ("0.0.0.0", "::") or bool(settings.allowed_hosts)
+        self._most = int(settings.max_body_mb * 2**20)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it with why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, headers=headers)
+        send = _with_headers(send, request_id)
+        try:
+            self._check_source(headers)
+            self._check_length(headers)
+            if scope["path"] not in OPEN_PATHS:
+                state["tenant"] = self._keys.tenant(headers)
+            body = await self._body(receive)
+        except ApiError as error:
+            await _refuse(error, scope["path"], headers, request_id, send)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    def _check_source(self, headers: Mapping[str, str]) -> None:
+        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        host = headers["host"] if headers.get("host", "").endswith("]") else host
+        if self._checks_host and host.lower() not in self._hosts:
+            raise ApiError(
+                FORBIDDEN, f"The host {host!r} is not one of this server's: name it in allowed_hosts."
+            )
+        origin = headers.get("origin")
+        allowed = self._settings.cors_origins
+        if origin is None or "*" in allowed or origin in allowed:
+            return
+        if re.sub(r"^https?://|:\d+$", "", origin.lower()) not in self._hosts:
+            raise ApiError(
+                FORBIDDEN, f"Pages of the origin {origin!r} may not call: name it in cors_origins."
+            )
+
+    def _check_length(self, headers: Mapping[str, str]) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._most:
+            raise self._too_large()
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            TOO_LARGE, f"The request is larger than {self._settings.max_body_mb:g} MiB: send less."
+        )
+
+    async def _body(self, receive: Receive) -> list[Message]:
+        """The messages of a request's body, which has to come in time."""
+        messages, size = [], 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout):
+                while True:
+                    message = await receive()
+                    messages.append(message)
+                    size += len(message.get("body", b""))
+                    if size > self._most:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return messages
+        except TimeoutError:
+            seconds = self._settings.body_timeout
+            raise ApiError(TOO_SLOW, f"The request did not arrive within {seconds:g} seconds.") from None
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """Give what was received already, and then what still comes."""
+    waiting = iter(messages)
+
+    async def again() -> Message:
+        return next(waiting, None) or await receive()
+
+    return again
+
+
+def _with_headers(send: Send, request_id: str) -> Send:
+    """Add to every answer the headers by which it is found again in the log."""
+    began = perf_counter()
+
+    async def add(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = headers["request-id"] = request_id
+            headers["x-response-time"] = f"{perf_counter() - began:.6f}"
+        await send(message)
+
+    return add
+
+
+async def _refuse(
+    error: ApiError, path: str, headers: Mapping[str, str], request_id: str, send: Send
+) -> None:
+    body = error.anthropic(request_id) if speaks_anthropic(path, headers) else error.openai()
+    raw = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    raw += [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
+    await send({"type": "http.response.start", "status": error.kind.status, "headers": raw})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})

@@ -1,0 +1,56 @@
+"""Whether the server lives and takes turns. Answered without the engine, which may be busy."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from agent_memory_core import AgentMemory
+from agent_memory_core.server.turns import Turns
+
+
+class Health:
+    """What the health paths say."""
+
+    def __init__(self, memory: AgentMemory, turns: Turns) -> None:
+        self._memory, self._turns = memory, turns
+        self.failure = ""
+        """Why the model could not be loaded."""
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the paths."""
+        app.add_api_route("/", self.about, methods=["GET", "HEAD"])
+        app.add_api_route("/health", self.ready, methods=["GET"])
+        app.add_api_route("/health/ready", self.ready, methods=["GET"])
+        app.add_api_route("/health/live", self.live, methods=["GET"])
+
+    async def about(self) -> dict[str, str]:
+        """What this is."""
+        try:
+            release = version("agent-memory-mlx")
+        except PackageNotFoundError:
+            release = ""
+        return {"name": "agent-memory", "version": release, "model": self._memory.model_name}
+
+    async def live(self) -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    async def ready(self) -> JSONResponse:
+        """Turns are taken; else why not, with status 503."""
+        reason = self.reason()
+        body: dict[str, Any] = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
+        return JSONResponse(body, status_code=503 if reason else 200)
+
+    def reason(self) -> str:
+        """Why no turns are taken; empty where they are."""
+        if self.failure:
+            return f"the model could not be loaded: {self.failure}"
+        if self._memory.closed:
+            return "stopped"
+        if self._turns.draining:
+            return "draining"
+        return "" if self._turns.loaded else "loading"

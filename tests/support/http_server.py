@@ -1,0 +1,62 @@
+"""A real server on a free port of this machine, in a thread, and the real clients of OpenAI and Anthropic."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import uvicorn
+
+from agent_memory_core import AgentMemory
+from agent_memory_core.server import ServerSettings, create_app
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs, and its memory."""
+
+    url: str
+    memory: AgentMemory
+
+    def openai(self, key: str = "any", **headers: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, default_headers=headers)
+
+    def anthropic(self, key: str = "any", **headers: str) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, default_headers=headers)
+
+    def http(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+
+@contextlib.contextmanager
+def serve(memory: AgentMemory, *, ready: bool = True, **settings: Any) -> Iterator[Running]:
+    """Serve ``memory`` until the block ends; wait for the model unless ``ready`` is off."""
+    app = create_app(memory, ServerSettings(**settings))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    running = Running(f"http://127.0.0.1:{port}", memory)
+    with running.http() as client:
+        wait_until(lambda: not ready or client.get("/health/ready").status_code == 200)
+    try:
+        yield running
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def wait_until(is_so: Any, seconds: float = 60) -> None:
+    """Wait for something that another thread brings about."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
