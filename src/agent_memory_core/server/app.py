@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
@@ -13,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from agent_memory_core import AgentMemory, AgentMemoryError
-from agent_memory_core.server import openai_chat
+from agent_memory_core.server import anthropic_messages, openai_chat
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.errors import (
@@ -53,6 +54,7 @@ class Server:
         """Load the model, meanwhile the server says that it is not ready."""
         try:
             await asyncio.to_thread(self.memory.load)
+            self.reader.context = await asyncio.to_thread(lambda: self.memory.context_length)
         except AgentMemoryError as error:
             self.health.failure = str(error)
             raise
@@ -77,6 +79,18 @@ class Server:
         finally:
             await turn.close()
         return JSONResponse(whole(call, answer), headers=headers)
+
+    async def count(self, call: Call) -> int:
+        """How many tokens the prompt of a call has.
+
+        Raises:
+            ApiError: the model is not loaded, or its template refuses the messages.
+        """
+        self.turns.check_loaded()
+        try:
+            return await asyncio.to_thread(self.memory.count_tokens, call.request)
+        except AgentMemoryError as error:
+            raise from_core(error) from error
 
     def client(self, request: Request, body: Body) -> Client:
         """Who asks."""
@@ -158,7 +172,18 @@ def _add_paths(app: FastAPI, server: Server) -> None:
         call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
         return await server.run(request, call, openai_chat.whole, openai_chat.ChatWriter)
 
+    async def messages(request: Request, body: anthropic_messages.MessagesBody) -> Response:
+        asked = partial(body.asked, strip=server.settings.strip_pseudo_headers)
+        call = server.asked(request, body, asked, stream=bool(body.stream))
+        return await server.run(request, call, anthropic_messages.whole, anthropic_messages.MessageWriter)
+
+    async def count(request: Request, body: anthropic_messages.CountBody) -> dict[str, int]:
+        asked = partial(body.asked, strip=server.settings.strip_pseudo_headers)
+        return {"input_tokens": await server.count(server.asked(request, body, asked, stream=False))}
+
     both(app, "POST", "/chat/completions", chat)
+    both(app, "POST", "/messages", messages)
+    both(app, "POST", "/messages/count_tokens", count)
 
 
 def both(app: FastAPI, method: str, path: str, endpoint: Callable[..., Any]) -> None:

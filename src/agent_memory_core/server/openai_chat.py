@@ -10,10 +10,10 @@ from uuid import uuid4
 from pydantic import Field
 
 from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
-from agent_memory_core.adapter import check_neutral, measurements, template_kwargs, to_response_schema
+from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError
-from agent_memory_core.server.requests import Asked, Body, called, content_of, function_tool
+from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool
 from agent_memory_core.server.sse import data
 from agent_memory_core.server.turns import Admitted, Call
 
@@ -99,7 +99,7 @@ class ChatBody(SamplingBody):
             parallel_tool_calls=self.parallel_tool_calls,
             response_schema=to_response_schema(self.response_format),
             sampling=self.sampling() | logprobs,
-            template_kwargs=template_kwargs(None, self.reasoning_effort, self.chat_template_kwargs),
+            template_kwargs=effort(self.reasoning_effort) | (self.chat_template_kwargs or {}),
             continues=self.continue_final_message,
         )
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from agent_memory_core import AgentMemory, AgentMemoryError, ChatRequest, Message, ToolCall, sampling_for
-from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems
+from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems, template_kwargs
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError, from_core
 from agent_memory_core.server.sessions import Session, key_of
 from agent_memory_core.server.settings import ServerSettings
@@ -67,6 +67,8 @@ class Reader:
 
     def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
         self._memory, self._settings = memory, settings
+        self.context = memory.stated_context_length or 0
+        """Most tokens of prompt and answer; 0 until the model says it."""
 
     def call(self, asked: Asked, body: Body, client: Client, *, stream: bool, usage: bool = True) -> Call:
         """The call of a request.
@@ -79,13 +81,13 @@ class Reader:
             key = key_of(client.session, client.namespace, request)
         except AgentMemoryError as error:
             raise from_core(error) from error
-        return Call(request, body.model, stream, client.session, key, usage)
+        return Call(request, body.model, stream, client.session, key, self.context, usage)
 
     def request(self, asked: Asked) -> ChatRequest:
         """The core's request. Raises its errors."""
         sampling = {"max_tokens": self._settings.max_tokens, **asked.sampling}
         return ChatRequest(
-            messages=merge_leading_systems(asked.messages),
+            messages=merge_leading_systems(_with_names(asked.messages)),
             tools=tuple(asked.tools),
             sampling=sampling_for(self._memory.config.model, sampling),
             template_kwargs=asked.template_kwargs,
@@ -95,6 +97,28 @@ class Reader:
             continue_final_message=asked.continues,
             timeout=self._settings.timeout,
         )
+
+
+def _with_names(messages: Sequence[Message]) -> list[Message]:
+    """Messages in which each result names its tool, which some chat templates want and few clients say."""
+    names: dict[str | None, str] = {}
+    named = []
+    for message in messages:
+        names |= {call.id: call.name for call in message.tool_calls}
+        if message.role == "tool" and message.name is None:
+            message = replace(message, name=names.get(message.tool_call_id))
+        named.append(message)
+    return named
+
+
+def effort(value: object) -> dict[str, Any]:
+    """What a chat template is told of how much to think.
+
+    Raises:
+        InvalidRequest: the value is none of the core's.
+    """
+    # The core's highest degree has another name in newer APIs.
+    return template_kwargs(None, "xhigh" if value == "max" else value, None)
 
 
 def function_tool(name: object, description: object, parameters: object, place: str) -> dict[str, Any]:

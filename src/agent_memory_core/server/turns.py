@@ -41,8 +41,15 @@ class Call:
     session: Session
     key: SessionKey
     """Whose turn it is; an object of this call alone, by which the engine's events are told apart."""
+    context: int
+    """Most tokens of prompt and answer together."""
     usage_in_stream: bool = True
     """Whether a stream ends with the usage, in the dialect where clients choose."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what is computed is there for the session's next turn."""
+        return self.key.session_id is not None
 
 
 class Admitted(NamedTuple):
@@ -195,10 +202,7 @@ class Turns:
         return turn
 
     def _check_room(self, namespace: str) -> None:
-        if self.draining:
-            raise ApiError(OVERLOADED, "The server is shutting down: ask again soon.", retry_after=5)
-        if not self.loaded:
-            raise ApiError(LOADING, "The model is being loaded: ask again soon.", retry_after=5)
+        self.check_loaded()
         settings = self._settings
         full = len(self._running) >= settings.max_in_flight
         if full or self._by_namespace[namespace] >= settings.max_in_flight_per_key:
@@ -208,6 +212,17 @@ class Turns:
                 f"{whose} as many turns in flight as there may be: ask again later.",
                 retry_after=statistics.median(self._seconds),
             )
+
+    def check_loaded(self) -> None:
+        """Check that the engine runs and goes on running.
+
+        Raises:
+            ApiError: it does not yet, or not much longer.
+        """
+        if self.draining:
+            raise ApiError(OVERLOADED, "The server is shutting down: ask again soon.", retry_after=5)
+        if not self.loaded:
+            raise ApiError(LOADING, "The model is being loaded: ask again soon.", retry_after=5)
 
     def _began(self, turn: Turn) -> None:
         self._running.add(turn)
