@@ -1,4 +1,4 @@
-"""The command line: demo, chat, sessions, models, check, stats.
+"""The command line: demo, chat, serve, sessions, models, check, stats.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -16,6 +16,7 @@ from agent_memory_core import AgentMemoryError
 from agent_memory_core.cli import models, sessions, store
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.options import err, out
+from agent_memory_core.cli.serve import serve
 from agent_memory_core.demos import restart
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Persistent KV-cache memory for LLM agents on MLX: conversations that continue after a restart.",
 )
 app.command()(chat)
+app.command()(serve)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
 app.command()(store.check)

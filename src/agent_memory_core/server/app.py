@@ -30,6 +30,8 @@ from agent_memory_core.server.errors import (
 from agent_memory_core.server.gate import Gate, speaks_anthropic
 from agent_memory_core.server.health import Health
 from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.metrics import Metrics
+from agent_memory_core.server.rates import Rates
 from agent_memory_core.server.requests import Asked, Body, Client, Reader, check_depth
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
@@ -49,16 +51,28 @@ class Server:
         self.catalog = Catalog(memory, settings)
         self.health = Health(memory, self.turns)
         self.reader = Reader(memory, settings)
+        self.rates = Rates(settings)
+        self.metrics = Metrics(memory, self.turns.__len__)
+        self.failure: AgentMemoryError | None = None
+        """Why the model could not be loaded."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """What is done then."""
 
     async def load(self) -> None:
-        """Load the model, meanwhile the server says that it is not ready."""
+        """Load the model; meanwhile, and if that fails, the server says that it is not ready."""
         try:
             await asyncio.to_thread(self.memory.load)
             self.reader.context = await asyncio.to_thread(lambda: self.memory.context_length)
         except AgentMemoryError as error:
-            self.health.failure = str(error)
-            raise
+            self.failure, self.health.failure = error, str(error)
+            self.on_failure()
+            return
         self.turns.loaded = True
+
+    def close(self) -> None:
+        """Stop watching the memory."""
+        self.turns.close()
+        self.metrics.close()
 
     async def run(
         self,
@@ -68,7 +82,8 @@ class Server:
         writer: Callable[[Call], Writer],
     ) -> Response:
         """Answer a call, whole or as a stream."""
-        turn = await self.turns.begin(call)
+        self.rates.check(request.state.tenant, call.key)
+        turn = request.state.turn = await self.turns.begin(call)
         headers = _headers(call)
         if call.stream:
             return EventStream(turn, writer(call), self.settings.keep_alive, headers)
@@ -147,7 +162,7 @@ def create_app(memory: AgentMemory, settings: ServerSettings | None = None) -> F
         loading = asyncio.ensure_future(server.load())
         yield
         loading.cancel()
-        server.turns.close()
+        server.close()
 
     app = FastAPI(title="agent-memory", lifespan=lifespan, strict_content_type=False)
     app.state.server = server
@@ -160,13 +175,14 @@ def create_app(memory: AgentMemory, settings: ServerSettings | None = None) -> F
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
-    app.add_middleware(Gate, settings=server.settings, keys=server.keys)
+    app.add_middleware(Gate, settings=server.settings, keys=server.keys, metrics=server.metrics)
     return app
 
 
 def _add_paths(app: FastAPI, server: Server) -> None:
     server.health.add_to(app)
     server.catalog.add_to(app)
+    server.metrics.add_to(app)
 
     async def chat(request: Request, body: openai_chat.ChatBody) -> Response:
         call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Mapping
 from time import perf_counter
@@ -18,7 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_memory_core.server.errors import FORBIDDEN, TOO_LARGE, TOO_SLOW, ApiError
 from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.settings import ServerSettings
+
+log = logging.getLogger("agent_memory.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -34,15 +38,15 @@ def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
 class Gate:
     """An ASGI application in front of another one."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys) -> None:
-        self._app, self._settings, self._keys = app, settings, keys
+    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys, metrics: Metrics) -> None:
+        self._app, self._settings, self._keys, self._metrics = app, settings, keys, metrics
         own = {"localhost", "127.0.0.1", "[::1]", settings.host, f"[{settings.host}]"}
         self._hosts = {name.lower() for name in own | set(settings.allowed_hosts)}
         self._checks_host = settings.host not in ("0.0.0.0", "::") or bool(settings.allowed_hosts)
         self._most = int(settings.max_body_mb * 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it with why not."""
+        """Let a request through, or answer it with why not; then count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -51,17 +55,42 @@ class Gate:
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, headers=headers)
-        send = _with_headers(send, request_id)
+        sent = _Sent(send, request_id)
+        try:
+            await self._let_in(scope, headers, receive, sent)
+        finally:
+            self._count(scope, sent)
+
+    async def _let_in(self, scope: Scope, headers: Mapping[str, str], receive: Receive, sent: _Sent) -> None:
         try:
             self._check_source(headers)
             self._check_length(headers)
-            if scope["path"] not in OPEN_PATHS:
-                state["tenant"] = self._keys.tenant(headers)
+            # A browser asks without the key whether it may ask with it.
+            if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+                scope["state"]["tenant"] = self._keys.tenant(headers)
             body = await self._body(receive)
         except ApiError as error:
-            await _refuse(error, scope["path"], headers, request_id, send)
+            await _refuse(error, scope["path"], headers, sent)
             return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, _replay(body, receive), sent)
+
+    def _count(self, scope: Scope, sent: _Sent) -> None:
+        # Only the templates of paths: what clients make up would fill the memory of whoever counts.
+        endpoint, method = getattr(scope.get("route"), "path", "other"), scope["method"]
+        seconds = perf_counter() - sent.began
+        self._metrics.answered(endpoint, method, sent.status, seconds)
+        turn = scope["state"].get("turn")
+        report = turn.report if turn is not None else None
+        details = ""
+        if report is not None:
+            counted = report.usage
+            details = (
+                f" prompt={counted.prompt_tokens} cached={counted.cache_read} tier={report.hit_tier}"
+                f" miss={report.miss_reason or '-'} answer={counted.completion_tokens}"
+                f" ttft={report.time_to_first_token:.3f}"
+            )
+        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
+        log.log(level, "%s %s %s %d %.3f%s", sent.request_id, method, endpoint, sent.status, seconds, details)
 
     def _check_source(self, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
@@ -117,25 +146,25 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return again
 
 
-def _with_headers(send: Send, request_id: str) -> Send:
-    """Add to every answer the headers by which it is found again in the log."""
-    began = perf_counter()
+class _Sent:
+    """Sends an answer with the headers by which it is found again in the log, and notes its status."""
 
-    async def add(message: Message) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.request_id, self.began, self.status = request_id, perf_counter(), 499
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = headers["request-id"] = request_id
-            headers["x-response-time"] = f"{perf_counter() - began:.6f}"
-        await send(message)
-
-    return add
+            headers["x-request-id"] = headers["request-id"] = self.request_id
+            headers["x-response-time"] = f"{perf_counter() - self.began:.6f}"
+        await self._send(message)
 
 
-async def _refuse(
-    error: ApiError, path: str, headers: Mapping[str, str], request_id: str, send: Send
-) -> None:
-    body = error.anthropic(request_id) if speaks_anthropic(path, headers) else error.openai()
+async def _refuse(error: ApiError, path: str, headers: Mapping[str, str], sent: _Sent) -> None:
+    body = error.anthropic(sent.request_id) if speaks_anthropic(path, headers) else error.openai()
     raw = [(b"content-type", b"application/json"), (b"connection", b"close")]
     raw += [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
-    await send({"type": "http.response.start", "status": error.kind.status, "headers": raw})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+    await sent({"type": "http.response.start", "status": error.kind.status, "headers": raw})
+    await sent({"type": "http.response.body", "body": json.dumps(body).encode()})

@@ -18,7 +18,7 @@ class Health:
     def __init__(self, memory: AgentMemory, turns: Turns) -> None:
         self._memory, self._turns = memory, turns
         self.failure = ""
-        """Why the model could not be loaded."""
+        """Why the model could not be loaded; empty where it could, or is not loaded yet."""
 
     def add_to(self, app: FastAPI) -> None:
         """Add the paths."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from limits import parse
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent_memory_core import InvalidSetting
@@ -112,11 +113,15 @@ class ServerSettings(BaseSettings):
             [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
         )
 
+    @model_validator(mode="after")
+    def _check_origins(self) -> Self:
+        if "*" in self.cors_origins and (self.api_keys or self.api_key_file):
+            raise ValueError("cors_origins may be * only without keys: spell the origins out")
+        return self
+
     @field_validator("rate_per_session", "rate_per_key")
     @classmethod
     def _check_rate(cls, value: str) -> str:
-        from limits import parse
-
         parse(value)
         return value
 

@@ -21,6 +21,7 @@ from agent_memory_core import (
     TurnAdmitted,
     TurnEvent,
     TurnQueued,
+    TurnReport,
 )
 from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
@@ -158,6 +159,11 @@ class Turn:
             self._next.exception()
         self._turns.ended(self)
 
+    @property
+    def report(self) -> TurnReport | None:
+        """What it did, once it has ended."""
+        return self._stream.report
+
 
 class Turns:
     """The turns of one server on one memory."""
@@ -233,13 +239,11 @@ class Turns:
         """Free a turn's place."""
         self._watches.pop(id(turn.call.key), None)
         self._running.discard(turn)
+        if turn.report is not None:
+            self._seconds.append(turn.report.total_seconds)
         self._by_namespace[turn.call.key.namespace] -= 1
         if not self._running:
             self._idle.set()
-
-    def finished(self, seconds: float) -> None:
-        """Note how long a turn took, which tells those who find no room when to come again."""
-        self._seconds.append(seconds)
 
     async def drain(self, seconds: float) -> None:
         """Take no more turns, wait so long for those in flight, then withdraw the rest."""

@@ -1,0 +1,100 @@
+"""The server as a process: started from the command line, ended by a signal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from support.http_server import wait_until
+
+SRC = Path(__file__).parents[2] / "src"
+LONG = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000, "maxItems": 3000}
+ADA = {"role": "user", "content": "My name is Ada."}
+
+
+def command(*options: str, **variables: str) -> list[Any]:
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")]),
+        **variables,
+    }
+    return [[sys.executable, "-m", "agent_memory_core", "serve", "--port", "0", *options], environ]
+
+
+@contextmanager
+def running(folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server process and its address."""
+    args, environ = command("--cache-dir", str(folder / "store"), **variables)
+    log = folder / "log"
+    with log.open("w") as stderr, subprocess.Popen(args, env=environ, stderr=stderr) as process:
+        try:
+            wait_until(lambda: "running on" in log.read_text())
+            (url,) = re.findall(r"running on (\S+)", log.read_text())
+            wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+            yield process, url
+        finally:
+            process.kill()
+
+
+@contextmanager
+def stream_of(url: str) -> Iterator[Any]:
+    """A stream that has begun and does not end soon."""
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
+    options: Any = {"model": "tiny-chat", "messages": [ADA], "max_tokens": 8000, "response_format": form}
+    with (
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+        client.chat.completions.create(**options, stream=True) as stream,
+    ):
+        next(iter(stream))
+        yield stream
+
+
+def cached_of(url: str) -> tuple[int, int]:
+    """How many tokens of the prompt of a session were there, and how many it has."""
+    body = {"messages": [ADA], "max_tokens": 24, "session_id": "ada"}
+    usage = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["usage"]
+    return usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]
+
+
+def test_a_server_that_was_killed_goes_on_and_one_that_is_ended_tells_its_clients(tmp_path: Path) -> None:
+    with running(tmp_path) as (process, url):
+        assert cached_of(url)[0] == 0
+        process.kill()
+    with running(tmp_path) as (process, url):
+        cached, prompt = cached_of(url)
+        assert cached == prompt - 1
+        with stream_of(url) as stream:
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+            assert httpx.get(f"{url}/health").json()["reason"] == "draining"
+            refused = httpx.post(f"{url}/v1/messages", json={"messages": [ADA], "max_tokens": 4})
+            assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError, match="cancelled"):
+                list(stream)
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--model", "./nothing"), "there is no folder './nothing'"),
+        (("--host", "0.0.0.0"), "without keys"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    args, environ = command("--cache-dir", str(tmp_path), *options)
+    done = subprocess.run(args, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert says in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
