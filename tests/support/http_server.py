@@ -24,13 +24,18 @@ class Running:
 
     url: str
     memory: AgentMemory
+    clients: contextlib.ExitStack
+    """Closes them when the server ends."""
 
     # The clients are untyped: to a type checker every answer is a union of dozens of types.
     def openai(self, key: str = "any", **headers: str) -> Any:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, default_headers=headers)
+        url = f"{self.url}/v1"
+        client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, default_headers=headers)
+        return self.clients.enter_context(client)
 
     def anthropic(self, key: str = "any", **headers: str) -> Any:
-        return anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, default_headers=headers)
+        client = anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, default_headers=headers)
+        return self.clients.enter_context(client)
 
     def http(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
@@ -45,14 +50,15 @@ def serve(memory: AgentMemory, *, ready: bool = True, **settings: Any) -> Iterat
     thread.start()
     wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    running = Running(f"http://127.0.0.1:{port}", memory)
-    with running.http() as client:
-        wait_until(lambda: not ready or client.get("/health/ready").status_code == 200)
-    try:
-        yield running
-    finally:
-        server.should_exit = True
-        thread.join()
+    with contextlib.ExitStack() as clients:
+        running = Running(f"http://127.0.0.1:{port}", memory, clients)
+        try:
+            with running.http() as client:
+                wait_until(lambda: not ready or client.get("/health/ready").status_code == 200)
+            yield running
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def wait_until(is_so: Any, seconds: float = 60) -> None:

@@ -59,10 +59,15 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     report: TurnReport | None = None
 
+    def continues(self, piece: Piece) -> bool:
+        """Whether a piece goes on with the last one."""
+        last = self.pieces[-1] if self.pieces else None
+        return last is not None and (last.kind, last.call_id) == (piece.kind, piece.call_id)
+
     def add(self, piece: Piece) -> None:
         """Put another piece to the end."""
-        last = self.pieces[-1] if self.pieces else None
-        if last is not None and (last.kind, last.call_id) == (piece.kind, piece.call_id):
+        if self.continues(piece):
+            last = self.pieces[-1]
             self.pieces[-1] = last._replace(text=last.text + piece.text)
         else:
             self.pieces.append(piece)

@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from agent_memory_core import AgentMemory, AgentMemoryError
-from agent_memory_core.server import anthropic_messages, openai_chat
+from agent_memory_core.server import anthropic_messages, openai_chat, responses_writer
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.errors import (
@@ -31,8 +31,10 @@ from agent_memory_core.server.gate import Gate, speaks_anthropic
 from agent_memory_core.server.health import Health
 from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.metrics import Metrics
+from agent_memory_core.server.openai_responses import ResponsesBody
 from agent_memory_core.server.rates import Rates
 from agent_memory_core.server.requests import Asked, Body, Client, Reader, check_depth
+from agent_memory_core.server.responses_writer import ResponseWriter
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.sse import EventStream, Writer
@@ -197,6 +199,17 @@ def _add_paths(app: FastAPI, server: Server) -> None:
         asked = partial(body.asked, strip=server.settings.strip_pseudo_headers)
         return {"input_tokens": await server.count(server.asked(request, body, asked, stream=False))}
 
+    async def responses(request: Request, body: ResponsesBody) -> Response:
+        call = server.asked(request, body, body.asked, stream=bool(body.stream))
+        whole, writer = partial(responses_writer.whole, body=body), partial(ResponseWriter, body=body)
+        return await server.run(request, call, whole, writer)
+
+    async def count_input(request: Request, body: ResponsesBody) -> dict[str, Any]:
+        count = await server.count(server.asked(request, body, body.asked, stream=False))
+        return {"object": "response.input_tokens", "input_tokens": count}
+
+    both(app, "POST", "/responses", responses)
+    both(app, "POST", "/responses/input_tokens", count_input)
     both(app, "POST", "/chat/completions", chat)
     both(app, "POST", "/messages", messages)
     both(app, "POST", "/messages/count_tokens", count)

@@ -34,6 +34,9 @@ INVALID = Kind(400, "invalid_request_error", None, "invalid_request_error")
 INVALID_JSON = Kind(400, "invalid_request_error", "invalid_json", "invalid_request_error")
 UNSUPPORTED = Kind(400, "invalid_request_error", "unsupported_value", "invalid_request_error")
 TOO_LONG = Kind(400, "invalid_request_error", "context_length_exceeded", "invalid_request_error")
+PREVIOUS_NOT_FOUND = Kind(
+    400, "invalid_request_error", "previous_response_not_found", "invalid_request_error"
+)
 UNAUTHORIZED = Kind(401, "invalid_request_error", "invalid_api_key", "authentication_error")
 FORBIDDEN = Kind(403, "invalid_request_error", "forbidden", "permission_error")
 NOT_FOUND = Kind(404, "invalid_request_error", "not_found", "not_found_error")

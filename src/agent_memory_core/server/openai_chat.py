@@ -121,18 +121,18 @@ def allowed_tools(tools: list[dict[str, Any]], choice: object) -> tuple[list[dic
     return [tool for tool in tools if tool["function"]["name"] in names], said.get("mode", "auto")
 
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"} | {
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"} | {
     "tool": "tool",
     "function": "tool",
 }
 
 
 def _message(item: Mapping[str, Any], place: str) -> Message:
-    role = _ROLES.get(str(item.get("role")))
+    role = ROLES.get(str(item.get("role")))
     if role is None:
         raise ApiError(
             INVALID,
-            f"{place}.role={item.get('role')!r} is not valid: one of {', '.join(_ROLES)}.",
+            f"{place}.role={item.get('role')!r} is not valid: one of {', '.join(ROLES)}.",
             param=place,
         )
     content, points = content_of(item.get("content"), f"{place}.content", texts=TEXTS)
@@ -165,7 +165,10 @@ def usage(counted: Usage) -> dict[str, Any]:
         "prompt_tokens": counted.prompt_tokens,
         "completion_tokens": counted.completion_tokens,
         "total_tokens": counted.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": counted.cache_read},
+        "prompt_tokens_details": {
+            "cached_tokens": counted.cache_read,
+            "cache_write_tokens": counted.cache_creation,
+        },
         "completion_tokens_details": {"reasoning_tokens": counted.reasoning_tokens},
     }
 

@@ -89,8 +89,8 @@ def check_binding(settings: ServerSettings, *, has_keys: bool) -> None:
     if not settings.insecure_no_auth:
         raise InvalidSetting(
             f"host={settings.host!r} without keys would let anybody on the network in: set "
-            "AGENT_MEMORY_SERVER_API_KEYS or --api-key-file, or listen on 127.0.0.1. --insecure-no-auth listens all the "
-            "same."
+            "AGENT_MEMORY_SERVER_API_KEYS or --api-key-file, or listen on 127.0.0.1. --insecure-no-auth listens "
+            "all the same."
         )
     log.warning("anybody who reaches %s may use this server: it asks for no key", settings.host)
 
