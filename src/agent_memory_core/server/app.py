@@ -239,6 +239,11 @@ def _add_errors(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {error.detail}"
         return await answer(request, ApiError(kinds.get(error.status_code, INVALID), message))
 
+    async def fault(request: Request, error: Exception) -> Response:
+        # Whoever raised it is told by the log, which has the traceback.
+        return await answer(request, ApiError(FAULT, "The server met a fault."))
+
+    app.exception_handler(Exception)(fault)
     app.exception_handler(ApiError)(answer)
     app.exception_handler(RequestValidationError)(invalid)
     for status in (400, 403, 404, 405):

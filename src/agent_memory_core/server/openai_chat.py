@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
 from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError
-from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool
+from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
 from agent_memory_core.server.sse import data
 from agent_memory_core.server.turns import Admitted, Call
 
@@ -63,10 +63,36 @@ class SamplingBody(Body):
         return bool((self.stream_options or {}).get("include_usage"))
 
 
+class CalledFunction(BaseModel):
+    """What a tool call of a message names."""
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ChatCall(BaseModel):
+    """A tool call of a message."""
+
+    id: str | None = None
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """A message."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[ChatCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+
+
 class ChatBody(SamplingBody):
     """A request for a chat completion."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=20_000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=512)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -115,9 +141,12 @@ def allowed_tools(tools: list[dict[str, Any]], choice: object) -> tuple[list[dic
     """Tools and choice, where the choice may be OpenAI's list of the tools that may be called this time."""
     if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
         return tools, choice
-    allowed = choice.get("allowed_tools")
-    said = allowed if isinstance(allowed, Mapping) else choice
-    names = {item.get("name") or (item.get("function") or {}).get("name") for item in said.get("tools") or ()}
+    said = choice.get("allowed_tools")
+    said = said if isinstance(said, Mapping) else choice
+    names = []
+    for tool, _ in parts_of(said.get("tools"), "tool_choice.tools"):
+        function = tool.get("function")
+        names.append((function if isinstance(function, Mapping) else tool).get("name"))
     return [tool for tool in tools if tool["function"]["name"] in names], said.get("mode", "auto")
 
 
@@ -127,33 +156,26 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 }
 
 
-def _message(item: Mapping[str, Any], place: str) -> Message:
-    role = ROLES.get(str(item.get("role")))
+def _message(item: ChatMessage, place: str) -> Message:
+    role = ROLES.get(item.role)
     if role is None:
         raise ApiError(
-            INVALID,
-            f"{place}.role={item.get('role')!r} is not valid: one of {', '.join(ROLES)}.",
-            param=place,
+            INVALID, f"{place}.role={item.role!r} is not valid: one of {', '.join(ROLES)}.", param=place
         )
-    content, points = content_of(item.get("content"), f"{place}.content", texts=TEXTS)
-    reasoning = item.get("reasoning_content") or item.get("reasoning")
-    calls = item.get("tool_calls") or ()
+    content, points = content_of(item.content, f"{place}.content", texts=TEXTS)
+    reasoning = item.reasoning_content or item.reasoning
     return Message(
         role,
         content,
-        name=item.get("name"),
-        tool_calls=tuple(_call(call, f"{place}.tool_calls.{i}") for i, call in enumerate(calls)),
-        tool_call_id=item.get("tool_call_id"),
+        name=item.name,
+        tool_calls=tuple(
+            called(call.function.name, call.function.arguments, call.id, f"{place}.tool_calls.{index}")
+            for index, call in enumerate(item.tool_calls or ())
+        ),
+        tool_call_id=item.tool_call_id,
         reasoning=reasoning if isinstance(reasoning, str) and role == "assistant" else None,
         cache_points=points,
     )
-
-
-def _call(call: object, place: str) -> Any:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
-        raise ApiError(INVALID, f"{place}: a tool call of type 'function' is needed.", param=place)
-    return called(function.get("name"), function.get("arguments"), call.get("id"), place)
 
 
 # Answers ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic import Field
 from agent_memory_core import Message
 from agent_memory_core.adapter import to_response_schema
 from agent_memory_core.server.errors import INVALID, PREVIOUS_NOT_FOUND, UNSUPPORTED, ApiError
-from agent_memory_core.server.openai_chat import ROLES, TEXTS
+from agent_memory_core.server.openai_chat import ROLES, TEXTS, allowed_tools
 from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
 
 FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
@@ -93,13 +93,14 @@ class ResponsesBody(Body):
         """
         self._check()
         leading = [Message("system", self.instructions)] if self.instructions else []
+        tools, choice = allowed_tools(self.read_tools().schemas, _choice(self.tool_choice))
         sampling = self.given("temperature", "top_p")
         if self.max_output_tokens is not None:
             sampling["max_tokens"] = self.max_output_tokens
         return Asked(
             messages=[*leading, *self._messages()],
-            tools=self.read_tools().schemas,
-            tool_choice=_choice(self.tool_choice),
+            tools=tools,
+            tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls,
             response_schema=_schema((self.text or {}).get("format")),
             sampling=sampling,
