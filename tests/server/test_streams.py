@@ -30,13 +30,23 @@ def test_a_silent_stream_gives_signs_of_life_that_clients_pass_over(memory: Agen
             raw = client.post("/v1/messages", json=BODY | {"messages": other, "stream": True}).text
         names = [line.removeprefix("event: ") for line in raw.splitlines() if line.startswith("event: ")]
         assert "ping" in names
-        assert [name for name in names if name != "ping"][0] == "message_start"
+        assert next(name for name in names if name != "ping") == "message_start"
         with server.anthropic().messages.stream(**BODY, messages=LONG_PROMPT) as stream:
             assert stream.get_final_message().content[0].text == said
-        options: Any = {"model": "tiny-chat", "input": "Other. " + other[0]["content"], "max_output_tokens": 8}
+        options: Any = {
+            "model": "tiny-chat",
+            "input": "Other. " + other[0]["content"],
+            "max_output_tokens": 8,
+        }
         with server.openai().responses.stream(**options) as events:
             names = [event.type for event in events]
         assert names.count("response.in_progress") > 2
+
+
+def read_on(events: Any) -> None:
+    """Read a stream to its end, or up to the event that tells of its failure, which one client hands out."""
+    for event in events:
+        assert getattr(event, "type", "") != "response.failed", event.response.error.message
 
 
 @pytest.mark.parametrize("dialect", ["chat", "messages", "responses"])
@@ -55,7 +65,7 @@ def test_a_stream_that_breaks_ends_as_an_error_and_never_as_an_answer(dialect: s
             stream = server.anthropic().messages.create(**BODY | options, stream=True)
             error = anthropic.APIStatusError
         else:
-            text = {"format": form["json_schema"] | {"type": "json_schema"}}
+            text = {"format": {"type": "json_schema", "name": "list", "schema": LIST}}
             stream = server.openai().responses.create(model="", input="Go.", text=text, stream=True)
             error = AssertionError
         events = iter(stream)
@@ -63,8 +73,7 @@ def test_a_stream_that_breaks_ends_as_an_error_and_never_as_an_answer(dialect: s
             next(events)
         memory.close()
         with pytest.raises(error, match="closed"):
-            for event in events:
-                assert getattr(event, "type", "") != "response.failed", event.response.error.message
+            read_on(events)
         with server.http() as client:
             assert client.get("/health").status_code == 503
             answer = client.post("/v1/chat/completions", json=BODY | {"messages": short})

@@ -37,7 +37,8 @@ class ServerSettings(BaseSettings):
         description="Keys, one of which every request must carry; none: no key is asked for.",
     )
     api_key_file: Path | None = Field(
-        default=None, description="A TOML file of keys with names and limits, see the documentation."
+        default=None,
+        description="A TOML file of keys: a table for each namespace, with `sha256`, the hash of its key or a list.",
     )
     insecure_no_auth: bool = Field(
         default=False,
