@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from agent_memory_core import AgentMemory, AgentMemoryError
-from agent_memory_core.server import anthropic_messages, openai_chat, responses_writer
+from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.errors import (
@@ -204,12 +204,18 @@ def _add_paths(app: FastAPI, server: Server) -> None:
         whole, writer = partial(responses_writer.whole, body=body), partial(ResponseWriter, body=body)
         return await server.run(request, call, whole, writer)
 
+    async def complete(request: Request, body: openai_completions.CompletionBody) -> Response:
+        call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        whole, writer = openai_completions.whole, openai_completions.CompletionWriter
+        return await server.run(request, call, partial(whole, body=body), partial(writer, body=body))
+
     async def count_input(request: Request, body: ResponsesBody) -> dict[str, Any]:
         count = await server.count(server.asked(request, body, body.asked, stream=False))
         return {"object": "response.input_tokens", "input_tokens": count}
 
     both(app, "POST", "/responses", responses)
     both(app, "POST", "/responses/input_tokens", count_input)
+    both(app, "POST", "/completions", complete)
     both(app, "POST", "/chat/completions", chat)
     both(app, "POST", "/messages", messages)
     both(app, "POST", "/messages/count_tokens", count)

@@ -52,6 +52,8 @@ class Asked:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     continues: bool = False
     """Whether the last message is to be gone on with."""
+    is_raw: bool = False
+    """Whether the messages are the prompt as it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Reader:
             parallel_tool_calls=asked.parallel_tool_calls is not False,
             response_schema=asked.response_schema,
             continue_final_message=asked.continues,
+            is_raw=asked.is_raw,
             timeout=self._settings.timeout,
         )
 
