@@ -131,6 +131,14 @@ def test_what_an_agent_sends_before_its_user_speaks_is_read(server: Running) -> 
     assert "codex" in {info.session_id for info in server.memory.sessions("default")}
 
 
+def test_what_is_repeated_need_not_be_valid_unicode(server: Running) -> None:
+    body = {"input": ADA, "max_output_tokens": 4, "metadata": {"a": "\ud800"}}
+    with server.http() as client:
+        for stream in (False, True):
+            text = json.dumps(body | {"stream": stream})
+            assert client.post("/v1/responses", content=text).status_code == 200
+
+
 def test_an_answer_that_was_cut_is_incomplete(server: Running) -> None:
     sent, streamed = stream(server, max_output_tokens=2)
     assert streamed.status == ask(server, max_output_tokens=2).status == "incomplete"

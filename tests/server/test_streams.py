@@ -49,6 +49,17 @@ def read_on(events: Any) -> None:
         assert getattr(event, "type", "") != "response.failed", event.response.error.message
 
 
+def test_an_answer_that_takes_too_long_is_given_up(memory: AgentMemory) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST}}
+    body = {"messages": LONG_PROMPT[:1], "max_tokens": 8000, "response_format": form}
+    with http_server.serve(memory, timeout=0.3) as server, server.http() as client:
+        answer = client.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        streamed = client.post("/v1/chat/completions", json=body | {"stream": True})
+        last = streamed.text.strip().splitlines()[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+
+
 @pytest.mark.parametrize("dialect", ["chat", "messages", "responses"])
 def test_a_stream_that_breaks_ends_as_an_error_and_never_as_an_answer(dialect: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST}}

@@ -37,7 +37,7 @@ from agent_memory_core.server.requests import Asked, Body, Client, Reader, check
 from agent_memory_core.server.responses_writer import ResponseWriter
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
-from agent_memory_core.server.sse import EventStream, Writer
+from agent_memory_core.server.sse import EventStream, Writer, encoded
 from agent_memory_core.server.turns import Call, Turns
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class Server:
             raise from_core(error) from error
         finally:
             await turn.close()
-        return JSONResponse(whole(call, answer), headers=headers)
+        return Response(encoded(whole(call, answer)), headers=headers, media_type="application/json")
 
     async def count(self, call: Call) -> int:
         """How many tokens the prompt of a call has.
@@ -166,7 +166,9 @@ def create_app(memory: AgentMemory, settings: ServerSettings | None = None) -> F
         loading.cancel()
         server.close()
 
-    app = FastAPI(title="agent-memory", lifespan=lifespan, strict_content_type=False)
+    app = FastAPI(
+        title="agent-memory", lifespan=lifespan, strict_content_type=False, docs_url=None, redoc_url=None
+    )
     app.state.server = server
     _add_errors(app)
     _add_paths(app, server)

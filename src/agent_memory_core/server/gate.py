@@ -26,6 +26,8 @@ log = logging.getLogger("agent_memory.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+
 OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
 """What anybody may ask: whether the server lives."""
 
@@ -76,7 +78,8 @@ class Gate:
 
     def _count(self, scope: Scope, sent: _Sent) -> None:
         # Only the templates of paths: what clients make up would fill the memory of whoever counts.
-        endpoint, method = getattr(scope.get("route"), "path", "other"), scope["method"]
+        endpoint = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = perf_counter() - sent.began
         self._metrics.answered(endpoint, method, sent.status, seconds)
         turn = scope["state"].get("turn")

@@ -38,8 +38,13 @@ class Writer(Protocol):
 
 def data(value: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event, with a name where the dialect has names."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {name}\ndata: {text}\n\n".encode() if name else f"data: {text}\n\n".encode()
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + encoded(value) + b"\n\n"
+
+
+def encoded(value: Mapping[str, Any]) -> bytes:
+    """JSON. What a client sent is repeated in some answers, and need not be valid Unicode."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 class EventStream(StreamingResponse):

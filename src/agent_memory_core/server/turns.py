@@ -153,11 +153,12 @@ class Turn:
         self._closed = True
         await self._stream.aclose()
         self._next.cancel()
-        # What became of it is nobody's concern any more.
+        # Before the task can be cancelled again, which would leave the place taken for ever.
+        self._turns.ended(self)
         await asyncio.wait({self._next})
         if not self._next.cancelled():
+            # Looked at, because asyncio complains of what nobody looked at.
             self._next.exception()
-        self._turns.ended(self)
 
     @property
     def report(self) -> TurnReport | None:
