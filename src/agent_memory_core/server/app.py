@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from agent_memory_core import AgentMemory, AgentMemoryError
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
@@ -20,6 +20,7 @@ from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.errors import (
     FAULT,
     FORBIDDEN,
+    GONE,
     INVALID,
     INVALID_JSON,
     NOT_ALLOWED,
@@ -33,7 +34,7 @@ from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.openai_responses import ResponsesBody
 from agent_memory_core.server.rates import Rates
-from agent_memory_core.server.requests import Asked, Body, Client, Reader, check_depth
+from agent_memory_core.server.requests import Asked, Body, Client, Reader
 from agent_memory_core.server.responses_writer import ResponseWriter
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
@@ -55,10 +56,8 @@ class Server:
         self.reader = Reader(memory, settings)
         self.rates = Rates(settings)
         self.metrics = Metrics(memory, self.turns.__len__)
-        self.failure: AgentMemoryError | None = None
-        """Why the model could not be loaded."""
         self.on_failure: Callable[[], None] = lambda: None
-        """What is done then."""
+        """What is done where the model cannot be loaded."""
 
     async def load(self) -> None:
         """Load the model; meanwhile, and if that fails, the server says that it is not ready."""
@@ -66,7 +65,7 @@ class Server:
             await asyncio.to_thread(self.memory.load)
             self.reader.context = await asyncio.to_thread(lambda: self.memory.context_length)
         except AgentMemoryError as error:
-            self.failure, self.health.failure = error, str(error)
+            self.health.failure = error
             self.on_failure()
             return
         self.turns.loaded = True
@@ -95,7 +94,7 @@ class Server:
             raise from_core(error) from error
         finally:
             await turn.close()
-        return Response(encoded(whole(call, answer)), headers=headers, media_type="application/json")
+        return _json(whole(call, answer), headers)
 
     async def count(self, call: Call) -> int:
         """How many tokens the prompt of a call has.
@@ -118,11 +117,14 @@ class Server:
     def asked(self, request: Request, body: Body, asked: Callable[[], Asked], **more: Any) -> Call:
         """The call of a request in any dialect."""
         self.catalog.check(body.model)
-        check_depth(body.model_dump())
         try:
             return self.reader.call(asked(), body, self.client(request, body), **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
+
+
+def _json(value: dict[str, Any], headers: dict[str, str], status: int = 200) -> Response:
+    return Response(encoded(value), status, headers, "application/json")
 
 
 def _headers(call: Call) -> dict[str, str]:
@@ -139,7 +141,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(FAULT, "The client went away.")
+            raise ApiError(GONE, "The client went away.")
         return task.result()
     finally:
         gone.cancel()
@@ -187,46 +189,58 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.health.add_to(app)
     server.catalog.add_to(app)
     server.metrics.add_to(app)
+    _add_completions(app, server)
+    _add_responses(app, server)
+    _add_messages(app, server)
 
+
+def _add_completions(app: FastAPI, server: Server) -> None:
     async def chat(request: Request, body: openai_chat.ChatBody) -> Response:
         call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
         return await server.run(request, call, openai_chat.whole, openai_chat.ChatWriter)
-
-    async def messages(request: Request, body: anthropic_messages.MessagesBody) -> Response:
-        asked = partial(body.asked, strip=server.settings.strip_pseudo_headers)
-        call = server.asked(request, body, asked, stream=bool(body.stream))
-        return await server.run(request, call, anthropic_messages.whole, anthropic_messages.MessageWriter)
-
-    async def count(request: Request, body: anthropic_messages.CountBody) -> dict[str, int]:
-        asked = partial(body.asked, strip=server.settings.strip_pseudo_headers)
-        return {"input_tokens": await server.count(server.asked(request, body, asked, stream=False))}
-
-    async def responses(request: Request, body: ResponsesBody) -> Response:
-        call = server.asked(request, body, body.asked, stream=bool(body.stream))
-        whole, writer = partial(responses_writer.whole, body=body), partial(ResponseWriter, body=body)
-        return await server.run(request, call, whole, writer)
 
     async def complete(request: Request, body: openai_completions.CompletionBody) -> Response:
         call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
         whole, writer = openai_completions.whole, openai_completions.CompletionWriter
         return await server.run(request, call, partial(whole, body=body), partial(writer, body=body))
 
-    async def count_input(request: Request, body: ResponsesBody) -> dict[str, Any]:
-        count = await server.count(server.asked(request, body, body.asked, stream=False))
-        return {"object": "response.input_tokens", "input_tokens": count}
-
-    both(app, "POST", "/responses", responses)
-    both(app, "POST", "/responses/input_tokens", count_input)
-    both(app, "POST", "/completions", complete)
-    both(app, "POST", "/chat/completions", chat)
-    both(app, "POST", "/messages", messages)
-    both(app, "POST", "/messages/count_tokens", count)
+    both(app, "/chat/completions", chat)
+    both(app, "/completions", complete)
 
 
-def both(app: FastAPI, method: str, path: str, endpoint: Callable[..., Any]) -> None:
+def _add_responses(app: FastAPI, server: Server) -> None:
+    async def respond(request: Request, body: ResponsesBody) -> Response:
+        call = server.asked(request, body, body.asked, stream=bool(body.stream))
+        whole, writer = partial(responses_writer.whole, body=body), partial(ResponseWriter, body=body)
+        return await server.run(request, call, whole, writer)
+
+    async def count(request: Request, body: ResponsesBody) -> dict[str, Any]:
+        tokens = await server.count(server.asked(request, body, body.asked, stream=False))
+        return {"object": "response.input_tokens", "input_tokens": tokens}
+
+    both(app, "/responses", respond)
+    both(app, "/responses/input_tokens", count)
+
+
+def _add_messages(app: FastAPI, server: Server) -> None:
+    strip = server.settings.strip_pseudo_headers
+
+    async def message(request: Request, body: anthropic_messages.MessagesBody) -> Response:
+        call = server.asked(request, body, partial(body.asked, strip=strip), stream=bool(body.stream))
+        return await server.run(request, call, anthropic_messages.whole, anthropic_messages.MessageWriter)
+
+    async def count(request: Request, body: anthropic_messages.CountBody) -> dict[str, int]:
+        call = server.asked(request, body, partial(body.asked, strip=strip), stream=False)
+        return {"input_tokens": await server.count(call)}
+
+    both(app, "/messages", message)
+    both(app, "/messages/count_tokens", count)
+
+
+def both(app: FastAPI, path: str, endpoint: Callable[..., Any]) -> None:
     """Add a path with ``/v1`` before it and without: clients are configured either way."""
-    app.add_api_route(f"/v1{path}", endpoint, methods=[method])
-    app.add_api_route(path, endpoint, methods=[method], include_in_schema=False)
+    app.add_api_route(f"/v1{path}", endpoint, methods=["POST"])
+    app.add_api_route(path, endpoint, methods=["POST"], include_in_schema=False)
 
 
 # Errors -----------------------------------------------------------------------------------------------------
@@ -237,7 +251,7 @@ def _add_errors(app: FastAPI) -> None:
         headers, request_id = request.state.headers, request.state.request_id
         is_anthropic = speaks_anthropic(request.url.path, headers)
         body = error.anthropic(request_id) if is_anthropic else error.openai()
-        return JSONResponse(body, status_code=error.kind.status, headers=error.headers())
+        return _json(body, error.headers(), error.kind.status)
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return await answer(request, _of_validation(error))

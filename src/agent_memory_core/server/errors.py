@@ -46,6 +46,8 @@ TOO_SLOW = Kind(408, "invalid_request_error", "request_timeout", "timeout_error"
 TOO_LARGE = Kind(413, "invalid_request_error", "request_too_large", "request_too_large")
 RATE_LIMITED = Kind(429, "requests", "rate_limit_exceeded", "rate_limit_error")
 QUEUE_FULL = Kind(429, "requests", "queue_full", "rate_limit_error")
+GONE = Kind(499, "invalid_request_error", "client_closed_request", "invalid_request_error")
+"""Nobody reads it; it is counted."""
 FAULT = Kind(500, "server_error", "server_error", "api_error")
 LOADING = Kind(503, "server_error", "model_loading", "overloaded_error")
 OVERLOADED = Kind(503, "server_error", "overloaded", "overloaded_error")

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from agent_memory_core import AgentMemory
+from agent_memory_core import AgentMemory, AgentMemoryError
 from agent_memory_core.server.turns import Turns
 
 
@@ -17,8 +17,8 @@ class Health:
 
     def __init__(self, memory: AgentMemory, turns: Turns) -> None:
         self._memory, self._turns = memory, turns
-        self.failure = ""
-        """Why the model could not be loaded; empty where it could, or is not loaded yet."""
+        self.failure: AgentMemoryError | None = None
+        """Why the model could not be loaded."""
 
     def add_to(self, app: FastAPI) -> None:
         """Add the paths."""
@@ -47,7 +47,7 @@ class Health:
 
     def reason(self) -> str:
         """Why no turns are taken; empty where they are."""
-        if self.failure:
+        if self.failure is not None:
             return f"the model could not be loaded: {self.failure}"
         if self._memory.closed:
             return "stopped"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from agent_memory_core import AgentMemory, AgentMemoryError, ChatRequest, Message, ToolCall, sampling_for
 from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems, template_kwargs
@@ -30,6 +30,12 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_depth(cls, value: Any) -> Any:
+        check_depth(value)
+        return value
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of the fields ``names`` that have a value."""

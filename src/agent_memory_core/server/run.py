@@ -74,8 +74,8 @@ def serve(memory: AgentMemory, settings: ServerSettings) -> None:
         workers=1,
     )
     GracefulServer(config, server).run()
-    if server.failure is not None:
-        raise server.failure
+    if server.health.failure is not None:
+        raise server.health.failure
 
 
 def check_binding(settings: ServerSettings, *, has_keys: bool) -> None:
