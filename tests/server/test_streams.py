@@ -12,7 +12,7 @@ from support import http_server
 
 from agent_memory_core import AgentMemory
 
-LONG_PROMPT = [{"role": "user", "content": "one two three four five six seven eight " * 25}]
+LONG_PROMPT = [{"role": "user", "content": "one two three four five six seven eight " * 10}]
 BODY: dict[str, Any] = {"model": "tiny-chat", "max_tokens": 8}
 LIST = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000, "maxItems": 3000}
 

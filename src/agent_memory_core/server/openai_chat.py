@@ -13,8 +13,9 @@ from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
 from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError
-from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
+from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool
 from agent_memory_core.server.sse import data
+from agent_memory_core.server.tool_choice import allowed_tools
 from agent_memory_core.server.turns import Admitted, Call
 
 TEXTS = ("text", "input_text", "output_text", "refusal")
@@ -135,19 +136,6 @@ def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
     if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
         raise ApiError(UNSUPPORTED, f"{place}: only tools of type 'function' can be called.", param=place)
     return function_tool(function.get("name"), function.get("description"), function.get("parameters"), place)
-
-
-def allowed_tools(tools: list[dict[str, Any]], choice: object) -> tuple[list[dict[str, Any]], object]:
-    """Tools and choice, where the choice may be OpenAI's list of the tools that may be called this time."""
-    if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
-        return tools, choice
-    said = choice.get("allowed_tools")
-    said = said if isinstance(said, Mapping) else choice
-    names = []
-    for tool, _ in parts_of(said.get("tools"), "tool_choice.tools"):
-        function = tool.get("function")
-        names.append((function if isinstance(function, Mapping) else tool).get("name"))
-    return [tool for tool in tools if tool["function"]["name"] in names], said.get("mode", "auto")
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"} | {

@@ -14,8 +14,9 @@ from pydantic import Field
 from agent_memory_core import Message
 from agent_memory_core.adapter import to_response_schema
 from agent_memory_core.server.errors import INVALID, PREVIOUS_NOT_FOUND, UNSUPPORTED, ApiError
-from agent_memory_core.server.openai_chat import ROLES, TEXTS, allowed_tools
+from agent_memory_core.server.openai_chat import ROLES, TEXTS
 from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
+from agent_memory_core.server.tool_choice import allowed_tools, full_name
 
 FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 """The arguments of a custom tool, which OpenAI's models call with plain text."""
@@ -50,11 +51,6 @@ class Tools:
                 function_tool(full if "name" in tool else None, tool.get("description"), schema, place)
             )
             self.wire[full] = WireTool(name, namespace, kind == "custom")
-
-
-def full_name(name: str, namespace: object) -> str:
-    """The name by which the model knows a tool."""
-    return f"{namespace}__{name}" if namespace else name
 
 
 class ResponsesBody(Body):
