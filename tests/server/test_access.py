@@ -16,7 +16,7 @@ from support.http_server import Running
 
 from agent_memory_core import AgentMemory, InvalidSetting
 from agent_memory_core.server import ServerSettings, create_app
-from agent_memory_core.server.run import check_binding
+from agent_memory_core.server.binding import check_binding
 
 ADA = {"role": "user", "content": "My name is Ada."}
 CHAT: dict[str, Any] = {"model": "tiny-chat", "messages": [ADA], "max_tokens": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -36,7 +37,7 @@ def running(folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[b
     """A server process and its address."""
     args, environ = command("--cache-dir", str(folder / "store"), **variables)
     log = folder / "log"
-    with log.open("w") as stderr, subprocess.Popen(args, env=environ, stderr=stderr) as process:
+    with log.open("w") as stderr, subprocess.Popen(args, env=environ, stderr=stderr, cwd=folder) as process:
         try:
             wait_until(lambda: "running on" in log.read_text())
             (url,) = re.findall(r"running on (\S+)", log.read_text())
@@ -98,3 +99,35 @@ def test_what_cannot_be_served_is_one_sentence(tmp_path: Path, options: tuple[st
     assert done.returncode == 1
     assert says in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_settings_is_read_again_and_the_log_quotes_nobody(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("AGENT_MEMORY_SERVER_API_KEYS=old\nAGENT_MEMORY_SERVER_LOG_FORMAT=json\nOTHER=1\n")
+    with running(tmp_path) as (process, url):
+
+        def status(key: str) -> int:
+            body = {"messages": [ADA], "max_tokens": 2, "session_id": "a-session"}
+            headers = {"x-api-key": key}
+            return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers).status_code
+
+        assert (status("old"), status("new")) == (200, 401)
+        file.write_text("AGENT_MEMORY_SERVER_API_KEYS=new\nAGENT_MEMORY_SERVER_MODEL_ALIAS=house\n")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: status("new") == 200)
+        assert status("old") == 401
+        listed = httpx.get(f"{url}/v1/models", headers={"x-api-key": "new"}).json()["data"]
+        assert "house" in [entry["id"] for entry in listed]
+        file.write_text("AGENT_MEMORY_SERVER_KEEP_ALIVE=never\n")
+        process.send_signal(signal.SIGHUP)
+        log = tmp_path / "log"
+        wait_until(lambda: "stay as they are" in log.read_text())
+        assert status("new") == 200
+    text = log.read_text()
+    records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    first = next(record for record in records if "ttft" in record)
+    assert first["endpoint"] == "/v1/chat/completions"
+    assert first["prompt"] > 0
+    assert not [
+        word for word in ("Ada", "a-session", "old", "new") if f'"{word}' in text or f" {word}" in text
+    ]

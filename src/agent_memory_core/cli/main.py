@@ -1,4 +1,4 @@
-"""The command line: demo, chat, serve, sessions, models, check, stats.
+"""The command line: demo, chat, serve, connect, service, sessions, models, check, stats, version.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -7,14 +7,16 @@ imports MLX only if it runs a model, so that help and the list of sessions come 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.cli import models, sessions, store
+from agent_memory_core.cli import models, service, sessions, store
 from agent_memory_core.cli.chat import chat
+from agent_memory_core.cli.connect import connect
 from agent_memory_core.cli.options import err, out
 from agent_memory_core.cli.serve import serve
 from agent_memory_core.demos import restart
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(serve)
+app.command()(connect)
+app.add_typer(service.app, name="service")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(models.app, name="models")
 app.command()(store.check)
@@ -40,6 +44,12 @@ def demo(
 ) -> None:
     """See three agents continue after their process was killed."""
     restart.run(out, picture)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    out.print(version("agent-memory-mlx"))
 
 
 def main() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agent_memory_core import AgentMemory, InvalidSetting
 from agent_memory_core.cli.options import CacheDir, DiskBudget, Model, err, given
+
+if TYPE_CHECKING:
+    from agent_memory_core.server import ServerSettings
 
 
 def serve(
@@ -25,26 +27,44 @@ def serve(
         bool, typer.Option("--insecure-no-auth", help="Listen on the network without any key.")
     ] = False,
 ) -> None:
-    """Serve the model over HTTP to clients of OpenAI and Anthropic. AGENT_MEMORY_SERVER_* variables set the rest."""
+    """Serve the model over HTTP to clients of OpenAI and Anthropic. AGENT_MEMORY_SERVER_* variables set the rest.
+
+    Variables may also stand in a file .env in the working directory.
+    """
+    server = _server()
+    from agent_memory_core.cli.env_file import EnvFile
+
+    env_file = EnvFile()
+    options = given(
+        host=host,
+        port=port,
+        api_key_file=api_key_file,
+        model_alias=tuple(alias) if alias else None,
+        any_model=any_model or None,
+        insecure_no_auth=insecure_no_auth or None,
+    )
+
+    def settings() -> ServerSettings:
+        env_file.load()
+        read: ServerSettings = server.ServerSettings(**options)
+        return read
+
+    first = settings()
+    with AgentMemory(**given(model=model, cache_dir=cache_dir, disk_budget_mb=disk_budget)) as memory:
+        err.print(f"serving {memory.model_name} at http://{first.host}:{first.port}", soft_wrap=True)
+        server.serve(memory, first, settings)
+
+
+def _server() -> Any:
+    """The server's package.
+
+    Raises:
+        InvalidSetting: its extra is not installed.
+    """
     try:
         from agent_memory_core import server
     except ModuleNotFoundError as missing:
         raise InvalidSetting(
             f"the server needs {missing.name}: pip install 'agent-memory-mlx[server]'."
         ) from missing
-    settings = server.ServerSettings(
-        **given(
-            host=host,
-            port=port,
-            api_key_file=api_key_file,
-            model_alias=tuple(alias) if alias else None,
-            any_model=any_model or None,
-            insecure_no_auth=insecure_no_auth or None,
-        )
-    )
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    with AgentMemory(**given(model=model, cache_dir=cache_dir, disk_budget_mb=disk_budget)) as memory:
-        err.print(f"serving {memory.model_name} at http://{settings.host}:{settings.port}", soft_wrap=True)
-        server.serve(memory, settings)
+    return server

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 
-from agent_memory_core import AgentMemory, AgentMemoryError
+from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
@@ -31,6 +31,7 @@ from agent_memory_core.server.errors import (
 from agent_memory_core.server.gate import Gate, speaks_anthropic
 from agent_memory_core.server.health import Health
 from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.logs import log
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.openai_responses import ResponsesBody
 from agent_memory_core.server.rates import Rates
@@ -58,6 +59,8 @@ class Server:
         self.metrics = Metrics(memory, self.turns.__len__)
         self.on_failure: Callable[[], None] = lambda: None
         """What is done where the model cannot be loaded."""
+        self.read_settings: Callable[[], ServerSettings] = lambda: settings
+        """Reads the settings again."""
 
     async def load(self) -> None:
         """Load the model; meanwhile, and if that fails, the server says that it is not ready."""
@@ -69,6 +72,22 @@ class Server:
             self.on_failure()
             return
         self.turns.loaded = True
+
+    def reload(self) -> None:
+        """Take other keys, limits, names of the model and another log level, while requests go on.
+
+        Where a setting is wrong, those that are there stay, and the log tells why.
+        """
+        try:
+            settings = self.read_settings()
+            self.keys.read(settings)
+        except InvalidSetting as error:
+            log.error("the settings stay as they are: %s", error)
+            return
+        self.rates.read(settings)
+        self.catalog.read(settings)
+        log.setLevel(settings.log_level.upper())
+        log.info("the settings were read again")
 
     def close(self) -> None:
         """Stop watching the memory."""

@@ -17,10 +17,15 @@ class Catalog:
     """The names of the model."""
 
     def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
-        self._memory, self._any = memory, settings.any_model
-        name = memory.model_name
-        self.names = tuple(dict.fromkeys([name, name.rstrip("/").rpartition("/")[2], *settings.model_alias]))
+        self._memory = memory
         self._created = int(time.time())
+        self.read(settings)
+
+    def read(self, settings: ServerSettings) -> None:
+        """Take other names for the model."""
+        name = self._memory.model_name
+        self._any = settings.any_model
+        self.names = tuple(dict.fromkeys([name, name.rstrip("/").rpartition("/")[2], *settings.model_alias]))
 
     def check(self, name: str) -> None:
         """Check that a request asks for the model that is here.

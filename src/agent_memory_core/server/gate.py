@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Mapping
 from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import MutableHeaders
@@ -19,10 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_memory_core.server.errors import FORBIDDEN, TOO_LARGE, TOO_SLOW, ApiError
 from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.logs import log, log_request, short_hash
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.settings import ServerSettings
-
-log = logging.getLogger("agent_memory.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -80,20 +80,11 @@ class Gate:
         # Only the templates of paths: what clients make up would fill the memory of whoever counts.
         endpoint = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        seconds = perf_counter() - sent.began
-        self._metrics.answered(endpoint, method, sent.status, seconds)
-        turn = scope["state"].get("turn")
-        report = turn.report if turn is not None else None
-        details = ""
-        if report is not None:
-            counted = report.usage
-            details = (
-                f" prompt={counted.prompt_tokens} cached={counted.cache_read} tier={report.hit_tier}"
-                f" miss={report.miss_reason or '-'} answer={counted.completion_tokens}"
-                f" ttft={report.time_to_first_token:.3f}"
-            )
+        self._metrics.answered(endpoint, method, sent.status, perf_counter() - sent.began)
         level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
-        log.log(level, "%s %s %s %d %.3f%s", sent.request_id, method, endpoint, sent.status, seconds, details)
+        if log.isEnabledFor(level):
+            request = {"request": sent.request_id, "method": method, "endpoint": endpoint}
+            log_request(level, request | {"status": sent.status, **sent.details(scope["state"])})
 
     def _check_source(self, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
@@ -163,6 +154,26 @@ class _Sent:
             headers["x-request-id"] = headers["request-id"] = self.request_id
             headers["x-response-time"] = f"{perf_counter() - self.began:.6f}"
         await self._send(message)
+
+    def details(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What the log says of an answer, without a word of its content."""
+        turn = state.get("turn")
+        said: dict[str, Any] = {"seconds": round(perf_counter() - self.began, 3)}
+        if turn is None:
+            return said
+        key, report = turn.call.key, turn.report
+        said |= {"namespace": key.namespace, "session": short_hash(key.session_id)}
+        if report is None:
+            return said
+        counted = report.usage
+        return said | {
+            "prompt": counted.prompt_tokens,
+            "cached": counted.cache_read,
+            "tier": report.hit_tier,
+            "miss": report.miss_reason or "-",
+            "answer": counted.completion_tokens,
+            "ttft": round(report.time_to_first_token, 3),
+        }
 
 
 async def _refuse(error: ApiError, path: str, headers: Mapping[str, str], sent: _Sent) -> None:

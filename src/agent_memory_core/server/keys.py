@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory_core import InvalidSetting
+from agent_memory_core.server.binding import check_binding
 from agent_memory_core.server.errors import UNAUTHORIZED, ApiError
 from agent_memory_core.server.settings import ServerSettings
 
@@ -38,14 +39,21 @@ class Keys:
         settings: keys as text, of which each has a namespace made from its hash; and a file with named ones.
 
     Raises:
-        InvalidSetting: the file cannot be read.
+        InvalidSetting: the file cannot be read, or there is no key and anybody on the network could use the server.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
+        self._tenants: dict[str, Tenant] = {}
+        self.read(settings)
+
+    def read(self, settings: ServerSettings) -> None:
+        """Read the keys again; those that are there stay where that fails. Raises as the constructor does."""
         hashes = [key_hash(key) for key in settings.api_keys]
-        self._tenants = {digest: Tenant(f"key-{digest[:16]}") for digest in hashes}
+        tenants = {digest: Tenant(f"key-{digest[:16]}") for digest in hashes}
         if settings.api_key_file is not None:
-            self._tenants |= _read(settings.api_key_file)
+            tenants |= _read(settings.api_key_file)
+        check_binding(settings, has_keys=bool(tenants))
+        self._tenants = tenants
 
     def __bool__(self) -> bool:
         return bool(self._tenants)

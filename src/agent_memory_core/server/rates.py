@@ -19,6 +19,10 @@ class Rates:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self.read(settings)
+
+    def read(self, settings: ServerSettings) -> None:
+        """Take other limits; what was counted stands."""
         self._per_key, self._per_session = parse(settings.rate_per_key), parse(settings.rate_per_session)
 
     def check(self, tenant: Tenant, key: SessionKey) -> None:

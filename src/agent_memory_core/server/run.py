@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import logging
+import signal
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
-from agent_memory_core import AgentMemory, InvalidSetting
+from agent_memory_core import AgentMemory
 from agent_memory_core.server.app import Server, create_app
+from agent_memory_core.server.logs import configure, log
 from agent_memory_core.server.settings import ServerSettings
-
-log = logging.getLogger("agent_memory.server")
 
 LAST_WORDS = 5
 """Seconds in which the answers that were withdrawn are told so."""
@@ -34,6 +34,7 @@ class GracefulServer(uvicorn.Server):
         """Serve until a signal comes, or the model turns out to be unusable."""
         self._loop = asyncio.get_running_loop()
         self._server.on_failure = self._stop
+        self._loop.add_signal_handler(signal.SIGHUP, self._server.reload)
         await super().serve()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -46,24 +47,40 @@ class GracefulServer(uvicorn.Server):
         self._endings.append(asyncio.run_coroutine_threadsafe(self._drain(seconds), self._loop))
 
     async def _drain(self, seconds: float) -> None:
+        log.info("stopping: no more turns are taken, those in flight get %g seconds to end", seconds)
         await self._server.turns.drain(seconds)
+        log.info("stopping: no turn is in flight, what they computed is being written")
         self._stop()
 
     def _stop(self) -> None:
         self.should_exit = True
 
 
-def serve(memory: AgentMemory, settings: ServerSettings) -> None:
-    """Serve ``memory`` until a signal ends the process. The caller closes it.
+def serve(
+    memory: AgentMemory, settings: ServerSettings, again: Callable[[], ServerSettings] | None = None
+) -> None:
+    """Serve ``memory`` until a signal ends the process. The caller closes it, which writes what is queued.
+
+    Args:
+        memory: what is served.
+        settings: how.
+        again: reads the settings once more when SIGHUP comes; None keeps them, and reads the file of keys again.
 
     Raises:
         InvalidSetting: anybody on the network could use it.
         ModelError: the model cannot be loaded.
     """
+    configure(settings.log_level, settings.log_format)
     app = create_app(memory, settings)
     server: Server = app.state.server
-    check_binding(settings, has_keys=bool(server.keys))
-    config = uvicorn.Config(
+    server.read_settings = again or (lambda: settings)
+    GracefulServer(_config(app, settings), server).run()
+    if server.health.failure is not None:
+        raise server.health.failure
+
+
+def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -73,31 +90,3 @@ def serve(memory: AgentMemory, settings: ServerSettings) -> None:
         timeout_graceful_shutdown=LAST_WORDS,
         workers=1,
     )
-    GracefulServer(config, server).run()
-    if server.health.failure is not None:
-        raise server.health.failure
-
-
-def check_binding(settings: ServerSettings, *, has_keys: bool) -> None:
-    """Check that only this machine reaches a server that asks for no key.
-
-    Raises:
-        InvalidSetting: others would.
-    """
-    if has_keys or is_loopback(settings.host):
-        return
-    if not settings.insecure_no_auth:
-        raise InvalidSetting(
-            f"host={settings.host!r} without keys would let anybody on the network in: set "
-            "AGENT_MEMORY_SERVER_API_KEYS or --api-key-file, or listen on 127.0.0.1. --insecure-no-auth listens "
-            "all the same."
-        )
-    log.warning("anybody who reaches %s may use this server: it asks for no key", settings.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,11 +8,23 @@ from typing import Annotated, Any, Literal, Self
 
 from limits import parse
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_memory_core import InvalidSetting
 
 PREFIX = "AGENT_MEMORY_SERVER_"
+
+_OLDER_NAMES = {
+    "SEMANTIC_API_KEY": "api_keys",
+    "SEMANTIC_ADMIN_KEY": "admin_key",
+    "SEMANTIC_SERVER_HOST": "host",
+    "SEMANTIC_SERVER_PORT": "port",
+    "SEMANTIC_SERVER_LOG_LEVEL": "log_level",
+    "SEMANTIC_SERVER_CORS_ORIGINS": "cors_origins",
+    "SEMANTIC_SERVER_RATE_LIMIT_PER_AGENT": "rate_per_session",
+    "SEMANTIC_SERVER_RATE_LIMIT_GLOBAL": "rate_per_key",
+}
+"""Variables of the prototype that this package replaces."""
 
 Words = Annotated[tuple[str, ...], NoDecode]
 """Several texts; in a variable they are separated by commas."""
@@ -21,7 +33,8 @@ Words = Annotated[tuple[str, ...], NoDecode]
 class ServerSettings(BaseSettings):
     """How the server listens, whom it serves, and how much of it one client may take.
 
-    A setting comes from the constructor, else from the variable ``AGENT_MEMORY_SERVER_<FIELD>``, else from the default.
+    A setting comes from the constructor, else from the variable ``AGENT_MEMORY_SERVER_<FIELD>``, else from its older
+    name with ``SEMANTIC_``, else from the default.
 
     Raises:
         InvalidSetting: a name is unknown, or a value is outside its range.
@@ -39,6 +52,18 @@ class ServerSettings(BaseSettings):
     api_key_file: Path | None = Field(
         default=None,
         description="A TOML file of keys: a table for each namespace, with `sha256`, the hash of its key or a list.",
+    )
+    admin_key: str | None = Field(
+        default=None,
+        min_length=1,
+        repr=False,
+        description="The key that the paths under /admin and /debug ask for, in `X-Admin-Key`; none: they are closed, "
+        "except on the admin socket.",
+    )
+    admin_socket: Path | None = Field(
+        default=None,
+        description="A Unix socket for the paths under /admin and /debug, which asks for no key: only its owner can "
+        "open it.",
     )
     insecure_no_auth: bool = Field(
         default=False,
@@ -94,6 +119,9 @@ class ServerSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="What is logged."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines as text, or each as a JSON object. Neither quotes a prompt."
+    )
 
     def __init__(self, **values: Any) -> None:
         _refuse_unknown_variables()
@@ -102,10 +130,17 @@ class ServerSettings(BaseSettings):
         except ValidationError as wrong:
             first = wrong.errors()[0]
             name = ".".join(map(str, first["loc"]))
-            shown = "" if name.startswith("api_key") else f"={first['input']!r}"
+            shown = "" if name in ("api_keys", "admin_key") else f"={first['input']!r}"
             raise InvalidSetting(
                 f"the server's setting {name}{shown} is not valid: {first['msg']}."
             ) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The constructor, the environment, the older names."""
+        return named["init_settings"], named["env_settings"], _OlderNames(settings_cls)
 
     @field_validator("api_keys", "allowed_hosts", "cors_origins", "model_alias", mode="before")
     @classmethod
@@ -125,6 +160,24 @@ class ServerSettings(BaseSettings):
     def _check_rate(cls, value: str) -> str:
         parse(value)
         return value
+
+
+class _OlderNames(PydanticBaseSettingsSource):
+    """Settings from the variables of the prototype."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """The value of one field, as the base class wants it."""
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """All values that are there."""
+        named = {field: os.environ[name] for name, field in _OLDER_NAMES.items() if os.environ.get(name)}
+        for field in {"rate_per_session", "rate_per_key"} & named.keys():
+            # A number of turns in a minute.
+            named[field] += "/minute" if named[field].isdecimal() else ""
+        if "log_level" in named:
+            named["log_level"] = named["log_level"].lower()
+        return named
 
 
 def _refuse_unknown_variables() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import statistics
 from collections import Counter, deque
 from collections.abc import AsyncIterator
@@ -25,10 +24,9 @@ from agent_memory_core import (
 )
 from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
+from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
-
-log = logging.getLogger("agent_memory.server")
 
 
 @dataclass(frozen=True, slots=True)
