@@ -103,7 +103,7 @@ def test_what_cannot_be_served_is_one_sentence(tmp_path: Path, options: tuple[st
 
 def test_a_file_of_settings_is_read_again_and_the_log_quotes_nobody(tmp_path: Path) -> None:
     file = tmp_path / ".env"
-    file.write_text("AGENT_MEMORY_SERVER_API_KEYS=old\nAGENT_MEMORY_SERVER_LOG_FORMAT=json\nOTHER=1\n")
+    file.write_text("AGENT_MEMORY_SERVER_API_KEYS=old-key\nAGENT_MEMORY_SERVER_LOG_FORMAT=json\nOTHER=1\n")
     with running(tmp_path) as (process, url):
 
         def status(key: str) -> int:
@@ -111,23 +111,45 @@ def test_a_file_of_settings_is_read_again_and_the_log_quotes_nobody(tmp_path: Pa
             headers = {"x-api-key": key}
             return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers).status_code
 
-        assert (status("old"), status("new")) == (200, 401)
-        file.write_text("AGENT_MEMORY_SERVER_API_KEYS=new\nAGENT_MEMORY_SERVER_MODEL_ALIAS=house\n")
+        assert (status("old-key"), status("new-key")) == (200, 401)
+        file.write_text("AGENT_MEMORY_SERVER_API_KEYS=new-key\nAGENT_MEMORY_SERVER_MODEL_ALIAS=house\n")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: status("new") == 200)
-        assert status("old") == 401
-        listed = httpx.get(f"{url}/v1/models", headers={"x-api-key": "new"}).json()["data"]
+        wait_until(lambda: status("new-key") == 200)
+        assert status("old-key") == 401
+        listed = httpx.get(f"{url}/v1/models", headers={"x-api-key": "new-key"}).json()["data"]
         assert "house" in [entry["id"] for entry in listed]
         file.write_text("AGENT_MEMORY_SERVER_KEEP_ALIVE=never\n")
         process.send_signal(signal.SIGHUP)
         log = tmp_path / "log"
         wait_until(lambda: "stay as they are" in log.read_text())
-        assert status("new") == 200
+        assert status("new-key") == 200
     text = log.read_text()
     records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     first = next(record for record in records if "ttft" in record)
     assert first["endpoint"] == "/v1/chat/completions"
     assert first["prompt"] > 0
     assert not [
-        word for word in ("Ada", "a-session", "old", "new") if f'"{word}' in text or f" {word}" in text
+        word
+        for word in ("Ada", "a-session", "old-key", "new-key")
+        if f'"{word}' in text or f" {word}" in text
     ]
+
+
+def test_the_admin_socket_asks_for_no_key_and_is_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    path.touch()
+    variables = {"AGENT_MEMORY_SERVER_ADMIN_SOCKET": str(path)}
+    args, environ = command("--cache-dir", str(tmp_path / "store"), **variables)
+    done = subprocess.run(args, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert "it is no socket" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    path.unlink()
+    with running(tmp_path, **variables) as (process, url):
+        assert path.stat().st_mode & 0o777 == 0o600
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+            assert client.get("/admin/models/current").json()["model_id"] == "tiny-chat"
+        assert httpx.get(f"{url}/admin/models/current").status_code == 403
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert not path.exists()

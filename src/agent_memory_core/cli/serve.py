@@ -50,9 +50,13 @@ def serve(
         return read
 
     first = settings()
-    with AgentMemory(**given(model=model, cache_dir=cache_dir, disk_budget_mb=disk_budget)) as memory:
+
+    def opened(name: str | None) -> AgentMemory:
+        return AgentMemory(**given(model=name, cache_dir=cache_dir, disk_budget_mb=disk_budget))
+
+    with opened(model) as memory:
         err.print(f"serving {memory.model_name} at http://{first.host}:{first.port}", soft_wrap=True)
-        server.serve(memory, first, settings)
+        server.serve(memory, first, settings, opened)
 
 
 def _server() -> Any:

@@ -3,182 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 
-from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
+from agent_memory_core import AgentMemory
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
-from agent_memory_core.server.answers import Answer
-from agent_memory_core.server.catalog import Catalog
+from agent_memory_core.server.admin import Admin
 from agent_memory_core.server.errors import (
     FAULT,
     FORBIDDEN,
-    GONE,
     INVALID,
     INVALID_JSON,
     NOT_ALLOWED,
     NOT_FOUND,
     ApiError,
-    from_core,
 )
 from agent_memory_core.server.gate import Gate, speaks_anthropic
-from agent_memory_core.server.health import Health
-from agent_memory_core.server.keys import Keys
-from agent_memory_core.server.logs import log
-from agent_memory_core.server.metrics import Metrics
+from agent_memory_core.server.host import OpenModel
 from agent_memory_core.server.openai_responses import ResponsesBody
-from agent_memory_core.server.rates import Rates
-from agent_memory_core.server.requests import Asked, Body, Client, Reader
 from agent_memory_core.server.responses_writer import ResponseWriter
-from agent_memory_core.server.sessions import session_of
+from agent_memory_core.server.serving import Server, json_response
 from agent_memory_core.server.settings import ServerSettings
-from agent_memory_core.server.sse import EventStream, Writer, encoded
-from agent_memory_core.server.turns import Call, Turns
-
-T = TypeVar("T")
 
 
-class Server:
-    """One memory behind HTTP."""
-
-    def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
-        self.memory, self.settings = memory, settings
-        self.keys = Keys(settings)
-        self.turns = Turns(memory, settings)
-        self.catalog = Catalog(memory, settings)
-        self.health = Health(memory, self.turns)
-        self.reader = Reader(memory, settings)
-        self.rates = Rates(settings)
-        self.metrics = Metrics(memory, self.turns.__len__)
-        self.on_failure: Callable[[], None] = lambda: None
-        """What is done where the model cannot be loaded."""
-        self.read_settings: Callable[[], ServerSettings] = lambda: settings
-        """Reads the settings again."""
-
-    async def load(self) -> None:
-        """Load the model; meanwhile, and if that fails, the server says that it is not ready."""
-        try:
-            await asyncio.to_thread(self.memory.load)
-            self.reader.context = await asyncio.to_thread(lambda: self.memory.context_length)
-        except AgentMemoryError as error:
-            self.health.failure = error
-            self.on_failure()
-            return
-        self.turns.loaded = True
-
-    def reload(self) -> None:
-        """Take other keys, limits, names of the model and another log level, while requests go on.
-
-        Where a setting is wrong, those that are there stay, and the log tells why.
-        """
-        try:
-            settings = self.read_settings()
-            self.keys.read(settings)
-        except InvalidSetting as error:
-            log.error("the settings stay as they are: %s", error)
-            return
-        self.rates.read(settings)
-        self.catalog.read(settings)
-        log.setLevel(settings.log_level.upper())
-        log.info("the settings were read again")
-
-    def close(self) -> None:
-        """Stop watching the memory."""
-        self.turns.close()
-        self.metrics.close()
-
-    async def run(
-        self,
-        request: Request,
-        call: Call,
-        whole: Callable[[Call, Answer], dict[str, Any]],
-        writer: Callable[[Call], Writer],
-    ) -> Response:
-        """Answer a call, whole or as a stream."""
-        self.rates.check(request.state.tenant, call.key)
-        turn = request.state.turn = await self.turns.begin(call)
-        headers = _headers(call)
-        if call.stream:
-            return EventStream(turn, writer(call), self.settings.keep_alive, headers)
-        try:
-            answer = await _unless_gone(request, turn.answer())
-        except AgentMemoryError as error:
-            raise from_core(error) from error
-        finally:
-            await turn.close()
-        return _json(whole(call, answer), headers)
-
-    async def count(self, call: Call) -> int:
-        """How many tokens the prompt of a call has.
-
-        Raises:
-            ApiError: the model is not loaded, or its template refuses the messages.
-        """
-        self.turns.check_loaded()
-        try:
-            return await asyncio.to_thread(self.memory.count_tokens, call.request)
-        except AgentMemoryError as error:
-            raise from_core(error) from error
-
-    def client(self, request: Request, body: Body) -> Client:
-        """Who asks."""
-        state = request.state
-        said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
-        return Client(state.tenant.namespace, session_of(state.headers, said))
-
-    def asked(self, request: Request, body: Body, asked: Callable[[], Asked], **more: Any) -> Call:
-        """The call of a request in any dialect."""
-        self.catalog.check(body.model)
-        try:
-            return self.reader.call(asked(), body, self.client(request, body), **more)
-        except AgentMemoryError as error:
-            raise from_core(error) from error
-
-
-def _json(value: dict[str, Any], headers: dict[str, str], status: int = 200) -> Response:
-    return Response(encoded(value), status, headers, "application/json")
-
-
-def _headers(call: Call) -> dict[str, str]:
-    headers = {"X-Agent-Memory-Session-Source": call.session.source}
-    if call.session.session_id is not None and call.session.session_id.isascii():
-        headers["X-Session-ID"] = call.session.session_id
-    return headers
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is given up when the client goes away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(GONE, "The client went away.")
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def create_app(memory: AgentMemory, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    memory: AgentMemory, settings: ServerSettings | None = None, open_model: OpenModel | None = None
+) -> FastAPI:
     """The application that serves ``memory``, which its caller closes.
+
+    Args:
+        memory: what is served.
+        settings: how; None takes them from the environment.
+        open_model: makes the memory of another model, without loading it, when the model is swapped; None makes one
+            on the same folder, with the settings of that model's profile.
 
     Raises:
         InvalidSetting: the keys cannot be read.
     """
-    server = Server(memory, settings or ServerSettings())
+    server = Server(memory, settings or ServerSettings(), open_model)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -208,6 +77,7 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.health.add_to(app)
     server.catalog.add_to(app)
     server.metrics.add_to(app)
+    Admin(server).add_to(app)
     _add_completions(app, server)
     _add_responses(app, server)
     _add_messages(app, server)
@@ -270,7 +140,7 @@ def _add_errors(app: FastAPI) -> None:
         headers, request_id = request.state.headers, request.state.request_id
         is_anthropic = speaks_anthropic(request.url.path, headers)
         body = error.anthropic(request_id) if is_anthropic else error.openai()
-        return _json(body, error.headers(), error.kind.status)
+        return json_response(body, error.headers(), error.kind.status)
 
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return await answer(request, _of_validation(error))

@@ -8,22 +8,22 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from agent_memory_core import AgentMemory
 from agent_memory_core.server.errors import MODEL_NOT_FOUND, ApiError
+from agent_memory_core.server.host import Host
 from agent_memory_core.server.settings import ServerSettings
 
 
 class Catalog:
     """The names of the model."""
 
-    def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
-        self._memory = memory
+    def __init__(self, host: Host, settings: ServerSettings) -> None:
+        self._host = host
         self._created = int(time.time())
         self.read(settings)
 
     def read(self, settings: ServerSettings) -> None:
         """Take other names for the model."""
-        name = self._memory.model_name
+        name = self._host.memory.model_name
         self._any = settings.any_model
         self.names = tuple(dict.fromkeys([name, name.rstrip("/").rpartition("/")[2], *settings.model_alias]))
 
@@ -60,7 +60,7 @@ class Catalog:
         return self._entry(name)
 
     def _entry(self, name: str) -> dict[str, Any]:
-        context = self._memory.stated_context_length
+        context = self._host.memory.stated_context_length
         return {
             "id": name,
             "object": "model",

@@ -46,9 +46,11 @@ TOO_SLOW = Kind(408, "invalid_request_error", "request_timeout", "timeout_error"
 TOO_LARGE = Kind(413, "invalid_request_error", "request_too_large", "request_too_large")
 RATE_LIMITED = Kind(429, "requests", "rate_limit_exceeded", "rate_limit_error")
 QUEUE_FULL = Kind(429, "requests", "queue_full", "rate_limit_error")
+BUSY = Kind(409, "invalid_request_error", "conflict", "invalid_request_error")
 GONE = Kind(499, "invalid_request_error", "client_closed_request", "invalid_request_error")
 """Nobody reads it; it is counted."""
 FAULT = Kind(500, "server_error", "server_error", "api_error")
+SWAP_FAILED = Kind(500, "server_error", "swap_failed", "api_error")
 LOADING = Kind(503, "server_error", "model_loading", "overloaded_error")
 OVERLOADED = Kind(503, "server_error", "overloaded", "overloaded_error")
 TIMEOUT = Kind(504, "server_error", "timeout", "timeout_error")
@@ -109,7 +111,7 @@ class ApiError(Exception):
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(max(1, round(self.retry_after)))
-        if self.kind is FAULT:
+        if self.kind in (FAULT, SWAP_FAILED):
             headers["x-should-retry"] = "false"
         return headers
 

@@ -7,6 +7,7 @@ must be one of its own (which stops DNS rebinding), and a page's origin must be 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import re
@@ -18,8 +19,8 @@ from uuid import uuid4
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_memory_core.server.errors import FORBIDDEN, TOO_LARGE, TOO_SLOW, ApiError
-from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.errors import FORBIDDEN, TOO_LARGE, TOO_SLOW, UNAUTHORIZED, ApiError
+from agent_memory_core.server.keys import NOBODY, Keys, Tenant, key_hash
 from agent_memory_core.server.logs import log, log_request, short_hash
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.settings import ServerSettings
@@ -30,6 +31,9 @@ _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 
 OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
 """What anybody may ask: whether the server lives."""
+
+ADMIN_PREFIXES = ("/admin/", "/debug/")
+"""How the paths begin of whoever runs the server."""
 
 
 def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
@@ -69,12 +73,26 @@ class Gate:
             self._check_length(headers)
             # A browser asks without the key whether it may ask with it.
             if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
-                scope["state"]["tenant"] = self._keys.tenant(headers)
+                scope["state"]["tenant"] = self._tenant(scope, headers)
             body = await self._body(receive)
         except ApiError as error:
             await _refuse(error, scope["path"], headers, sent)
             return
         await self._app(scope, _replay(body, receive), sent)
+
+    def _tenant(self, scope: Scope, headers: Mapping[str, str]) -> Tenant:
+        """Whose request it is; whoever runs the server needs another key, or the private socket."""
+        if not scope["path"].startswith(ADMIN_PREFIXES):
+            return self._keys.tenant(headers)
+        is_private = scope.get("server") is not None and scope["server"][1] is None
+        wanted, given = self._settings.admin_key, headers.get("x-admin-key", "")
+        if is_private or (wanted and hmac.compare_digest(key_hash(wanted), key_hash(given))):
+            return NOBODY
+        if wanted:
+            raise ApiError(UNAUTHORIZED, "Send the admin key in X-Admin-Key.")
+        raise ApiError(
+            FORBIDDEN, "These paths are closed: set admin_key, or admin_socket, where the server is started."
+        )
 
     def _count(self, scope: Scope, sent: _Sent) -> None:
         # Only the templates of paths: what clients make up would fill the memory of whoever counts.

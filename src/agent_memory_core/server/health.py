@@ -8,21 +8,23 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from agent_memory_core import AgentMemory, AgentMemoryError
+from agent_memory_core import AgentMemoryError
+from agent_memory_core.server.host import Host
 from agent_memory_core.server.turns import Turns
 
 
 class Health:
     """What the health paths say."""
 
-    def __init__(self, memory: AgentMemory, turns: Turns) -> None:
-        self._memory, self._turns = memory, turns
+    def __init__(self, host: Host, turns: Turns) -> None:
+        self._host, self._turns = host, turns
         self.failure: AgentMemoryError | None = None
         """Why the model could not be loaded."""
 
     def add_to(self, app: FastAPI) -> None:
         """Add the paths."""
-        app.add_api_route("/", self.about, methods=["GET", "HEAD"])
+        app.add_api_route("/", self.about, methods=["GET"])
+        app.add_api_route("/", self.about, methods=["HEAD"], include_in_schema=False)
         app.add_api_route("/health", self.ready, methods=["GET"])
         app.add_api_route("/health/ready", self.ready, methods=["GET"])
         app.add_api_route("/health/live", self.live, methods=["GET"])
@@ -33,7 +35,7 @@ class Health:
             release = version("agent-memory-mlx")
         except PackageNotFoundError:
             release = ""
-        return {"name": "agent-memory", "version": release, "model": self._memory.model_name}
+        return {"name": "agent-memory", "version": release, "model": self._host.memory.model_name}
 
     async def live(self) -> dict[str, str]:
         """The process answers."""
@@ -49,8 +51,10 @@ class Health:
         """Why no turns are taken; empty where they are."""
         if self.failure is not None:
             return f"the model could not be loaded: {self.failure}"
-        if self._memory.closed:
+        if self._host.memory.closed:
             return "stopped"
         if self._turns.draining:
             return "draining"
+        if self._host.is_changing:
+            return "swapping"
         return "" if self._turns.loaded else "loading"

@@ -16,7 +16,6 @@ from prometheus_client import (
 )
 
 from agent_memory_core import (
-    AgentMemory,
     BlocksEvicted,
     TurnCancelled,
     TurnEvent,
@@ -24,6 +23,7 @@ from agent_memory_core import (
     TurnFinished,
     TurnReport,
 )
+from agent_memory_core.server.host import Host
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
@@ -31,7 +31,7 @@ SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 class Metrics:
     """The metrics of one server, in a registry of their own."""
 
-    def __init__(self, memory: AgentMemory, in_flight: Callable[[], int]) -> None:
+    def __init__(self, host: Host, in_flight: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         name, registry = "agent_memory_", self._registry
 
@@ -58,7 +58,7 @@ class Metrics:
         self._evicted = counter("evicted_blocks", "Blocks dropped from memory to make room.")
         running = Gauge(name + "turns_in_flight", "Turns that run or wait.", registry=registry)
         running.set_function(in_flight)
-        self.close = memory.observe(self._observe)
+        self.close = host.observe(self._observe)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the path."""

@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from agent_memory_core import AgentMemory, AgentMemoryError, ChatRequest, Message, ToolCall, sampling_for
+from agent_memory_core import AgentMemoryError, ChatRequest, Message, ToolCall, sampling_for
 from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems, template_kwargs
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError, from_core
+from agent_memory_core.server.host import Host
 from agent_memory_core.server.sessions import Session, key_of
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.turns import Call
@@ -73,10 +74,12 @@ class Client:
 class Reader:
     """Puts the turns of all dialects together."""
 
-    def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
-        self._memory, self._settings = memory, settings
-        self.context = memory.stated_context_length or 0
+    def __init__(self, host: Host, settings: ServerSettings) -> None:
+        self._host, self._settings = host, settings
+        self.context = host.memory.stated_context_length or 0
         """Most tokens of prompt and answer; 0 until the model says it."""
+        self.seed: int | None = None
+        """Of answers whose requests give none."""
 
     def call(self, asked: Asked, body: Body, client: Client, *, stream: bool, usage: bool = True) -> Call:
         """The call of a request.
@@ -94,10 +97,12 @@ class Reader:
     def request(self, asked: Asked) -> ChatRequest:
         """The core's request. Raises its errors."""
         sampling = {"max_tokens": self._settings.max_tokens, **asked.sampling}
+        if self.seed is not None:
+            sampling.setdefault("seed", self.seed)
         return ChatRequest(
             messages=merge_leading_systems(_with_names(asked.messages)),
             tools=tuple(asked.tools),
-            sampling=sampling_for(self._memory.config.model, sampling),
+            sampling=sampling_for(self._host.memory.config.model, sampling),
             template_kwargs=asked.template_kwargs,
             tool_choice=chosen_tool(asked.tool_choice, asked.tools),
             parallel_tool_calls=asked.parallel_tool_calls is not False,

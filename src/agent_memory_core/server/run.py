@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
@@ -12,8 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from agent_memory_core import AgentMemory
-from agent_memory_core.server.app import Server, create_app
+from agent_memory_core.server.admin_socket import listening
+from agent_memory_core.server.app import create_app
+from agent_memory_core.server.host import OpenModel
 from agent_memory_core.server.logs import configure, log
+from agent_memory_core.server.serving import Server
 from agent_memory_core.server.settings import ServerSettings
 
 LAST_WORDS = 5
@@ -25,17 +29,29 @@ class GracefulServer(uvicorn.Server):
     others are withdrawn, and what they computed is kept. A second signal leaves no time, a third one ends it at once.
     """
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    def __init__(self, config: uvicorn.Config, server: Server, admin: socket.socket | None) -> None:
         super().__init__(config)
-        self._server = server
+        self._server, self._admin = server, admin
         self._endings: list[Future[None]] = []
 
-    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal comes, or the model turns out to be unusable."""
         self._loop = asyncio.get_running_loop()
         self._server.on_failure = self._stop
         self._loop.add_signal_handler(signal.SIGHUP, self._server.reload)
         await super().serve()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, also on the admin socket if there is to be one."""
+        await super().startup(sockets)
+        if self._admin is not None:
+            self.servers.append(await self._loop.create_server(self._protocol, sock=self._admin))
+
+    def _protocol(self, _loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=_loop
+        )
+        return made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
@@ -57,7 +73,10 @@ class GracefulServer(uvicorn.Server):
 
 
 def serve(
-    memory: AgentMemory, settings: ServerSettings, again: Callable[[], ServerSettings] | None = None
+    memory: AgentMemory,
+    settings: ServerSettings,
+    again: Callable[[], ServerSettings] | None = None,
+    open_model: OpenModel | None = None,
 ) -> None:
     """Serve ``memory`` until a signal ends the process. The caller closes it, which writes what is queued.
 
@@ -65,16 +84,18 @@ def serve(
         memory: what is served.
         settings: how.
         again: reads the settings once more when SIGHUP comes; None keeps them, and reads the file of keys again.
+        open_model: see `create_app`.
 
     Raises:
-        InvalidSetting: anybody on the network could use it.
+        InvalidSetting: anybody on the network could use it, or the admin socket cannot be opened.
         ModelError: the model cannot be loaded.
     """
     configure(settings.log_level, settings.log_format)
-    app = create_app(memory, settings)
+    app = create_app(memory, settings, open_model)
     server: Server = app.state.server
     server.read_settings = again or (lambda: settings)
-    GracefulServer(_config(app, settings), server).run()
+    with listening(settings.admin_socket) as admin_socket:
+        GracefulServer(_config(app, settings), server, admin_socket).run()
     if server.health.failure is not None:
         raise server.health.failure
 

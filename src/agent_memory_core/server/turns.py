@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agent_memory_core import (
-    AgentMemory,
     AgentMemoryError,
     AsyncChatStream,
     BlocksEvicted,
     ChatRequest,
     Delta,
+    FirstToken,
     SessionKey,
     TurnAdmitted,
     TurnEvent,
+    TurnProgress,
     TurnQueued,
     TurnReport,
 )
 from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
+from agent_memory_core.server.host import Host
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
@@ -58,6 +61,9 @@ class Admitted(NamedTuple):
     cached_tokens: int
 
 
+Watched = TurnQueued | TurnAdmitted | TurnProgress | FirstToken
+
+
 class _Watch:
     """What the engine told of one turn. Set on the event loop."""
 
@@ -66,13 +72,19 @@ class _Watch:
         self.loop = asyncio.get_running_loop()
         self.queued = asyncio.Event()
         self.admitted = asyncio.Event()
-        self.prompt_tokens = self.cached_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.done_tokens = 0
+        self.phase = "waiting"
 
-    def tell(self, event: TurnQueued | TurnAdmitted) -> None:
+    def tell(self, event: Watched) -> None:
         if isinstance(event, TurnQueued):
             self.prompt_tokens = event.prompt_tokens
             self.queued.set()
+        elif isinstance(event, TurnProgress):
+            self.done_tokens = event.stop
+        elif isinstance(event, FirstToken):
+            self.phase = "answer"
         else:
+            self.phase, self.done_tokens = "prompt", event.cached_tokens
             self.cached_tokens = event.cached_tokens
             self.admitted.set()
 
@@ -80,8 +92,11 @@ class _Watch:
 class Turn:
     """A turn under way. Whoever holds it must `close` it, which withdraws it unless it has ended."""
 
-    def __init__(self, turns: Turns, call: Call, stream: AsyncChatStream, watch: _Watch) -> None:
-        self.call = call
+    def __init__(
+        self, turns: Turns, call: Call, stream: AsyncChatStream, watch: _Watch, request_id: str
+    ) -> None:
+        self.call, self.request_id = call, request_id
+        self._began = time.perf_counter()
         self._turns, self._stream, self._watch = turns, stream, watch
         self._next = asyncio.ensure_future(anext(stream))
         self._closed = False
@@ -140,6 +155,22 @@ class Turn:
                 answer.report = event.report
         return answer
 
+    def progress(self) -> dict[str, Any]:
+        """How far it is."""
+        watch, key = self._watch, self.call.key
+        return {
+            "request_id": self.request_id,
+            "model": self.call.model,
+            "namespace": key.namespace,
+            "session_id": key.session_id,
+            "stream": self.call.stream,
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "phase": watch.phase,
+            "prompt_tokens": watch.prompt_tokens,
+            "cached_tokens": watch.cached_tokens,
+            "prompt_tokens_done": watch.done_tokens,
+        }
+
     async def withdraw(self) -> None:
         """Let its reader know that there will be no more of the answer."""
         await self._stream.aclose()
@@ -167,22 +198,26 @@ class Turn:
 class Turns:
     """The turns of one server on one memory."""
 
-    def __init__(self, memory: AgentMemory, settings: ServerSettings) -> None:
-        self.memory = memory
+    def __init__(self, host: Host, settings: ServerSettings) -> None:
+        self._host = host
         self.loaded = self.draining = False
         self._settings = settings
         self._watches: dict[int, _Watch] = {}
-        self._running: set[Turn] = set()
+        self._running: dict[Turn, None] = {}
         self._by_namespace: Counter[str] = Counter()
         self._seconds: deque[float] = deque([2.0], maxlen=64)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stop_observing = memory.observe(self._observe)
+        self._stop_observing = host.observe(self._observe)
+
+    def running(self) -> list[Turn]:
+        """Those that run or wait, the oldest first."""
+        return list(self._running)
 
     def __len__(self) -> int:
         return len(self._running)
 
-    async def begin(self, call: Call) -> Turn:
+    async def begin(self, call: Call, request_id: str = "") -> Turn:
         """Start a turn that the engine takes.
 
         Raises:
@@ -192,8 +227,8 @@ class Turns:
         watch = self._watches[id(call.key)] = _Watch(call.key)
         turn: Turn | None = None
         try:
-            stream = await self.memory.achat(call.request, call.key, stream=True)
-            turn = Turn(self, call, stream, watch)
+            stream = await self._host.memory.achat(call.request, call.key, stream=True)
+            turn = Turn(self, call, stream, watch, request_id)
             self._began(turn)
             await turn.accepted()
         except BaseException as error:
@@ -224,20 +259,22 @@ class Turns:
         Raises:
             ApiError: it does not yet, or not much longer.
         """
+        if self._host.is_changing:
+            raise ApiError(LOADING, "The model is being changed: ask again soon.", retry_after=5)
         if self.draining:
             raise ApiError(OVERLOADED, "The server is shutting down: ask again soon.", retry_after=5)
         if not self.loaded:
             raise ApiError(LOADING, "The model is being loaded: ask again soon.", retry_after=5)
 
     def _began(self, turn: Turn) -> None:
-        self._running.add(turn)
+        self._running[turn] = None
         self._by_namespace[turn.call.key.namespace] += 1
         self._idle.clear()
 
     def ended(self, turn: Turn) -> None:
         """Free a turn's place."""
         self._watches.pop(id(turn.call.key), None)
-        self._running.discard(turn)
+        self._running.pop(turn, None)
         if turn.report is not None:
             self._seconds.append(turn.report.total_seconds)
         self._by_namespace[turn.call.key.namespace] -= 1
@@ -261,7 +298,7 @@ class Turns:
 
     def _observe(self, event: TurnEvent | BlocksEvicted) -> None:
         """Runs on the engine's thread."""
-        if isinstance(event, (TurnQueued, TurnAdmitted)):
+        if isinstance(event, Watched):
             watch = self._watches.get(id(event.turn.key))
             if watch is not None and watch.key is event.turn.key and not watch.loop.is_closed():
                 watch.loop.call_soon_threadsafe(watch.tell, event)
