@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from agent_memory_core import AgentMemoryError, SessionKey, list_profiles
 from agent_memory_core.server.errors import INVALID, NOT_FOUND, ApiError, from_core
 from agent_memory_core.server.openai_chat import ChatBody
+from agent_memory_core.server.process import peak_bytes
 from agent_memory_core.server.serving import Server
 
 
@@ -128,7 +127,7 @@ class Admin:
         """Withdraw a request. What it computed is kept."""
         for turn in self._turns.running():
             if turn.request_id == request_id:
-                await turn.withdraw()
+                await turn.withdraw("admin")
                 return {"status": "cancelled", "request_id": request_id}
         raise ApiError(NOT_FOUND, f"No request {request_id!r} is in flight.")
 
@@ -194,12 +193,6 @@ class Admin:
         return {
             "model": self._host.memory.model_name,
             "weights_bytes": self._host.memory.weights_bytes,
-            "process_peak_bytes": process_peak_bytes(),
+            "process_peak_bytes": peak_bytes(),
             **asdict(stats.memory),
         }
-
-
-def process_peak_bytes() -> int:
-    """The most bytes of physical memory that the process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

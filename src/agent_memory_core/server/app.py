@@ -60,7 +60,7 @@ def create_app(
         title="agent-memory", lifespan=lifespan, strict_content_type=False, docs_url=None, redoc_url=None
     )
     app.state.server = server
-    _add_errors(app)
+    _add_errors(app, server)
     _add_paths(app, server)
     if server.settings.cors_origins:
         app.add_middleware(
@@ -135,8 +135,9 @@ def both(app: FastAPI, path: str, endpoint: Callable[..., Any]) -> None:
 # Errors -----------------------------------------------------------------------------------------------------
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, server: Server) -> None:
     async def answer(request: Request, error: ApiError) -> Response:
+        server.metrics.refused(error.kind)
         headers, request_id = request.state.headers, request.state.request_id
         is_anthropic = speaks_anthropic(request.url.path, headers)
         body = error.anthropic(request_id) if is_anthropic else error.openai()

@@ -76,6 +76,7 @@ class Gate:
                 scope["state"]["tenant"] = self._tenant(scope, headers)
             body = await self._body(receive)
         except ApiError as error:
+            self._metrics.refused(error.kind)
             await _refuse(error, scope["path"], headers, sent)
             return
         await self._app(scope, _replay(body, receive), sent)

@@ -46,7 +46,7 @@ class Server:
         self.health = Health(self.host, self.turns)
         self.reader = Reader(self.host, settings)
         self.rates = Rates(settings)
-        self.metrics = Metrics(self.host, self.turns.__len__)
+        self.metrics = Metrics(self.host, self.turns, settings.metrics_dialect)
         self.on_failure: Callable[[], None] = lambda: None
         """What is done where the model cannot be loaded."""
         self.read_settings: Callable[[], ServerSettings] = lambda: settings

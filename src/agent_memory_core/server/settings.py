@@ -123,6 +123,10 @@ class ServerSettings(BaseSettings):
         default="text", description="Log lines as text, or each as a JSON object. Neither quotes a prompt."
     )
 
+    metrics_dialect: Literal["own", "vllm"] = Field(
+        default="own", description="vllm repeats the metrics under the names of vLLM, for its dashboards."
+    )
+
     def __init__(self, **values: Any) -> None:
         _refuse_unknown_variables()
         try:

@@ -14,7 +14,9 @@ from agent_memory_core import (
     AgentMemoryError,
     AsyncChatStream,
     BlocksEvicted,
+    Cancelled,
     ChatRequest,
+    DeadlineExceeded,
     Delta,
     FirstToken,
     SessionKey,
@@ -100,6 +102,7 @@ class Turn:
         self._turns, self._stream, self._watch = turns, stream, watch
         self._next = asyncio.ensure_future(anext(stream))
         self._closed = False
+        self._cause = "disconnect"
 
     async def accepted(self) -> None:
         """Wait until the engine has taken the turn, after which no fault of the request itself can show.
@@ -171,8 +174,9 @@ class Turn:
             "prompt_tokens_done": watch.done_tokens,
         }
 
-    async def withdraw(self) -> None:
+    async def withdraw(self, cause: str) -> None:
         """Let its reader know that there will be no more of the answer."""
+        self._cause = cause
         await self._stream.aclose()
 
     async def close(self) -> None:
@@ -185,9 +189,12 @@ class Turn:
         # Before the task can be cancelled again, which would leave the place taken for ever.
         self._turns.ended(self)
         await asyncio.wait({self._next})
-        if not self._next.cancelled():
-            # Looked at, because asyncio complains of what nobody looked at.
-            self._next.exception()
+        # Looked at, because asyncio complains of what nobody looked at.
+        error = None if self._next.cancelled() else self._next.exception()
+        if isinstance(error, DeadlineExceeded):
+            self._turns.cancelled["deadline"] += 1
+        elif self.report is None and (error is None or isinstance(error, Cancelled | StopAsyncIteration)):
+            self._turns.cancelled[self._cause] += 1
 
     @property
     def report(self) -> TurnReport | None:
@@ -205,6 +212,8 @@ class Turns:
         self._watches: dict[int, _Watch] = {}
         self._running: dict[Turn, None] = {}
         self._by_namespace: Counter[str] = Counter()
+        self.cancelled = Counter({"disconnect": 0, "deadline": 0, "admin": 0, "shutdown": 0})
+        """Turns that were withdrawn, by what for."""
         self._seconds: deque[float] = deque([2.0], maxlen=64)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -290,7 +299,7 @@ class Turns:
         except TimeoutError:
             log.warning("%d turns were withdrawn, because the server stops", len(self._running))
             for turn in list(self._running):
-                await turn.withdraw()
+                await turn.withdraw("shutdown")
 
     def close(self) -> None:
         """Stop watching the memory."""
