@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from agent_memory_core import AgentMemory
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
 from agent_memory_core.server.admin import Admin
+from agent_memory_core.server.agents_api import AgentPaths
 from agent_memory_core.server.errors import (
     FAULT,
     FORBIDDEN,
@@ -78,6 +79,7 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.catalog.add_to(app)
     server.metrics.add_to(app)
     Admin(server).add_to(app)
+    AgentPaths(server).add_to(app)
     _add_completions(app, server)
     _add_responses(app, server)
     _add_messages(app, server)
