@@ -30,6 +30,8 @@ from agent_memory_core.fast_blas import OPENBLAS_VARIABLE
 Settings = TypeVar("Settings", EngineConfig, SamplingParams)
 
 PREFIX = "AGENT_MEMORY_"
+SERVER_PREFIX = "AGENT_MEMORY_SERVER_"
+"""How variables begin that the server reads, and refuses where it does not know them."""
 _PREFIXES = (PREFIX, "SEMANTIC_MLX_", "SEMANTIC_AGENT_")
 
 ALWAYS_ON = {
@@ -139,6 +141,10 @@ def _read_variables(variables: tuple[tuple[str, str], ...]) -> Mapping[str, Any]
     return values
 
 
+def _is_ours(name: str) -> bool:
+    return name not in _OTHER_VARIABLES and not name.startswith(SERVER_PREFIX)
+
+
 def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Every field, of an engine or of sampling, that ``environ`` (None: this process's) sets, checked.
 
@@ -149,7 +155,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]
         InvalidSetting: a variable is unknown, cannot be read, or contradicts another name of the same field.
     """
     environ = os.environ if environ is None else environ
-    names = sorted(name for name in environ if name.startswith(_PREFIXES) and name not in _OTHER_VARIABLES)
+    names = sorted(name for name in environ if name.startswith(_PREFIXES) and _is_ours(name))
     return dict(_read_variables(tuple((name, environ[name]) for name in names)))
 
 

@@ -136,6 +136,9 @@ class ChatRequest:
     continue_final_message: bool = False
     """Whether the last message, which is the assistant's, is continued rather than answered. The answer is only what is
     new."""
+    is_raw: bool = False
+    """Whether the contents of the messages, one after another, are the prompt, which no chat template writes. Special
+    tokens are then spelled out."""
     timeout: float | None = None
     """Seconds that the answer may take, waiting included; then it is given up with `DeadlineExceeded`."""
 
@@ -257,6 +260,8 @@ class TurnReport:
     """Where the prompt differs, if ``miss_reason`` is "diverged" or "template"."""
     save_error: str = ""
     """Why the turn is not on disk though it should be; a turn is answered whatever the disk does."""
+    stop_string: str | None = None
+    """The stop string that ended the answer, if one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +395,8 @@ def _check_form(request: ChatRequest) -> None:
         raise InvalidRequest(f"response_schema={schema!r} is not valid: a JSON schema as a mapping.")
     if request.continue_final_message:
         _check_continued(request)
+    if request.is_raw and (request.tools or request.continue_final_message):
+        raise InvalidRequest("is_raw=True is not valid with tools or continue_final_message: write them out.")
     if choice in (None, "auto", "none"):
         return
     names = [tool.get("function", tool).get("name") for tool in request.tools]

@@ -1,6 +1,7 @@
 """What the adapters of all frameworks share: a model's fields, and the steps from a framework's call to a turn."""
 
 from agent_memory_core.adapter.messages import joined, measurements, merge_leading_systems, unreadable_part
+from agent_memory_core.adapter.options import check_neutral, template_kwargs
 from agent_memory_core.adapter.schemas import to_response_schema
 from agent_memory_core.adapter.sessions import chosen_text, session_text
 from agent_memory_core.adapter.settings import AdapterSettings, Turn, UnknownSetting
@@ -10,6 +11,7 @@ __all__ = [
     "AdapterSettings",
     "Turn",
     "UnknownSetting",
+    "check_neutral",
     "chosen_text",
     "chosen_tool",
     "id_of",
@@ -17,6 +19,7 @@ __all__ = [
     "measurements",
     "merge_leading_systems",
     "session_text",
+    "template_kwargs",
     "to_response_schema",
     "unreadable_part",
 ]

@@ -1,4 +1,4 @@
-"""The command line: demo, chat, sessions, agents, models, manager, check, stats.
+"""The command line: demo, chat, serve, connect, service, sessions, agents, models, manager, check, stats, version.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -7,15 +7,18 @@ imports MLX only if it runs a model, so that help and the list of sessions come 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.cli import agents, manager, models, sessions, store
+from agent_memory_core.cli import agents, manager, models, service, sessions, store
 from agent_memory_core.cli.chat import chat
+from agent_memory_core.cli.connect import connect
 from agent_memory_core.cli.options import err, out
+from agent_memory_core.cli.serve import serve
 from agent_memory_core.demos import restart
 
 app = typer.Typer(
@@ -24,6 +27,9 @@ app = typer.Typer(
     help="Persistent KV-cache memory for LLM agents on MLX: conversations that continue after a restart.",
 )
 app.command()(chat)
+app.command()(serve)
+app.command()(connect)
+app.add_typer(service.app, name="service")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(agents.app, name="agents")
 app.add_typer(models.app, name="models")
@@ -40,6 +46,12 @@ def demo(
 ) -> None:
     """See three agents continue after their process was killed."""
     restart.run(out, picture)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    out.print(version("agent-memory-mlx"))
 
 
 def main() -> None:

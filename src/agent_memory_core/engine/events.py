@@ -27,7 +27,7 @@ class TurnInfo:
     turn_id: int
     """Unique in one engine; it grows with every turn."""
     key: SessionKey
-    """Whose turn it is."""
+    """Whose turn it is: the object that the caller gave, where it gave one, by which it knows its own turn."""
     background: bool
     """Whether it is background work, for which nobody waits."""
 

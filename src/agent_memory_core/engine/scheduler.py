@@ -150,7 +150,9 @@ class Scheduler:
         if sequence.num_prompt + min(1, sequence.max_tokens) > limits.context_length:
             raise PromptTooLong(
                 f"the prompt has {sequence.num_prompt} tokens and the model's context holds "
-                f"{limits.context_length}: {_remedy(limits)}."
+                f"{limits.context_length}: {_remedy(limits)}.",
+                prompt_tokens=sequence.num_prompt,
+                limit=limits.context_length,
             )
         room = limits.context_length - sequence.num_prompt
         sequence.max_tokens = min(sequence.max_tokens, room)

@@ -187,6 +187,7 @@ class Turn:
             persisted=False,
             lane=self.key.lane,
             miss=self.expected.miss if self.miss_reason in ("diverged", "template") else None,
+            stop_string=self.detokenizer.stop_string,
         )
 
     @property

@@ -145,6 +145,20 @@ class ChatTemplate:
             raise InvalidRequest("messages is empty: a request needs at least one message.")
         if taken := sorted(_RESERVED & request.template_kwargs.keys()):
             raise InvalidRequest(f"template_kwargs may not hold {', '.join(taken)}: the engine sets them.")
+        text = self._raw(request) if request.is_raw else self._written(request, generation_prompt)
+        try:
+            unguarded(text).encode()
+        except UnicodeEncodeError as error:
+            # Not raised from it, because it holds the whole text.
+            place = f"at character {error.start} of the prompt ({error.reason})"
+            raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {place}") from None
+        return text
+
+    def _raw(self, request: ChatRequest) -> str:
+        return self._bos() + "".join(_without_guards(message).content for message in request.messages)
+
+    def _written(self, request: ChatRequest, generation_prompt: bool) -> str:
+        """The conversation, written by the template."""
         messages, tools = self._translate(request)
         opens_answer = generation_prompt and not request.continue_final_message
         try:
@@ -154,12 +168,6 @@ class ChatTemplate:
             raise InvalidRequest(f"the model's chat template refuses these messages: {said}") from None
         if request.continue_final_message:
             text = _left_open(text, request.messages[-1].content)
-        try:
-            unguarded(text).encode()
-        except UnicodeEncodeError as error:
-            # Not raised from it, because it holds the whole text.
-            place = f"at character {error.start} of the prompt ({error.reason})"
-            raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {place}") from None
         return text
 
     def _refusal(
@@ -199,9 +207,8 @@ class ChatTemplate:
         generation_prompt: bool = True,
     ) -> str:
         if not self._tokenizer.has_chat_template:
-            bos: str = (self._tokenizer.bos_token or "") if self._adds_bos() else ""
             turns = "".join(f"{m['role']}:\n{m['content']}\n\n" for m in messages)
-            return bos + turns + ("assistant:\n" if generation_prompt else "")
+            return self._bos() + turns + ("assistant:\n" if generation_prompt else "")
         text: str = self._tokenizer.apply_chat_template(
             messages,
             tools=tools or None,
@@ -211,10 +218,11 @@ class ChatTemplate:
         )
         return text
 
-    def _adds_bos(self) -> bool:
-        """Whether the model expects a BOS, which there is no template to write."""
+    def _bos(self) -> str:
+        """The BOS that the model expects, for text that no template writes; empty where it expects none."""
         bos = self._tokenizer.bos_token_id
-        return bos is not None and bool(self._tokenizer.encode("a")[:1] == [bos])
+        expected = bos is not None and bool(self._tokenizer.encode("a")[:1] == [bos])
+        return (self._tokenizer.bos_token or "") if expected else ""
 
     def _translate(self, request: ChatRequest) -> tuple[list[TemplateDict], list[TemplateDict]]:
         can = self._abilities
@@ -233,10 +241,7 @@ class ChatTemplate:
 
     def _guarded(self, message: Message) -> Message:
         """A message in which control words that a user or a tool has written are only text."""
-        if GUARD in message.content:
-            raise InvalidRequest(
-                "a message is not valid Unicode, so it has no tokens: it has a lone surrogate"
-            )
+        _without_guards(message)
         if message.role not in ("user", "tool"):
             return message
         return replace(message, content=self.tokenizer.guard(message.content))
@@ -275,6 +280,17 @@ class ChatTemplate:
             return word in self._apply(messages, list(tools), {})
         except TEMPLATE_ERRORS:
             return False
+
+
+def _without_guards(message: Message) -> Message:
+    """The message, in which no character stands that only this package writes.
+
+    Raises:
+        InvalidRequest: one does.
+    """
+    if GUARD in message.content:
+        raise InvalidRequest("a message is not valid Unicode, so it has no tokens: it has a lone surrogate")
+    return message
 
 
 def _left_open(text: str, answer: str) -> str:

@@ -111,8 +111,8 @@ def token_bytes(tokenizer: TokenizerWrapper, token_id: int) -> bytes:
 class Detokenizer:
     """Reads one answer. Not for several threads at once."""
 
-    stopped: bool
-    """A stop string is complete, so that nothing after it is wanted."""
+    stop_string: str | None
+    """The stop string that is complete, so that nothing after it is wanted."""
     text: str
     """All answer text handed out so far."""
 
@@ -131,7 +131,7 @@ class Detokenizer:
             calls: parses the tool calls; without it their delimiters are text.
             in_reasoning: the prompt ends inside a think block, see `starts_in_reasoning`.
         """
-        self.stopped, self.text = False, ""
+        self.stop_string, self.text = None, ""
         self._tokenizer, self._calls = tokenizer, calls
         self._decoder = TextDecoder(tokenizer)
         self._characters = _CharacterStream(self._decoder)
@@ -148,6 +148,11 @@ class Detokenizer:
         self._broken: _BrokenCall | None = None
         self._distrusts = False
         self._held_space, self._after_call = "", False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.stop_string is not None
 
     @property
     def tokens_before_stop(self) -> int:
@@ -225,7 +230,7 @@ class Detokenizer:
             if len(segments) > 1:
                 name, after = segments[1]
                 end = start + len(span) - len(after)
-                self._stop_at(end - len(self._stop_strings[name]), delta)
+                self._stop_at(end, self._stop_strings[name], delta)
 
     def _end_span(self, state: str, delta: _DeltaBuilder) -> None:
         """A delimiter was read, which ends ``state``."""
@@ -256,9 +261,9 @@ class Detokenizer:
             self.text += self._held_space
         self._held_space = ""
 
-    def _stop_at(self, position: int, delta: _DeltaBuilder) -> None:
-        self.stopped = True
-        self._tokens_before_stop = self._characters.tokens_before(position)
+    def _stop_at(self, end: int, stop_string: str, delta: _DeltaBuilder) -> None:
+        self.stop_string = stop_string
+        self._tokens_before_stop = self._characters.tokens_before(end - len(stop_string))
         self._end_answer(delta)
 
     def _end_call(self, delta: _DeltaBuilder) -> None:

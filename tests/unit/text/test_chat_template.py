@@ -144,3 +144,16 @@ def test_a_template_that_refuses_is_quoted() -> None:
 def test_what_cannot_be_rendered_is_an_invalid_request(request_: ChatRequest, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         template_of(made.llama2).encode(request_)
+
+
+def test_a_raw_prompt_is_its_text_after_the_bos_that_the_model_expects() -> None:
+    for tokenizer in (made.tiny_chat(), made.llama3()):
+        template = ChatTemplate(tokenizer)
+        written = template.render(ChatRequest((Message("user", "Hello."),)))
+        bos = tokenizer.bos_token if written.startswith(tokenizer.bos_token or "\0") else ""
+        raw = ChatRequest((Message("user", written.removeprefix(bos)),), is_raw=True)
+        assert template.render(raw) == written
+        assert (
+            template.encode(raw).token_ids
+            == template.encode(ChatRequest((Message("user", "Hello."),))).token_ids
+        )

@@ -1,0 +1,60 @@
+"""Whether the server lives and takes turns. Answered without the engine, which may be busy."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from agent_memory_core import AgentMemoryError
+from agent_memory_core.server.host import Host
+from agent_memory_core.server.turns import Turns
+
+
+class Health:
+    """What the health paths say."""
+
+    def __init__(self, host: Host, turns: Turns) -> None:
+        self._host, self._turns = host, turns
+        self.failure: AgentMemoryError | None = None
+        """Why the model could not be loaded."""
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the paths."""
+        app.add_api_route("/", self.about, methods=["GET"])
+        app.add_api_route("/", self.about, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route("/health", self.ready, methods=["GET"])
+        app.add_api_route("/health/ready", self.ready, methods=["GET"])
+        app.add_api_route("/health/live", self.live, methods=["GET"])
+
+    async def about(self) -> dict[str, str]:
+        """What this is."""
+        try:
+            release = version("agent-memory-mlx")
+        except PackageNotFoundError:
+            release = ""
+        return {"name": "agent-memory", "version": release, "model": self._host.memory.model_name}
+
+    async def live(self) -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    async def ready(self) -> JSONResponse:
+        """Turns are taken; else why not, with status 503."""
+        reason = self.reason()
+        body: dict[str, Any] = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
+        return JSONResponse(body, status_code=503 if reason else 200)
+
+    def reason(self) -> str:
+        """Why no turns are taken; empty where they are."""
+        if self.failure is not None:
+            return f"the model could not be loaded: {self.failure}"
+        if self._host.memory.closed:
+            return "stopped"
+        if self._turns.draining:
+            return "draining"
+        if self._host.is_changing:
+            return "swapping"
+        return "" if self._turns.loaded else "loading"

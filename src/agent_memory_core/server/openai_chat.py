@@ -1,0 +1,300 @@
+"""OpenAI's chat completions, https://platform.openai.com/docs/api-reference/chat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel, Field
+
+from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
+from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
+from agent_memory_core.server.answers import Answer, Piece, PieceReader
+from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError
+from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool
+from agent_memory_core.server.sse import data
+from agent_memory_core.server.tool_choice import allowed_tools
+from agent_memory_core.server.turns import Admitted, Call
+
+TEXTS = ("text", "input_text", "output_text", "refusal")
+
+DONE = b"data: [DONE]\n\n"
+
+
+class SamplingBody(Body):
+    """The fields of sampling, as OpenAI and servers of open models name them."""
+
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Fields of `SamplingParams`.
+
+        Raises:
+            InvalidRequest: a field asks for what no model here can do.
+        """
+        check_neutral(self.model_dump(include={"n", "frequency_penalty", "presence_penalty", "logit_bias"}))
+        given = self.given("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed")
+        if self.top_k is not None:
+            # Some servers write "off" as -1.
+            given["top_k"] = max(0, self.top_k)
+        if self.max_completion_tokens is not None:
+            given["max_tokens"] = self.max_completion_tokens
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return given | {"stop": tuple(text for text in stop if text)}
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the usage."""
+        return bool((self.stream_options or {}).get("include_usage"))
+
+
+class CalledFunction(BaseModel):
+    """What a tool call of a message names."""
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ChatCall(BaseModel):
+    """A tool call of a message."""
+
+    id: str | None = None
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """A message."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[ChatCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+
+
+class ChatBody(SamplingBody):
+    """A request for a chat completion."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=512)
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool = False
+    modalities: list[str] | None = None
+
+    def asked(self) -> Asked:
+        """The turn that is asked for.
+
+        Raises:
+            ApiError: a part of the request cannot be used.
+            InvalidRequest: the same.
+        """
+        if set(self.modalities or ()) - {"text"}:
+            raise ApiError(
+                UNSUPPORTED, f"modalities={self.modalities} is not valid: text only.", param="modalities"
+            )
+        tools = [_tool(tool, f"tools.{i}") for i, tool in enumerate(self.tools or ())]
+        tools, choice = allowed_tools(tools, self.tool_choice)
+        logprobs = self.given("logprobs", "top_logprobs") if self.logprobs else {}
+        return Asked(
+            messages=[_message(item, f"messages.{i}") for i, item in enumerate(self.messages)],
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_schema=to_response_schema(self.response_format),
+            sampling=self.sampling() | logprobs,
+            template_kwargs=effort(self.reasoning_effort) | (self.chat_template_kwargs or {}),
+            continues=self.continue_final_message,
+        )
+
+
+def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+    function = tool.get("function")
+    if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
+        raise ApiError(UNSUPPORTED, f"{place}: only tools of type 'function' can be called.", param=place)
+    return function_tool(function.get("name"), function.get("description"), function.get("parameters"), place)
+
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"} | {
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+def _message(item: ChatMessage, place: str) -> Message:
+    role = ROLES.get(item.role)
+    if role is None:
+        raise ApiError(
+            INVALID, f"{place}.role={item.role!r} is not valid: one of {', '.join(ROLES)}.", param=place
+        )
+    content, points = content_of(item.content, f"{place}.content", texts=TEXTS)
+    reasoning = item.reasoning_content or item.reasoning
+    return Message(
+        role,
+        content,
+        name=item.name,
+        tool_calls=tuple(
+            called(call.function.name, call.function.arguments, call.id, f"{place}.tool_calls.{index}")
+            for index, call in enumerate(item.tool_calls or ())
+        ),
+        tool_call_id=item.tool_call_id,
+        reasoning=reasoning if isinstance(reasoning, str) and role == "assistant" else None,
+        cache_points=points,
+    )
+
+
+# Answers ----------------------------------------------------------------------------------------------------
+
+
+def usage(counted: Usage) -> dict[str, Any]:
+    """The tokens of a turn, as OpenAI counts them."""
+    return {
+        "prompt_tokens": counted.prompt_tokens,
+        "completion_tokens": counted.completion_tokens,
+        "total_tokens": counted.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": counted.cache_read,
+            "cache_write_tokens": counted.cache_creation,
+        },
+        "completion_tokens_details": {"reasoning_tokens": counted.reasoning_tokens},
+    }
+
+
+def finish_reason(report: TurnReport) -> str:
+    """Why an answer ended."""
+    return report.finish_reason if report.finish_reason != "cancelled" else "stop"
+
+
+def _logprob(entry: TokenLogprob, top: bool = True) -> dict[str, Any]:
+    said = {"token": entry.token, "logprob": entry.logprob, "bytes": list(entry.raw)}
+    return said | {"top_logprobs": [_logprob(other, False) for other in entry.top]} if top else said
+
+
+def _logprobs(entries: list[TokenLogprob]) -> dict[str, Any] | None:
+    return {"content": [_logprob(entry) for entry in entries], "refusal": None} if entries else None
+
+
+def _wire_call(piece: Piece) -> dict[str, Any]:
+    function = {"name": piece.name, "arguments": piece.text}
+    return {"id": piece.call_id, "type": "function", "function": function}
+
+
+def whole(call: Call, answer: Answer) -> dict[str, Any]:
+    """A chat completion."""
+    text, thought, calls = answer.text(), answer.text("reasoning"), answer.of("call")
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if calls and not text else text,
+        "refusal": None,
+    }
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = [_wire_call(piece) for piece in calls]
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": _logprobs(answer.logprobs),
+        "finish_reason": finish_reason(answer.ended),
+    }
+    return {
+        "id": _new_id(),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": call.model,
+        "choices": [choice],
+        "usage": usage(answer.ended.usage),
+        "agent_memory": measurements(answer.ended),
+    }
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid4().hex}"
+
+
+class ChatWriter:
+    """Streams a chat completion in chunks."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._reader = call, PieceReader()
+        self._head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
+        self._head["model"] = call.model
+        self._calls: list[str] = []
+
+    def begin(self) -> Iterator[bytes]:
+        """The role."""
+        yield self._chunk({"role": "assistant", "content": ""})
+
+    def admitted(self, event: Admitted) -> Iterator[bytes]:
+        """Nothing: the usage comes at the end."""
+        return iter(())
+
+    def silence(self) -> Iterator[bytes]:
+        """An empty chunk."""
+        yield self._chunk({})
+
+    def delta(self, delta: Delta) -> Iterator[bytes]:
+        """The chunks of a delta; the log-probabilities of its tokens go with the first one."""
+        logprobs = _logprobs(list(delta.logprobs))
+        for piece in self._reader.read(delta):
+            yield self._chunk(self._wire(piece), logprobs=logprobs)
+            logprobs = None
+        if logprobs:
+            yield self._chunk({}, logprobs=logprobs)
+        if delta.report is not None:
+            yield from self._end(delta.report)
+
+    def failed(self, error: ApiError) -> Iterator[bytes]:
+        """The error; the stream is closed without a last mark."""
+        yield data(error.openai())
+
+    def _end(self, report: TurnReport) -> Iterator[bytes]:
+        yield self._chunk({}, finish=finish_reason(report), agent_memory=measurements(report))
+        if self._call.usage_in_stream:
+            yield data(self._head | {"choices": [], "usage": usage(report.usage)})
+        yield DONE
+
+    def _wire(self, piece: Piece) -> dict[str, Any]:
+        if piece.kind == "text":
+            return {"content": piece.text}
+        if piece.kind == "reasoning":
+            return {"reasoning_content": piece.text}
+        if piece.call_id in self._calls:
+            index = self._calls.index(piece.call_id)
+            return {"tool_calls": [{"index": index, "function": {"arguments": piece.text}}]}
+        self._calls.append(piece.call_id)
+        return {"tool_calls": [{"index": len(self._calls) - 1, **_wire_call(piece)}]}
+
+    def _chunk(
+        self,
+        delta: Mapping[str, Any],
+        *,
+        finish: str | None = None,
+        logprobs: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return data(self._head | {"choices": [choice]} | more)

@@ -1,0 +1,175 @@
+"""One memory behind HTTP: what every path that runs turns has in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
+from agent_memory_core.server.answers import Answer
+from agent_memory_core.server.catalog import Catalog
+from agent_memory_core.server.errors import (
+    GONE,
+    ApiError,
+    from_core,
+)
+from agent_memory_core.server.health import Health
+from agent_memory_core.server.host import Host, OpenModel
+from agent_memory_core.server.keys import Keys
+from agent_memory_core.server.logs import log
+from agent_memory_core.server.metrics import Metrics
+from agent_memory_core.server.rates import Rates
+from agent_memory_core.server.requests import Asked, Body, Client, Reader
+from agent_memory_core.server.sessions import session_of
+from agent_memory_core.server.settings import ServerSettings
+from agent_memory_core.server.sse import EventStream, Writer, encoded
+from agent_memory_core.server.turns import Call, Turns
+
+T = TypeVar("T")
+
+
+class Server:
+    """One memory behind HTTP."""
+
+    def __init__(
+        self, memory: AgentMemory, settings: ServerSettings, open_model: OpenModel | None = None
+    ) -> None:
+        self.settings = settings
+        self.host = Host(memory, open_model)
+        self.keys = Keys(settings)
+        self.turns = Turns(self.host, settings)
+        self.catalog = Catalog(self.host, settings)
+        self.health = Health(self.host, self.turns)
+        self.reader = Reader(self.host, settings)
+        self.rates = Rates(settings)
+        self.metrics = Metrics(self.host, self.turns, settings.metrics_dialect)
+        self.on_failure: Callable[[], None] = lambda: None
+        """What is done where the model cannot be loaded."""
+        self.read_settings: Callable[[], ServerSettings] = lambda: settings
+        """Reads the settings again."""
+
+    async def load(self) -> None:
+        """Load the model; meanwhile, and if that fails, the server says that it is not ready."""
+        try:
+            await self.host.load()
+            await self._read_context()
+        except AgentMemoryError as error:
+            self.health.failure = error
+            self.on_failure()
+            return
+        self.turns.loaded = True
+
+    async def _read_context(self) -> None:
+        self.reader.context = await asyncio.to_thread(lambda: self.host.memory.context_length)
+
+    async def swap(self, name: str, seconds: float) -> None:
+        """Serve another model; errors as of `Host.swap`."""
+        await self.host.swap(name, seconds)
+        self.catalog.read(self.settings)
+        await self._read_context()
+
+    def reload(self) -> bool:
+        """Take other keys, limits, names of the model and another log level, while requests go on.
+
+        Where a setting is wrong, those that are there stay, the log tells why, and the result is False.
+        """
+        try:
+            settings = self.read_settings()
+            self.keys.read(settings)
+        except InvalidSetting as error:
+            log.error("the settings stay as they are: %s", error)
+            return False
+        self.rates.read(settings)
+        self.catalog.read(settings)
+        log.setLevel(settings.log_level.upper())
+        log.info("the settings were read again")
+        self.settings = settings
+        return True
+
+    def close(self) -> None:
+        """Stop watching the memory."""
+        self.turns.close()
+        self.metrics.close()
+        self.host.close()
+
+    async def run(
+        self,
+        request: Request,
+        call: Call,
+        whole: Callable[[Call, Answer], dict[str, Any]],
+        writer: Callable[[Call], Writer],
+    ) -> Response:
+        """Answer a call, whole or as a stream."""
+        self.rates.check(request.state.tenant, call.key)
+        turn = request.state.turn = await self.turns.begin(call, request.state.request_id)
+        headers = _headers(call)
+        if call.stream:
+            return EventStream(turn, writer(call), self.settings.keep_alive, headers)
+        try:
+            answer = await _unless_gone(request, turn.answer())
+        except AgentMemoryError as error:
+            raise from_core(error) from error
+        finally:
+            await turn.close()
+        return json_response(whole(call, answer), headers)
+
+    async def count(self, call: Call) -> int:
+        """How many tokens the prompt of a call has.
+
+        Raises:
+            ApiError: the model is not loaded, or its template refuses the messages.
+        """
+        self.turns.check_loaded()
+        try:
+            return await asyncio.to_thread(self.host.memory.count_tokens, call.request)
+        except AgentMemoryError as error:
+            raise from_core(error) from error
+
+    def client(self, request: Request, body: Body) -> Client:
+        """Who asks."""
+        state = request.state
+        said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
+        return Client(state.tenant.namespace, session_of(state.headers, said))
+
+    def asked(self, request: Request, body: Body, asked: Callable[[], Asked], **more: Any) -> Call:
+        """The call of a request in any dialect."""
+        self.catalog.check(body.model)
+        try:
+            return self.reader.call(asked(), body, self.client(request, body), **more)
+        except AgentMemoryError as error:
+            raise from_core(error) from error
+
+
+def json_response(value: dict[str, Any], headers: dict[str, str], status: int = 200) -> Response:
+    """An answer in JSON."""
+    return Response(encoded(value), status, headers, "application/json")
+
+
+def _headers(call: Call) -> dict[str, str]:
+    headers = {"X-Agent-Memory-Session-Source": call.session.source}
+    if call.session.session_id is not None and call.session.session_id.isascii():
+        headers["X-Session-ID"] = call.session.session_id
+    return headers
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is given up when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(GONE, "The client went away.")
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

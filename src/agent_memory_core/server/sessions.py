@@ -1,0 +1,90 @@
+"""Whose memory a request continues: the names by which clients say which conversation theirs is.
+
+No client has to say it: what is reused is decided by tokens alone. A session decides what is kept on disk, and for
+whom. What names a person (`user`, `safety_identifier`, a plain `metadata.user_id`) is not a conversation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from agent_memory_core import ChatRequest, SessionKey
+
+OWN_HEADER = "x-session-id"
+
+CLIENT_HEADERS = (
+    "x-claude-code-session-id",
+    "thread-id",
+    "session-id",
+    "x-opencode-session",
+    "x-session-affinity",
+    "x-openwebui-chat-id",
+    "chatui-conversation-id",
+    "session_id",
+)
+"""Headers that clients send by themselves, the more specific ones first."""
+
+METADATA_NAMES = ("session_id", "thread_id", "conversation_id", "chat_id")
+
+
+class Session(NamedTuple):
+    """A session as a request named it."""
+
+    session_id: str | None
+    """None where the request named none: its KV is shared by content in memory and not stored."""
+    source: str
+    """Where the name was found; "none" where there was none."""
+
+
+def session_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> Session:
+    """The session of a request: the first name that is there.
+
+    Args:
+        headers: with lower-case names.
+        body: the request's JSON object.
+    """
+    found = next((Session(name, source) for name, source in _names(headers, body) if name), None)
+    return found or Session(None, "none")
+
+
+def _names(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield headers.get(OWN_HEADER, ""), f"header {OWN_HEADER}"
+    yield _text(body.get("session_id")), "body session_id"
+    for name in CLIENT_HEADERS:
+        yield headers.get(name, ""), f"header {name}"
+    yield _text(body.get("prompt_cache_key")), "body prompt_cache_key"
+    metadata = body.get("metadata")
+    if isinstance(metadata, Mapping):
+        for name in METADATA_NAMES:
+            yield _text(metadata.get(name)), f"body metadata.{name}"
+        yield _inner_session(metadata.get("user_id")), "body metadata.user_id"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _inner_session(user_id: object) -> str:
+    """The session id inside a `metadata.user_id` that is a JSON object, as Claude Code sends it."""
+    if not isinstance(user_id, str) or not user_id.startswith("{"):
+        return ""
+    try:
+        said = json.loads(user_id)
+    except ValueError:
+        return ""
+    return _text(said.get("session_id")) if isinstance(said, dict) else ""
+
+
+def key_of(session: Session, namespace: str, request: ChatRequest) -> SessionKey:
+    """The key of a turn. Two agents that share a session id are two lanes of it, told apart by system and tools."""
+    lane = lane_of(request.messages[0].content if request.messages[0].role == "system" else "", request.tools)
+    return SessionKey(session.session_id, namespace=namespace, lane=lane)
+
+
+def lane_of(system: str, tools: Sequence[Mapping[str, Any]]) -> str:
+    """A label of an agent: a hash of its system prompt and the names of its tools."""
+    names = [str(tool["function"]["name"]) for tool in tools]
+    return hashlib.sha256("\0".join([system, *names]).encode(errors="replace")).hexdigest()[:16]

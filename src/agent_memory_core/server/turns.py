@@ -1,0 +1,313 @@
+"""Runs turns for requests: bounds how many there are, watches each, and withdraws those that nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from agent_memory_core import (
+    AgentMemoryError,
+    AsyncChatStream,
+    BlocksEvicted,
+    Cancelled,
+    ChatRequest,
+    DeadlineExceeded,
+    Delta,
+    FirstToken,
+    SessionKey,
+    TurnAdmitted,
+    TurnEvent,
+    TurnProgress,
+    TurnQueued,
+    TurnReport,
+)
+from agent_memory_core.server.answers import Answer, PieceReader
+from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
+from agent_memory_core.server.host import Host
+from agent_memory_core.server.logs import log
+from agent_memory_core.server.sessions import Session
+from agent_memory_core.server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request for one turn, as its dialect has read it."""
+
+    request: ChatRequest
+    model: str
+    """The model's name as the client wrote it."""
+    stream: bool
+    session: Session
+    key: SessionKey
+    """Whose turn it is; an object of this call alone, by which the engine's events are told apart."""
+    context: int
+    """Most tokens of prompt and answer together."""
+    usage_in_stream: bool = True
+    """Whether a stream ends with the usage, in the dialect where clients choose."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what is computed is there for the session's next turn."""
+        return self.key.session_id is not None
+
+
+class Admitted(NamedTuple):
+    """The turn has its place, and it is known what need not be computed."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+Watched = TurnQueued | TurnAdmitted | TurnProgress | FirstToken
+
+
+class _Watch:
+    """What the engine told of one turn. Set on the event loop."""
+
+    def __init__(self, key: SessionKey) -> None:
+        self.key = key
+        self.loop = asyncio.get_running_loop()
+        self.queued = asyncio.Event()
+        self.admitted = asyncio.Event()
+        self.prompt_tokens = self.cached_tokens = self.done_tokens = 0
+        self.phase = "waiting"
+
+    def tell(self, event: Watched) -> None:
+        if isinstance(event, TurnQueued):
+            self.prompt_tokens = event.prompt_tokens
+            self.queued.set()
+        elif isinstance(event, TurnProgress):
+            self.done_tokens = event.stop
+        elif isinstance(event, FirstToken):
+            self.phase = "answer"
+        else:
+            self.phase, self.done_tokens = "prompt", event.cached_tokens
+            self.cached_tokens = event.cached_tokens
+            self.admitted.set()
+
+
+class Turn:
+    """A turn under way. Whoever holds it must `close` it, which withdraws it unless it has ended."""
+
+    def __init__(
+        self, turns: Turns, call: Call, stream: AsyncChatStream, watch: _Watch, request_id: str
+    ) -> None:
+        self.call, self.request_id = call, request_id
+        self._began = time.perf_counter()
+        self._turns, self._stream, self._watch = turns, stream, watch
+        self._next = asyncio.ensure_future(anext(stream))
+        self._closed = False
+        self._cause = "disconnect"
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken the turn, after which no fault of the request itself can show.
+
+        Raises:
+            AgentMemoryError: why it has not.
+        """
+        queued = asyncio.ensure_future(self._watch.queued.wait())
+        try:
+            await asyncio.wait({self._next, queued}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            queued.cancel()
+        if self._next.done() and (error := self._next.exception()) is not None:
+            raise error
+
+    async def events(self, silence: float) -> AsyncIterator[Admitted | Delta | None]:
+        """What happens to the turn up to its last delta; None for each ``silence`` seconds without anything.
+
+        Raises:
+            AgentMemoryError: why there is no more of the answer.
+        """
+        admission = asyncio.ensure_future(self._watch.admitted.wait())
+        awaited: set[asyncio.Future[Any]] = {self._next, admission}
+        try:
+            while True:
+                done, _ = await asyncio.wait(awaited, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    yield None
+                elif admission in done:
+                    awaited.discard(admission)
+                    yield Admitted(self._watch.prompt_tokens, self._watch.cached_tokens)
+                else:
+                    delta = self._next.result()
+                    yield delta
+                    if delta.report is not None:
+                        return
+                    awaited.discard(self._next)
+                    self._next = asyncio.ensure_future(anext(self._stream))
+                    awaited.add(self._next)
+        finally:
+            admission.cancel()
+
+    async def answer(self) -> Answer:
+        """Wait for the whole answer. Raises as `events` does."""
+        answer, reader = Answer(), PieceReader()
+        async for event in self.events(3600):
+            if isinstance(event, Delta):
+                for piece in reader.read(event):
+                    answer.add(piece)
+                for wrong in event.invalid_tool_calls:
+                    answer.withdraw_call(wrong)
+                answer.logprobs += event.logprobs
+                answer.report = event.report
+        return answer
+
+    def progress(self) -> dict[str, Any]:
+        """How far it is."""
+        watch, key = self._watch, self.call.key
+        return {
+            "request_id": self.request_id,
+            "model": self.call.model,
+            "namespace": key.namespace,
+            "session_id": key.session_id,
+            "stream": self.call.stream,
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "phase": watch.phase,
+            "prompt_tokens": watch.prompt_tokens,
+            "cached_tokens": watch.cached_tokens,
+            "prompt_tokens_done": watch.done_tokens,
+        }
+
+    async def withdraw(self, cause: str) -> None:
+        """Let its reader know that there will be no more of the answer."""
+        self._cause = cause
+        await self._stream.aclose()
+
+    async def close(self) -> None:
+        """Withdraw the turn if it has not ended, and free its place."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._stream.aclose()
+        self._next.cancel()
+        # Before the task can be cancelled again, which would leave the place taken for ever.
+        self._turns.ended(self)
+        await asyncio.wait({self._next})
+        # Looked at, because asyncio complains of what nobody looked at.
+        error = None if self._next.cancelled() else self._next.exception()
+        if isinstance(error, DeadlineExceeded):
+            self._turns.cancelled["deadline"] += 1
+        elif self.report is None and (error is None or isinstance(error, Cancelled | StopAsyncIteration)):
+            self._turns.cancelled[self._cause] += 1
+
+    @property
+    def report(self) -> TurnReport | None:
+        """What it did, once it has ended."""
+        return self._stream.report
+
+
+class Turns:
+    """The turns of one server on one memory."""
+
+    def __init__(self, host: Host, settings: ServerSettings) -> None:
+        self._host = host
+        self.loaded = self.draining = False
+        self._settings = settings
+        self._watches: dict[int, _Watch] = {}
+        self._running: dict[Turn, None] = {}
+        self._by_namespace: Counter[str] = Counter()
+        self.cancelled = Counter({"disconnect": 0, "deadline": 0, "admin": 0, "shutdown": 0})
+        """Turns that were withdrawn, by what for."""
+        self._seconds: deque[float] = deque([2.0], maxlen=64)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stop_observing = host.observe(self._observe)
+
+    def running(self) -> list[Turn]:
+        """Those that run or wait, the oldest first."""
+        return list(self._running)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def begin(self, call: Call, request_id: str = "") -> Turn:
+        """Start a turn that the engine takes.
+
+        Raises:
+            ApiError: there is no room for it, or the request cannot be answered.
+        """
+        self._check_room(call.key.namespace)
+        watch = self._watches[id(call.key)] = _Watch(call.key)
+        turn: Turn | None = None
+        try:
+            stream = await self._host.memory.achat(call.request, call.key, stream=True)
+            turn = Turn(self, call, stream, watch, request_id)
+            self._began(turn)
+            await turn.accepted()
+        except BaseException as error:
+            if turn is None:
+                self._watches.pop(id(call.key), None)
+            else:
+                await turn.close()
+            if isinstance(error, AgentMemoryError):
+                raise from_core(error) from error
+            raise
+        return turn
+
+    def _check_room(self, namespace: str) -> None:
+        self.check_loaded()
+        settings = self._settings
+        full = len(self._running) >= settings.max_in_flight
+        if full or self._by_namespace[namespace] >= settings.max_in_flight_per_key:
+            whose = "The server has" if full else "This key has"
+            raise ApiError(
+                QUEUE_FULL,
+                f"{whose} as many turns in flight as there may be: ask again later.",
+                retry_after=statistics.median(self._seconds),
+            )
+
+    def check_loaded(self) -> None:
+        """Check that the engine runs and goes on running.
+
+        Raises:
+            ApiError: it does not yet, or not much longer.
+        """
+        if self._host.is_changing:
+            raise ApiError(LOADING, "The model is being changed: ask again soon.", retry_after=5)
+        if self.draining:
+            raise ApiError(OVERLOADED, "The server is shutting down: ask again soon.", retry_after=5)
+        if not self.loaded:
+            raise ApiError(LOADING, "The model is being loaded: ask again soon.", retry_after=5)
+
+    def _began(self, turn: Turn) -> None:
+        self._running[turn] = None
+        self._by_namespace[turn.call.key.namespace] += 1
+        self._idle.clear()
+
+    def ended(self, turn: Turn) -> None:
+        """Free a turn's place."""
+        self._watches.pop(id(turn.call.key), None)
+        self._running.pop(turn, None)
+        if turn.report is not None:
+            self._seconds.append(turn.report.total_seconds)
+        self._by_namespace[turn.call.key.namespace] -= 1
+        if not self._running:
+            self._idle.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more turns, wait so long for those in flight, then withdraw the rest."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d turns were withdrawn, because the server stops", len(self._running))
+            for turn in list(self._running):
+                await turn.withdraw("shutdown")
+
+    def close(self) -> None:
+        """Stop watching the memory."""
+        self._stop_observing()
+
+    def _observe(self, event: TurnEvent | BlocksEvicted) -> None:
+        """Runs on the engine's thread."""
+        if isinstance(event, Watched):
+            watch = self._watches.get(id(event.turn.key))
+            if watch is not None and watch.key is event.turn.key and not watch.loop.is_closed():
+                watch.loop.call_soon_threadsafe(watch.tell, event)

@@ -1,0 +1,119 @@
+"""Agents that the server keeps: what they know is theirs, and a client sends only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support import http_server
+from support.http_server import Running
+
+from agent_memory_core import AgentMemory
+
+PROMPT = "You are a librarian. You know where every book stands, and you say it in few words."
+ASK: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
+ANNA = {"x-api-key": "anna"}
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[httpx.Client]:
+    with server.http() as http:
+        yield http
+
+
+def create(client: httpx.Client, name: str, **more: Any) -> httpx.Response:
+    return client.post("/v1/agents", json={"agent_id": name, "system_prompt": PROMPT, **more})
+
+
+def ask(client: httpx.Client, name: str, prompt: str) -> dict[str, Any]:
+    answer = client.post(f"/v1/agents/{name}/generate", json=ASK | {"prompt": prompt})
+    assert answer.status_code == 200, answer.text
+    said: dict[str, Any] = answer.json()
+    return said
+
+
+def test_an_agent_remembers_and_computes_only_what_is_new(client: httpx.Client) -> None:
+    made = create(client, "a", pinned=True)
+    assert (made.status_code, made.json()["pinned"]) == (201, True)
+    assert create(client, "a").status_code == 409
+    first, second = ask(client, "a", "Where is Moby Dick?"), ask(client, "a", "And Hamlet?")
+    cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached >= first["usage"]["prompt_tokens"]
+    messages = client.get("/v1/agents/a/messages").json()["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert messages[2]["content"] == first["text"]
+    # The same conversation in the dialect of chats is the same turn.
+    chat = client.post("/v1/chat/completions", json=ASK | {"messages": messages[:4]}).json()
+    assert chat["choices"][0]["message"]["content"] == second["text"]
+    listed = client.get("/v1/agents").json()
+    assert listed == client.get("/v1/agents/list").json()
+    assert "a" in [agent["agent_id"] for agent in listed["agents"]]
+    assert client.get("/v1/agents/stats").json()["total_count"] == listed["total"]
+
+
+def test_a_fork_goes_its_own_way(client: httpx.Client) -> None:
+    create(client, "origin")
+    ask(client, "origin", "Where is Emma?")
+    assert client.post("/v1/agents/origin/fork", json={"new_id": "copy"}).status_code == 201
+    assert client.post("/v1/agents/origin/fork", json={"new_id": "copy"}).status_code == 409
+    before = client.get("/v1/agents/origin/messages").json()["messages"]
+    forked = ask(client, "copy", "And Persuasion?")
+    assert forked["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert client.get("/v1/agents/origin/messages").json()["messages"] == before
+
+
+def test_an_agent_leaves_memory_and_comes_back_or_goes_for_good(client: httpx.Client) -> None:
+    create(client, "gone")
+    ask(client, "gone", "Where is Ulysses?")
+    assert client.delete("/v1/agents/gone", params={"evict_only": True}).status_code == 204
+    warmed = client.post("/v1/agents/gone/prewarm").json()
+    assert warmed["cached_tokens"] > 0
+    assert client.delete("/v1/agents/gone").status_code == 204
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/messages"), ("POST", "/prewarm")):
+        assert client.request(method, f"/v1/agents/gone{path}").status_code == 404
+    assert client.post("/v1/agents/gone/generate", json={"prompt": "Hi."}).status_code == 404
+
+
+def test_questions_at_once_are_answered_one_after_another(client: httpx.Client) -> None:
+    create(client, "busy")
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda n: ask(client, "busy", f"Book {n}?"), range(3)))
+    messages = client.get("/v1/agents/busy/messages").json()["messages"]
+    assert [message["role"] for message in messages[1:]] == ["user", "assistant"] * 3
+
+
+def test_what_cannot_be_asked_is_refused_and_remembered_by_nobody(client: httpx.Client) -> None:
+    create(client, "strict")
+    for body in ({}, {"prompt": ""}, {"prompt": "x", "stream": True}, {"prompt": "x", "n": 2}):
+        assert client.post("/v1/agents/strict/generate", json=body).status_code == 400
+    too_long = {"prompt": "word " * 9000}
+    assert client.post("/v1/agents/strict/generate", json=too_long).status_code == 400
+    assert len(client.get("/v1/agents/strict/messages").json()["messages"]) == 1
+
+
+def test_an_agent_outlives_the_server_and_is_its_keys(tmp_path: Path) -> None:
+    def opened() -> AgentMemory:
+        return AgentMemory(cache_dir=tmp_path, memory_budget_mb=128, min_free_mb=0)
+
+    keys = {"api_keys": ("anna", "bert")}
+    with opened() as memory, http_server.serve(memory, **keys) as server, server.http(**ANNA) as anna:
+        create(anna, "hers")
+        first = ask(anna, "hers", "Where is Dracula?")
+    with opened() as memory, http_server.serve(memory, **keys) as server, server.http(**ANNA) as anna:
+        bert = {"x-api-key": "bert"}
+        assert anna.get("/v1/agents/hers", headers=bert).status_code == 404
+        assert anna.get("/v1/agents", headers=bert).json()["total"] == 0
+        second = ask(anna, "hers", "And Emma?")
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
+
+
+def test_without_a_folder_there_are_no_agents() -> None:
+    memory = AgentMemory(cache_dir=None, memory_budget_mb=128)
+    with memory, http_server.serve(memory) as server, server.http() as client:
+        answer = create(client, "a")
+    assert answer.status_code == 400
+    assert "cache_dir" in answer.json()["error"]["message"]
