@@ -1,8 +1,36 @@
-"""Agents that talk, vote and remember, on the memory of `agent_memory_core`."""
+"""Agents that talk, vote and remember, on the memory of `agent_memory_core`.
 
-from agent_memory_core.coordination.books import Event
+`CoordinationService` is the way in. The books (`Book`, `begin`, `ask`, `tell`) are the same sessions as plain data, for
+programs that let agents speak by other means.
+"""
+
+from agent_memory_core.coordination.books import Book, Draft, Event, begin, view
 from agent_memory_core.coordination.errors import AgentBusy, InvalidTurn
+from agent_memory_core.coordination.service import AgentState, CoordinationService, SessionStatus
+from agent_memory_core.coordination.session import Step, Token, TurnComplete, TurnStart
 from agent_memory_core.coordination.spec import AgentRole, Said, SessionSpec
 from agent_memory_core.coordination.tallies import Ballot, Decision
+from agent_memory_core.coordination.voices import TurnStats
 
-__all__ = ["AgentBusy", "AgentRole", "Ballot", "Decision", "Event", "InvalidTurn", "Said", "SessionSpec"]
+__all__ = [
+    "AgentBusy",
+    "AgentRole",
+    "AgentState",
+    "Ballot",
+    "Book",
+    "CoordinationService",
+    "Decision",
+    "Draft",
+    "Event",
+    "InvalidTurn",
+    "Said",
+    "SessionSpec",
+    "SessionStatus",
+    "Step",
+    "Token",
+    "TurnComplete",
+    "TurnStart",
+    "TurnStats",
+    "begin",
+    "view",
+]

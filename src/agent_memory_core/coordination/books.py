@@ -62,6 +62,8 @@ class Spoken:
     """Whether the agent's view was made shorter before."""
     is_turn: bool = True
     """Whether it counts as a turn; a coordinator's decision does not."""
+    cut_by: str | None = None
+    """Who cut in, and speaks next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ DebateFormat = Literal["free_form", "structured", "socratic", "devils_advocate",
 DecisionMode = Literal["none", "majority_vote", "ranked_choice", "consensus", "coordinator_decides"]
 """How a question is decided; see `SessionSpec.decision_mode`."""
 
-Name = Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[^:\x00-\x1f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[^:\x00-\x1f\x7f-\x9f]+$")]
 """A name as it stands before what somebody said: 1 to 50 characters, no colon and no control characters."""
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class AgentRole(Spec):
 
     agent_id: Name
     """Unique in the session."""
-    display_name: str = Field(default="", max_length=50, pattern=r"^[^:\x00-\x1f]*$")
+    display_name: str = Field(default="", max_length=50, pattern=r"^[^:\x00-\x1f\x7f-\x9f]*$")
     """The name that others see, unique too; empty: the id."""
     role: str = "participant"
     """"moderator", "critic", "advocate" and "coordinator" have a place in some formats; any other word has none."""
@@ -111,7 +111,7 @@ class SessionSpec(Spec):
     """After how many turns the session ends; 0 is never."""
     coordinator: str | None = None
     """Whose choice decides ties, and all in coordinator_decides; None: the first agent with that role."""
-    persistent_cache_prefix: str = Field(default="", max_length=200)
+    persistent_cache_prefix: str = Field(default="", max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
     """Under which name permanent agents are remembered."""
     view: Literal["own", "shared"] = "own"
     """Whether each agent has its own memory, or all share one transcript, which takes the room of one."""

@@ -47,7 +47,9 @@ def position(book: Book) -> int:
 
 
 def next_speaker(book: Book) -> str:
-    """The id of who speaks next if nobody is named."""
+    """The id of who speaks next if nobody is named: who cut in, or else the next of the order."""
+    if book.spoken and (cut_by := book.spoken[-1].cut_by) is not None:
+        return cut_by
     order = formats.order(book.spec)
     return order[position(book) % len(order)]
 
@@ -122,16 +124,19 @@ def ask(
     )
 
 
-def tell(draft: Draft, asked: Asked, said: str, *, interrupted: bool = False) -> Event:
-    """Add what an agent said."""
+def tell(draft: Draft, asked: Asked, said: str, cut_by: str | None = None) -> Event:
+    """Add what an agent said, until somebody cut in."""
     event = draft.add(
         "whisper" if asked.to is not None else "public",
         asked.agent.agent_id,
         said.strip() or SILENCE,
         [asked.to] if asked.to is not None else [],
-        interrupted=interrupted,
+        interrupted=cut_by is not None,
     )
-    draft.spoken.append(Spoken(asked.agent.agent_id, asked.upto, asked.cue, said, event.seq, asked.compacted))
+    once = Spoken(
+        asked.agent.agent_id, asked.upto, asked.cue, said, event.seq, asked.compacted, cut_by=cut_by
+    )
+    draft.spoken.append(once)
     return event
 
 
