@@ -6,9 +6,10 @@ programs that let agents speak by other means.
 
 from agent_memory_core.coordination.books import Book, Draft, Event, begin, view
 from agent_memory_core.coordination.errors import AgentBusy, InvalidTurn
-from agent_memory_core.coordination.service import AgentState, CoordinationService, SessionStatus
+from agent_memory_core.coordination.service import CoordinationService
 from agent_memory_core.coordination.session import Step, Token, TurnComplete, TurnStart
 from agent_memory_core.coordination.spec import AgentRole, Said, SessionSpec
+from agent_memory_core.coordination.status import AgentState, SessionStatus
 from agent_memory_core.coordination.tallies import Ballot, Decision
 from agent_memory_core.coordination.voices import TurnStats
 

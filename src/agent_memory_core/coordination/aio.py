@@ -19,7 +19,7 @@ def asynchronous(
     """The twin of a method. A task that is cancelled no longer waits for it, and it goes on to its end."""
 
     @functools.wraps(call)
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await _in_thread(lambda: call(self, *args, **kwargs))
 
     return twin
@@ -30,7 +30,7 @@ def streamed(
 ) -> Callable[Concatenate[S, P], AsyncIterator[R]]:
     """The twin of a method that gives steps. Closed, or with its task cancelled, it closes the steps after the next."""
 
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+    async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[R] | BaseException | None] = asyncio.Queue()
         stopped = threading.Event()

@@ -15,7 +15,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,47 +24,17 @@ from agent_memory_core import AgentMemory, InvalidSetting, TurnReport
 from agent_memory_core.coordination import books, turns
 from agent_memory_core.coordination.aio import asynchronous, streamed
 from agent_memory_core.coordination.ballots import choice_schema
-from agent_memory_core.coordination.books import Book, Draft, Event, Mind
+from agent_memory_core.coordination.books import Draft, Event, Mind
 from agent_memory_core.coordination.council import Council, checked_choices, checked_vote
 from agent_memory_core.coordination.errors import AgentBusy, InvalidTurn
 from agent_memory_core.coordination.session import Session, Step, TurnComplete
 from agent_memory_core.coordination.spec import SYSTEM, AgentRole, SessionSpec
+from agent_memory_core.coordination.status import SessionStatus, is_active, status_of
 from agent_memory_core.coordination.store import Store, Stored
 from agent_memory_core.coordination.tallies import Ballot, Decision
 from agent_memory_core.coordination.voices import TurnStats, Voices
 
 log = logging.getLogger("agent_memory")
-
-
-@dataclass(frozen=True, slots=True)
-class AgentState:
-    """An agent of a session."""
-
-    agent_id: str
-    name: str
-    role: str
-    lifecycle: str
-    message_count: int
-    """How often it has spoken."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionStatus:
-    """Where a session stands."""
-
-    session_id: str
-    spec: SessionSpec
-    turn: int
-    """How many turns there were."""
-    is_active: bool
-    """Whether something can still happen in it."""
-    next_speaker: str | None
-    """Who speaks next if nobody is named; None where it is over."""
-    agents: tuple[AgentState, ...]
-    question: str | None
-    """What is being voted on."""
-    created: float
-    """Seconds since the epoch."""
 
 
 class CoordinationService:
@@ -123,7 +93,7 @@ class CoordinationService:
         Raises:
             SessionNotFound: there is none of that id.
         """
-        return _status(self._stored(session_id))
+        return status_of(self._stored(session_id))
 
     def list(self) -> Sequence[SessionStatus]:
         """All sessions, oldest first."""
@@ -439,7 +409,7 @@ class CoordinationService:
         mind, session_id = kept
         if session_id:
             last = self._stored(session_id)
-            if _is_active(last):
+            if is_active(last):
                 raise AgentBusy(
                     f"the agent {agent.agent_id!r} of {prefix!r} is in the session {session_id!r}: close that first."
                 )
@@ -466,26 +436,3 @@ def _path(memory: AgentMemory, path: Path | str | None) -> Path | None:
 
 def _events(steps: Iterator[Step]) -> list[Event]:
     return [step.event for step in steps if isinstance(step, TurnComplete)]
-
-
-def _is_active(stored: Stored) -> bool:
-    return not stored.closed and not turns.is_over(stored.book)
-
-
-def _status(stored: Stored) -> SessionStatus:
-    book, active = stored.book, _is_active(stored)
-    return SessionStatus(
-        stored.session_id,
-        book.spec,
-        book.turns,
-        active,
-        turns.next_speaker(book) if active else None,
-        tuple(_state(book, agent) for agent in book.spec.agents),
-        stored.asking["question"] if stored.asking is not None else None,
-        stored.created,
-    )
-
-
-def _state(book: Book, agent: AgentRole) -> AgentState:
-    count = sum(event.sender_id == agent.agent_id for event in book.events)
-    return AgentState(agent.agent_id, agent.name, agent.role, agent.lifecycle, count)
