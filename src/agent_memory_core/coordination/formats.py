@@ -54,7 +54,7 @@ def cue(spec: SessionSpec, agent: AgentRole, position: int, prompt: str = "", to
     if to:
         turn = f"{agent.name}, whisper to {to}: nobody else will hear it."
     task = prompt or _task(spec, agent, position)
-    return f"{task}\n\n{turn}" if task else turn
+    return f"{turn}\n\n{task}" if task else turn
 
 
 def _task(spec: SessionSpec, agent: AgentRole, position: int) -> str:
