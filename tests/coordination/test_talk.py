@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import keys
-from support.people import people
+from support.people import FRAME, people, tokens_heard
 
 from agent_memory_core import AgentMemory, InvalidRequest, InvalidSetting, SessionNotFound
 from agent_memory_core.coordination import (
@@ -32,26 +32,6 @@ TALK: dict[str, Any] = {
     "initial_prompt": "Three friends plan a trip. They talk about where to go and what to bring.",
     "sampling": {"max_tokens": 24},
 }
-FRAME = 24
-"""Tokens that a chat template may put around a user message, its answer's beginning included."""
-
-
-def tokens_heard(memory: AgentMemory, service: CoordinationService, sid: str) -> list[int]:
-    """For each turn, the tokens of what the agent had heard since its last one and of its cue."""
-    book = service._stored(sid).book
-    found = []
-    for once in book.spoken:
-        user = ask(
-            type(book)(
-                book.spec,
-                book.minds,
-                book.events[: once.upto],
-                tuple(s for s in book.spoken if s.seq < once.seq),
-            ),
-            book.spec.agent(once.agent_id),
-        ).messages[-1]
-        found.append(len(memory.encode(user.content)))
-    return found
 
 
 @pytest.mark.parametrize("topology", ["turn_by_turn", "round_robin", "broadcast", "whisper", "interrupt"])
@@ -78,7 +58,7 @@ def test_a_turn_computes_what_was_heard_and_the_cue(
         service.round(sid)
     rows = service.stats(sid)
     assert len(rows) == 40
-    heard = tokens_heard(memory, service, sid)
+    heard = tokens_heard(memory, service._stored(sid).book)
     assert all(row.new <= tokens + FRAME for row, tokens in list(zip(rows, heard, strict=True))[2:])
     by_round = [rows[i].new + rows[i + 1].new for i in range(2, 40, 2)]
     assert max(by_round) <= 1.5 * min(by_round)

@@ -6,6 +6,16 @@ programs that let agents speak by other means.
 
 from agent_memory_core.coordination.books import Book, Draft, Event, begin, view
 from agent_memory_core.coordination.errors import AgentBusy, InvalidTurn
+from agent_memory_core.coordination.scenario import (
+    Outcome,
+    PhaseRecord,
+    Scenario,
+    Transcript,
+    load_scenario,
+    route,
+    run_phase,
+    run_scenario,
+)
 from agent_memory_core.coordination.service import CoordinationService
 from agent_memory_core.coordination.session import Step, Token, TurnComplete, TurnStart
 from agent_memory_core.coordination.spec import AgentRole, Said, SessionSpec
@@ -24,14 +34,22 @@ __all__ = [
     "Draft",
     "Event",
     "InvalidTurn",
+    "Outcome",
+    "PhaseRecord",
     "Said",
+    "Scenario",
     "SessionSpec",
     "SessionStatus",
     "Step",
     "Token",
+    "Transcript",
     "TurnComplete",
     "TurnStart",
     "TurnStats",
     "begin",
+    "load_scenario",
+    "route",
+    "run_phase",
+    "run_scenario",
     "view",
 ]

@@ -340,6 +340,10 @@ class CoordinationService:
         agent_id = book.spec.agent(as_agent).agent_id if as_agent is not None else None
         return books.known_events(book, agent_id)
 
+    def events(self, session_id: str) -> Sequence[Event]:
+        """All that happened, private words too, oldest first: for who keeps the record, not for who takes part."""
+        return self._stored(session_id).book.events
+
     def stats(self, session_id: str, kind: str = "turn") -> Sequence[TurnStats]:
         """What each turn cost, or each "ballot", oldest first."""
         self._stored(session_id)
@@ -367,6 +371,7 @@ class CoordinationService:
     adecide = asynchronous(decide)
     achoose = asynchronous(choose)
     adecisions = asynchronous(decisions)
+    aevents = asynchronous(events)
     amessages = asynchronous(messages)
     astats = asynchronous(stats)
 
