@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sqlite3
@@ -15,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory_core import SessionNotFound, StoreError, StoreUnreadable
-from agent_memory_core.coordination.books import Book, Draft, Event, Exchange, Mind, Spoken
+from agent_memory_core.coordination.books import Book, Draft, Mind
+from agent_memory_core.coordination.plain import (
+    event_data,
+    event_of,
+    mind_data,
+    mind_of,
+    spoken_data,
+    spoken_of,
+)
 from agent_memory_core.coordination.spec import SessionSpec
 
 VERSION = 1
@@ -77,7 +84,7 @@ class Store:
 
     def create(self, session_id: str, namespace: str, book: Book, draft: Draft) -> None:
         """Keep a new session, and that its permanent agents are in it."""
-        spec, minds = book.spec, {name: _mind_json(mind) for name, mind in book.minds.items()}
+        spec, minds = book.spec, {name: mind_data(mind) for name, mind in book.minds.items()}
         with self._transaction() as db:
             row = (session_id, namespace, time.time(), spec.model_dump_json(), json.dumps(minds))
             db.execute(
@@ -104,9 +111,9 @@ class Store:
             ).fetchone()
             if row is None:
                 raise SessionNotFound(f"there is no session {session_id!r} in namespace {namespace!r}.")
-            events = tuple(map(_event, self._entries(session_id, "event")))
-            spoken = tuple(Spoken(**body) for body in self._entries(session_id, "spoken"))
-        minds = {name: _mind(mind) for name, mind in json.loads(row[1]).items()}
+            events = tuple(map(event_of, self._entries(session_id, "event")))
+            spoken = tuple(map(spoken_of, self._entries(session_id, "spoken")))
+        minds = {name: mind_of(mind) for name, mind in json.loads(row[1]).items()}
         book = Book(SessionSpec.of(json.loads(row[0])), minds, events, spoken)
         return Stored(session_id, book, row[2], bool(row[3]), json.loads(row[4]) if row[4] else None)
 
@@ -162,13 +169,13 @@ class Store:
                 "SELECT mind, session_id FROM minds WHERE namespace = ? AND prefix = ? AND agent_id = ?",
                 (namespace, prefix, agent_id),
             ).fetchone()
-        return (_mind(json.loads(row[0])), row[1]) if row is not None else None
+        return (mind_of(json.loads(row[0])), row[1]) if row is not None else None
 
     def keep_minds(self, session_id: str, minds: Mapping[str, Mind]) -> None:
         """Keep what agents remember of a session that is going to be deleted."""
         with self._transaction() as db:
             for agent_id, mind in minds.items():
-                values = (json.dumps(_mind_json(mind)), agent_id, session_id)
+                values = (json.dumps(mind_data(mind)), agent_id, session_id)
                 db.execute(
                     "UPDATE minds SET mind = ?, session_id = '' WHERE agent_id = ? AND session_id = ?", values
                 )
@@ -203,7 +210,7 @@ class Store:
         self, db: sqlite3.Connection, session_id: str, draft: Draft, stats: Sequence[Mapping[str, Any]]
     ) -> None:
         known = len(draft.book.events), len(draft.book.spoken)
-        events, spoken = map(_event_json, draft.events), map(dataclasses.asdict, draft.spoken)
+        events, spoken = map(event_data, draft.events), map(spoken_data, draft.spoken)
         self._insert(db, session_id, "event", known[0], list(events))
         self._insert(db, session_id, "spoken", known[1], list(spoken))
         self._insert(db, session_id, "stats", self._count(db, session_id, "stats"), stats)
@@ -255,19 +262,3 @@ def _open(path: Path | None) -> sqlite3.Connection:
         with closing(db):
             raise
     return db
-
-
-def _event_json(event: Event) -> dict[str, Any]:
-    return dataclasses.asdict(event) | {"visible_to": sorted(event.visible_to)}
-
-
-def _event(body: dict[str, Any]) -> Event:
-    return Event(**body | {"visible_to": frozenset(body["visible_to"])})
-
-
-def _mind_json(mind: Mind) -> dict[str, Any]:
-    return dataclasses.asdict(mind)
-
-
-def _mind(body: dict[str, Any]) -> Mind:
-    return Mind(**body | {"exchanges": tuple(Exchange(**each) for each in body["exchanges"])})

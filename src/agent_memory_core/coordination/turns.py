@@ -155,3 +155,11 @@ def round_of(book: Book, pairs: Sequence[tuple[str, str]] = ()) -> list[tuple[st
         return [(book.spec.agent(a).agent_id, book.spec.agent(b).agent_id) for a, b in pairs]
     everybody = [agent.agent_id for agent in book.spec.agents]
     return [(a, everybody[(everybody.index(a) + 1) % len(everybody)]) for a in order[place:]]
+
+
+def upcoming(book: Book) -> list[tuple[str, str | None]]:
+    """Who speaks next and to whom alone, if nobody is named; all, in a broadcast."""
+    if book.spec.topology == "broadcast":
+        return round_of(book)
+    _, to = round_of(book)[0]
+    return [(next_speaker(book), to)]

@@ -117,11 +117,7 @@ class Voices:
         self, session_id: str, spec: SessionSpec, agent: AgentRole, *, ephemeral: bool = False
     ) -> SessionKey:
         """Where an agent's memory is kept."""
-        name = f"coord/{session_id}/{agent.agent_id}"
-        if agent.lifecycle == "permanent":
-            name = permanent_id(spec.persistent_cache_prefix, agent.agent_id)
-        elif spec.view == "shared":
-            name = f"coord/{session_id}"
+        name = session_name(session_id, spec, agent)
         return SessionKey(name, self.namespace, lane=agent.agent_id, ephemeral=ephemeral)
 
     def fitting(self, book: Book, agent: AgentRole, to: str | None, prompt: str, place: int) -> Asked:
@@ -188,6 +184,13 @@ class Voices:
 def permanent_id(prefix: str, agent_id: str) -> str:
     """The memory's session of a permanent agent."""
     return f"persist/{prefix}/{agent_id}"
+
+
+def session_name(session_id: str, spec: SessionSpec, agent: AgentRole) -> str:
+    """The memory's session in which an agent of a session is kept."""
+    if agent.lifecycle == "permanent":
+        return permanent_id(spec.persistent_cache_prefix, agent.agent_id)
+    return f"coord/{session_id}" if spec.view == "shared" else f"coord/{session_id}/{agent.agent_id}"
 
 
 class Speech:
