@@ -20,7 +20,7 @@ from agent_memory_core.coordination import (
     route,
     run_scenario,
 )
-from agent_memory_core.coordination.scenario import Routing
+from agent_memory_core.coordination.scenario import Phase, Routing
 
 PROGRAM = """
 import os, sys
@@ -99,6 +99,20 @@ def test_what_is_told_by_a_template_reaches_one_agent(killed_twice: Path) -> Non
     assert run.said("yard", "marco") in told[0].content
     with pytest.raises(InvalidRequest, match="is not over"):
         Transcript(scenario="x").said("yard", "marco")
+
+
+def test_a_phase_that_was_cut_short_is_run_again(service: CoordinationService) -> None:
+    phases = tuple(Phase(name=name, agents=("ann",), auto_rounds=1) for name in ("one", "two"))
+    ann = {"lifecycle": "permanent", "sampling": {"max_tokens": 8}}
+    scenario = Scenario(name="short", agents={"ann": ann}, phases=phases)
+    left = service.create_session({"agents": [scenario.role("ann")], "persistent_cache_prefix": "short"})
+    service.say(left.session_id, "guide", "The code of the garage is 4821.")
+    run = run_scenario(scenario, service)
+    assert not service.get(left.session_id).is_active
+    assert [len(record.events) for record in run.phases] == [1, 1]
+    book = service._stored(run.phases[0].session_id).book
+    assert "4821" in str(book.minds["ann"].waiting)
+    assert run_scenario(scenario, service, transcript=run) == run
 
 
 def test_experts_know_their_articles_after_a_restart(tmp_path: Path) -> None:

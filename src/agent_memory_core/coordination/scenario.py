@@ -227,6 +227,8 @@ def run_scenario(
 ) -> Transcript:
     """Run the phases that are not over yet, and let the agents choose in the last one.
 
+    A phase in which an earlier process was killed is closed, and run from its beginning.
+
     Args:
         scenario: what is run.
         service: where.
@@ -234,6 +236,7 @@ def run_scenario(
         transcript: what is over already.
     """
     run = transcript or Transcript(scenario=scenario.name)
+    service.release(prefix or scenario.name)
     for phase in scenario.phases[len(run.phases) :]:
         run = run_phase(scenario, service, phase, run, prefix=prefix)
     return run

@@ -127,6 +127,17 @@ class CoordinationService:
             self._voices.forget_permanent(prefix, agent_id)
         return len(agents)
 
+    def release(self, prefix: str) -> int:
+        """Close the sessions that permanent agents of a prefix are still in; return how many there were.
+
+        For what a process left behind that was killed.
+        """
+        found = self._store.in_sessions(self._voices.namespace, prefix)
+        active = [session_id for session_id in found if is_active(self._stored(session_id))]
+        for session_id in active:
+            self.close_session(session_id)
+        return len(active)
+
     def prime(self, session_id: str) -> Mapping[str, TurnReport]:
         """Compute what every agent knows before its first word, so that this comes at once; return what it cost."""
         session = self._session(session_id)
@@ -358,6 +369,7 @@ class CoordinationService:
     aclose_session = asynchronous(close_session)
     adelete = asynchronous(delete)
     adelete_persistent = asynchronous(delete_persistent)
+    arelease = asynchronous(release)
     aprime = asynchronous(prime)
     aturn = asynchronous(turn)
     astream_turn = streamed(stream_turn)

@@ -180,6 +180,14 @@ class Store:
                     "UPDATE minds SET mind = ?, session_id = '' WHERE agent_id = ? AND session_id = ?", values
                 )
 
+    def in_sessions(self, namespace: str, prefix: str) -> set[str]:
+        """The last sessions of the permanent agents of a prefix, where they are not deleted."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT session_id FROM minds WHERE namespace = ? AND prefix = ?", (namespace, prefix)
+            )
+            return {row[0] for row in rows} - {""}
+
     def forget_minds(self, namespace: str, prefix: str) -> list[str]:
         """Forget the permanent agents of a prefix; return their ids."""
         with self._transaction() as db:
