@@ -16,7 +16,7 @@ from agent_memory_core import AgentMemoryError
 from agent_memory_core.cli import agents, models, sessions, store
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.options import err, out
-from agent_memory_core.demos import restart
+from agent_memory_core.demos import pages, restart
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +39,14 @@ def demo(
 ) -> None:
     """See three agents continue after their process was killed."""
     restart.run(out, picture)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 8501,
+) -> None:
+    """Open pages in a browser: agents that talk, experts that remember, and what is stored."""
+    pages.run(port)
 
 
 def main() -> None:

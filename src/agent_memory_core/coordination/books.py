@@ -206,6 +206,14 @@ def compacted(book: Book, agent_id: str) -> View:
     return View(full.system, (), joined(_retold(book, agent_id, full.exchanges), full.waiting))
 
 
+def last_prompt(book: Book, agent_id: str) -> tuple[Message, ...]:
+    """The messages with which an agent was asked in its last turn; none where it had no turn."""
+    seen = view(book, agent_id)
+    if seen.exchanges and any(once.agent_id == agent_id for once in book.spoken):
+        return seen.messages()[:-1]
+    return ()
+
+
 def mind_after(book: Book, agent_id: str) -> Mind:
     """What an agent takes with it into the next session."""
     last = view(book, agent_id)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agent_memory_core import AgentMemory, InvalidSetting, TurnReport
+from agent_memory_core import AgentMemory, InvalidSetting, Message, TurnReport
 from agent_memory_core.coordination import books, turns
 from agent_memory_core.coordination.aio import asynchronous, streamed
 from agent_memory_core.coordination.ballots import choice_schema
@@ -355,6 +355,11 @@ class CoordinationService:
         """All that happened, private words too, oldest first: for who keeps the record, not for who takes part."""
         return self._stored(session_id).book.events
 
+    def last_prompt(self, session_id: str, agent_id: str) -> Sequence[Message]:
+        """The messages with which an agent was asked in its last turn; empty where it had none."""
+        book = self._stored(session_id).book
+        return books.last_prompt(book, book.spec.agent(agent_id).agent_id)
+
     def stats(self, session_id: str, kind: str = "turn") -> Sequence[TurnStats]:
         """What each turn cost, or each "ballot", oldest first."""
         self._stored(session_id)
@@ -384,6 +389,7 @@ class CoordinationService:
     achoose = asynchronous(choose)
     adecisions = asynchronous(decisions)
     aevents = asynchronous(events)
+    alast_prompt = asynchronous(last_prompt)
     amessages = asynchronous(messages)
     astats = asynchronous(stats)
 
