@@ -12,12 +12,11 @@ each spoke; nothing else is in the state. With the same seed it says what `Coord
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_executor_for_config
-from typing_extensions import TypedDict
 
 from agent_memory_core import InvalidRequest, Message
 from agent_memory_core.coordination import (

@@ -147,7 +147,9 @@ class Session:
                 yield TurnComplete(event)
         finally:
             floor.withdraw()
-            self._floor = None
+            # Who cut in may have the floor by now.
+            if self._floor is floor:
+                self._floor = None
 
     def turn(self, book: Book, speaker: str | None, to: str | None, prompt: str) -> list[Asked]:
         """Who speaks in the next turn; all, in a broadcast."""
