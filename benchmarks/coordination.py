@@ -25,7 +25,7 @@ from record import argument_parser, write_result
 from agent_memory_core import AgentMemory
 from agent_memory_core.coordination import Book, CoordinationService, load_scenario, view
 
-LAYERS, ANSWER, ROUNDS, PHASES = 4, 24, 20, 4
+LAYERS, ANSWER, ROUNDS, PHASES = 2, 24, 20, 4
 TARGETS = {
     "dilemma, tokens": "<= 0.1",
     "routing, tokens": "<= 0.2",

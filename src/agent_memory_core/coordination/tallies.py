@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from agent_memory_core.coordination.spec import DecisionMode
 
@@ -103,13 +102,3 @@ def decision_text(decision: Decision) -> str:
     if decision.winner is not None:
         return f"{decision.question} {decision.winner}{counted}"
     return f"{decision.question} Nothing was decided{counted}."
-
-
-def as_json(ballot: Ballot) -> dict[str, Any]:
-    """A ballot as plain data."""
-    return {
-        "agent_id": ballot.agent_id,
-        "ranking": list(ballot.ranking),
-        "reason": ballot.reason,
-        "error": ballot.error,
-    }
