@@ -25,7 +25,7 @@ from record import argument_parser, write_result
 from agent_memory_core import AgentMemory
 from agent_memory_core.coordination import Book, CoordinationService, load_scenario, view
 
-LAYERS, ANSWER, ROUNDS, PHASES = 2, 24, 20, 4
+LAYERS, ANSWER, ROUNDS, PHASES = 2, 16, 20, 4
 TARGETS = {
     "dilemma, tokens": "<= 0.1",
     "routing, tokens": "<= 0.2",
@@ -64,6 +64,7 @@ def main() -> None:
             cold, _ = conversation(model, Path(folder, f"{name}-cold"), part, keep=False)
             costs = {"persistent": persistent, "cold": cold, "whole history": whole_history(model, prompts)}
             results["costs"][name] = {mode: vars(cost) for mode, cost in costs.items()}
+            print(name, costs, flush=True)
             whole = costs["whole history"]
             results["ratios"][f"{name}, tokens"] = round(persistent.computed / whole.computed, 4)
             results["ratios"][f"{name}, seconds"] = round(persistent.seconds / whole.seconds, 4)
@@ -90,7 +91,11 @@ def conversation(
             more, number = sid is not None, number + 1
             if sid is not None:
                 rows = service.stats(sid)
-                cost.add(len(rows), sum(row.prompt for row in rows), sum(row.new for row in rows), seconds)
+                # What is read before the first question is the same work in every mode.
+                if rows:
+                    cost.add(
+                        len(rows), sum(row.prompt for row in rows), sum(row.new for row in rows), seconds
+                    )
                 prompts += prompts_of(service._stored(sid).book)
                 service.close_session(sid)
     return cost, prompts
