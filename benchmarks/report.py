@@ -18,7 +18,10 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGES = (
     README,
-    *(HERE.parent / "docs" / f"{name}.md" for name in ("ecosystem", "encryption", "reliability")),
+    *(
+        HERE.parent / "docs" / f"{name}.md"
+        for name in ("coordination", "ecosystem", "encryption", "reliability")
+    ),
 )
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
 Result = dict[str, Any]
@@ -220,6 +223,34 @@ def _encryption(result: Result) -> str:
     return _grid(rows)
 
 
+def _coordination(result: Result) -> str:
+    targets = result["settings"]["targets"]
+    rows = [
+        [
+            "conversation",
+            "memory",
+            "turns",
+            "prompt tokens",
+            "computed",
+            "seconds",
+            "computed / all",
+            "target",
+        ]
+    ]
+    for name, costs in result["results"]["costs"].items():
+        for mode, cost in costs.items():
+            target = _sign(targets[f"{name}, tokens"]) if mode == "persistent" else ""
+            numbers = [f"{cost[part]:,}" for part in ("turns", "prompt", "computed")]
+            share = f"{cost['computed'] / cost['prompt']:.3f}"
+            rows.append([name, mode, *numbers, f"{cost['seconds']:.1f}", share, target])
+    ratios = ", ".join(
+        f"{part} {result['results']['ratios'][part]:.2f} ({_sign(target)})"
+        for part, target in targets.items()
+        if part.endswith("seconds")
+    )
+    return f"{_grid(rows)}\n\nPersistent / whole history: {ratios}."
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -230,6 +261,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "ecosystem": _ecosystem,
     "reliability": _reliability,
     "encryption": _encryption,
+    "coordination": _coordination,
 }
 """The benchmarks, in the order of the README and the pages."""
 

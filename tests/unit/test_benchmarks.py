@@ -28,6 +28,7 @@ NAMES = (
     "ecosystem",
     "encryption",
     "reliability",
+    "coordination",
 )
 HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
 

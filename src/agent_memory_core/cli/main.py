@@ -1,4 +1,4 @@
-"""The command line: demo, chat, serve, connect, service, sessions, agents, models, manager, check, stats, version.
+"""The command line: demo, ui, chat, serve, connect, service, sessions, agents, models, manager, check, stats, version.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -19,7 +19,7 @@ from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.connect import connect
 from agent_memory_core.cli.options import err, out
 from agent_memory_core.cli.serve import serve
-from agent_memory_core.demos import restart
+from agent_memory_core.demos import pages, restart
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,6 +52,14 @@ def demo(
 def show_version() -> None:
     """Print the version."""
     out.print(version("agent-memory-mlx"))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 8501,
+) -> None:
+    """Open pages in a browser: agents that talk, experts that remember, and what is stored."""
+    pages.run(port)
 
 
 def main() -> None:
