@@ -102,8 +102,7 @@ def _absolute_path(value: Any) -> Any:
 
 
 def _absolute_text(value: Any) -> Any:
-    path = _absolute_path(value)
-    return str(path) if isinstance(path, Path) else path
+    return str(path) if isinstance(path := _absolute_path(value), Path) else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +273,11 @@ class EngineConfig(_Settings):
         Field(
             default=32, ge=1, description="Most sequences that are decoded together, as far as memory allows."
         )
+    )
+    max_waiting: Annotated[int, Source("optimal")] = Field(
+        default=1024,
+        ge=1,
+        description="Most turns that wait for their place; one more is refused with QueueFull.",
     )
     batching: Annotated[Batching, Source("optimal")] = Field(
         default="auto",

@@ -13,6 +13,7 @@
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
     ├── OutOfGpuMemory        the GPU had no memory left for the turn; others go on
     ├── DeadlineExceeded      the answer took longer than its timeout (also a TimeoutError)
+    ├── QueueFull             as many turns wait as may; no work was done for this one
     ├── Cancelled             the turn was withdrawn while somebody read it
     └── EngineStopped         the engine was closed, met a fault that it names, or the process was forked
 
@@ -85,6 +86,10 @@ class OutOfGpuMemory(AgentMemoryError):
 
 class DeadlineExceeded(AgentMemoryError, TimeoutError):
     """The answer took longer than its timeout. The turn was withdrawn; what it computed is kept for a retry."""
+
+
+class QueueFull(AgentMemoryError):
+    """As many turns wait for their place as ``max_waiting`` allows. Ask again later."""
 
 
 class Cancelled(AgentMemoryError):

@@ -10,6 +10,7 @@ token ids and not computed again. A session id says who owns the memory on disk.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import threading
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from agent_memory_core.backend import require_mlx
 from agent_memory_core.config import EngineConfig
+from agent_memory_core.engine.async_sessions import AsyncSessions
 from agent_memory_core.engine.events import Observer, Observers
 from agent_memory_core.engine.expiry import Expiry
-from agent_memory_core.engine.memory_sessions import MemorySessions
 from agent_memory_core.engine.requests import Conversation, to_request
 from agent_memory_core.engine.residency import Residency, enter, enter_apart, staying
 from agent_memory_core.engine.session_control import (
@@ -57,7 +58,7 @@ Owner = SessionKey | str | None
 T = TypeVar("T")
 
 
-class AgentMemory(MemorySessions):
+class AgentMemory(AsyncSessions):
     """A model whose sessions outlive the call, the process and the machine's restarts.
 
     Settings are those of `EngineConfig`; what is not given comes from ``AGENT_MEMORY_*`` variables, the model's
@@ -78,7 +79,7 @@ class AgentMemory(MemorySessions):
         self._observers = Observers()
         self.residency: Residency | None = None
         """Who is asked before each turn whether the model may be loaded, see `Residency`; None: it may always be."""
-        self._thread = EngineThread(self._build)
+        self._thread = EngineThread(self._build, self.config.max_waiting)
         self._sessions: SessionControl = MemorySessionControl(self._thread)
         if self.config.cache_dir is not None:
             self._sessions = StoredSessionControl(self._thread, self._opened_store)
@@ -117,6 +118,7 @@ class AgentMemory(MemorySessions):
             PromptTooLong: the prompt can never fit.
             ModelError: the model cannot be loaded.
             StoreError: the cache directory cannot be used, or cannot take the turn.
+            QueueFull: as many turns wait as ``max_waiting`` allows.
             DeadlineExceeded: the request's timeout is over.
             EngineStopped: the engine was closed.
         """
@@ -280,6 +282,48 @@ class AgentMemory(MemorySessions):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    # -- for coroutines: the same on another thread, so that the event loop goes on -----------------------
+
+    async def astats(self) -> Stats:
+        """`stats` for coroutines."""
+        return await asyncio.to_thread(self.stats)
+
+    async def acount_tokens(self, request: Conversation) -> int:
+        """`count_tokens` for coroutines."""
+        return await asyncio.to_thread(self.count_tokens, request)
+
+    async def aencode(self, text: str) -> list[int]:
+        """`encode` for coroutines."""
+        return await asyncio.to_thread(self.encode, text)
+
+    async def averify(self, blocks: int = 8) -> ParityResult:
+        """`verify` for coroutines."""
+        return await asyncio.to_thread(self.verify, blocks)
+
+    async def aforget_verified(self) -> ParityResult | None:
+        """`forget_verified` for coroutines."""
+        return await asyncio.to_thread(self.forget_verified)
+
+    async def aload(self) -> None:
+        """`load` for coroutines."""
+        await asyncio.to_thread(self.load)
+
+    async def aunload(self, timeout: float | None = None, *, cancel: bool = False) -> bool:
+        """`unload` for coroutines."""
+        return await asyncio.to_thread(self.unload, timeout, cancel=cancel)
+
+    async def aclose(self) -> None:
+        """`close` for coroutines."""
+        await asyncio.to_thread(self.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def _call(self, function: Callable[[Engine], T]) -> T:
         """Ask the engine something for which the model is loaded."""

@@ -125,6 +125,7 @@ class AdapterSettings(BaseModel):
     namespace_budget_mb: int | None = _engine_field("namespace_budget_mb")
     min_free_mb: int | None = _engine_field("min_free_mb")
     max_batch_size: int | None = _engine_field("max_batch_size")
+    max_waiting: int | None = _engine_field("max_waiting")
     batching: Batching | None = _engine_field("batching")
     block_tokens: int | None = _engine_field("block_tokens")
     prefill_chunk: int | None = _engine_field("prefill_chunk")

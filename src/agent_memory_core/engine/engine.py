@@ -361,13 +361,18 @@ class Engine:
         in_flight = {turn.owner for turn in self.turns.values() if turn.key.session_id is not None}
         return in_flight | self.in_flight.owners_preparing() | self.sessions.in_use()
 
+    @property
+    def running(self) -> int:
+        """How many turns have their place. Any thread may ask."""
+        return len(self.scheduler.running)
+
     def stats(self) -> Stats:
         """What was done and what memory holds; of the store only its owner can tell. Any thread may ask."""
         return Stats(
             **self.counters.snapshot(),
             model=self.loaded.name,
             waiting=self.scheduler.waiting + self.in_flight.preparing,
-            running=len(self.scheduler.running),
+            running=self.running,
             unsaved_turns=self.disk.failed,
             memory=self.gpu.stats(self.pool, self._working_bytes()),
         )

@@ -23,7 +23,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from agent_memory_core.engine.sinks import CANCELLED, FORKED, GuardedSink, OutputSink
-from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped
+from agent_memory_core.errors import AgentMemoryError, Cancelled, EngineStopped, QueueFull
 from agent_memory_core.messages import ChatRequest, SessionKey
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ class EngineThread:
 
     Args:
         build: makes the engine, which puts what its disk has done into the given queue; called on the engine's thread.
+        max_waiting: most turns that wait for their place.
     """
 
-    def __init__(self, build: Callable[[Results], Engine]) -> None:
-        self._build = build
+    def __init__(self, build: Callable[[Results], Engine], max_waiting: int) -> None:
+        self._build, self._max_waiting = build, max_waiting
         self._inbox: _Inbox = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._lock = threading.Condition()
@@ -148,6 +149,7 @@ class EngineThread:
 
         Raises:
             EngineStopped: the engine was closed; ``ended`` is called all the same.
+            QueueFull: too many turns wait; so is it then.
         """
 
         def end() -> None:
@@ -158,6 +160,7 @@ class EngineThread:
         handle, arrived = TurnHandle(self, guarded), time.perf_counter()
         self._begin_one()
         try:
+            self._check_room()
             self._put(
                 _Job(lambda engine: handle.submit(engine, request, key, prewarm, arrived), guarded.fail)
             )
@@ -285,6 +288,15 @@ class EngineThread:
     def _begin_one(self) -> None:
         with self._lock:
             self._in_flight += 1
+
+    def _check_room(self) -> None:
+        engine = self._engine
+        waiting = self._in_flight - (engine.running if engine is not None else 0)
+        if waiting > self._max_waiting:
+            raise QueueFull(
+                f"{waiting - 1} turns wait already and max_waiting is {self._max_waiting}: ask again when some have "
+                "ended, or raise max_waiting."
+            )
 
     def _end_one(self) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ from agent_memory_core import (
     ModelError,
     OutOfGpuMemory,
     PromptTooLong,
+    QueueFull,
     SessionNotFound,
 )
 
@@ -123,6 +124,7 @@ _KINDS: tuple[tuple[type[AgentMemoryError], Kind], ...] = (
     (DeadlineExceeded, TIMEOUT),
     (OutOfGpuMemory, OVERLOADED),
     (Cancelled, OVERLOADED),
+    (QueueFull, OVERLOADED),
     (EngineStopped, FAULT),
     (ModelError, FAULT),
     (AgentMemoryError, FAULT),

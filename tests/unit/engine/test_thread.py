@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from agent_memory_core import Cancelled, ChatRequest, EngineStopped, Message, ModelNotFound, SessionKey
+from agent_memory_core import (
+    Cancelled,
+    ChatRequest,
+    EngineStopped,
+    Message,
+    ModelNotFound,
+    QueueFull,
+    SessionKey,
+)
 from agent_memory_core.engine.results import Loaded
 from agent_memory_core.engine.sinks import QueueSink
 from agent_memory_core.engine.thread import EngineThread
@@ -25,6 +33,7 @@ class StandIn:
         self.given_up: list[Exception] = []
         self.cancelled: list[int | None] = []
         self.submitted = 0
+        self.running = 0
         self.faults = 0
         self.ended = threading.Event()
 
@@ -57,7 +66,7 @@ class StandIn:
 
 @pytest.fixture
 def started() -> tuple[EngineThread, Any]:
-    thread = EngineThread(StandIn)
+    thread = EngineThread(StandIn, max_waiting=8)
     return thread, thread.call(lambda engine: engine).result(60)
 
 
@@ -65,7 +74,7 @@ def test_whoever_asks_an_engine_that_cannot_be_built_is_told_why() -> None:
     def build(results: Any) -> Any:
         raise ModelNotFound("no such model")
 
-    thread, sink = EngineThread(build), QueueSink()
+    thread, sink = EngineThread(build, max_waiting=8), QueueSink()
     thread.submit(REQUEST, SessionKey(), sink)
     with pytest.raises(ModelNotFound):
         sink.get()
@@ -134,3 +143,18 @@ def test_a_closed_thread_refuses_and_closes_once(started: Any) -> None:
     with pytest.raises(EngineStopped, match="closed"):
         thread.submit(REQUEST, SessionKey(), QueueSink())
     assert engine.cancelled == []
+
+
+def test_one_turn_more_than_may_wait_is_refused_and_takes_no_place(started: tuple[EngineThread, Any]) -> None:
+    thread, engine = started
+    ends: list[int] = []
+    sinks = [QueueSink() for _ in range(9)]
+    for sink in sinks[:8]:
+        thread.submit(REQUEST, SessionKey(), sink)
+    with pytest.raises(QueueFull, match="8 turns wait already and max_waiting is 8"):
+        thread.submit(REQUEST, SessionKey(), sinks[8], ended=lambda: ends.append(1))
+    assert (thread.in_flight, ends) == (8, [1])
+    engine.running = 1
+    thread.submit(REQUEST, SessionKey(), sinks[8])
+    assert thread.in_flight == 9
+    thread.close()
