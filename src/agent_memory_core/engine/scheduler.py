@@ -1,11 +1,11 @@
 """What runs next: admission, prefill chunks, decode, retire. It says; the model runner does.
 
 Every step decodes one token for all running rows and then prefills one chunk of one sequence, and as many other
-prompts whole as fit into what a chunk may have; a step that admits somebody prefills nothing. Among the prefilling, the
-one with the least work left goes first, so that a warm turn overtakes a cold one; every `FAIR_EVERY`-th chunk goes to
-the one that has waited longest, so that nobody waits for ever. Admission asks the block pool for the bytes of the live cache before anything is allocated, in
-the same order; who has waited `PATIENCE` steps blocks all others until it fits. A sequence whose prefill is done has
-its first token; while the decode batch is full it waits in READY.
+prompts whole as fit into what a chunk may have; a step that admits somebody prefills nothing. Among the prefilling,
+the one with the least work left goes first, so that a warm turn overtakes a cold one; every `FAIR_EVERY`-th chunk
+goes to the one that has waited longest, so that nobody waits for ever. Admission asks the block pool for the bytes of
+the live cache before anything is allocated, in the same order; who has waited `PATIENCE` steps blocks all others
+until it fits. A sequence whose prefill is done has its first token; while the decode batch is full it waits in READY.
 """
 
 from __future__ import annotations
