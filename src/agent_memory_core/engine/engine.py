@@ -25,7 +25,7 @@ from agent_memory_core.engine.misses import ColdLanes
 from agent_memory_core.engine.model_runner import Step
 from agent_memory_core.engine.results import Loaded, Prepared, Result, Results, Saved
 from agent_memory_core.engine.rooms import make_rooms
-from agent_memory_core.engine.scheduler import Chunk
+from agent_memory_core.engine.scheduler import Chunk, joint_groups
 from agent_memory_core.engine.sinks import CANCELLED, GuardedSink, OutputSink
 from agent_memory_core.engine.stats import Counters, Stats
 from agent_memory_core.engine.turn import Turn
@@ -112,9 +112,8 @@ class Engine:
         for step in steps:
             if (turn := self.turns.get(step.slot.seq_id)) is not None:
                 self._decoded(turn, step)
-        for chunk in batch.chunks:
-            if (turn := self.turns.get(chunk.sequence.seq_id)) is not None:
-                self._for_turn(turn, self._prefill, chunk)
+        for chunks in self._passes(batch.chunks):
+            self._prefill(chunks)
         self._withdraw_unread()
         if evicted := self.pool.evicted - self._evicted:
             self._evicted += evicted
@@ -143,16 +142,50 @@ class Engine:
         if is_ready:
             self._observers.tell(events.TurnAdmitted(turn.info, turn.sequence.num_cached, turn.tier))
 
-    def _prefill(self, turn: Turn, chunk: Chunk) -> None:
+    def _passes(self, chunks: list[Chunk]) -> list[list[Chunk]]:
+        """The chunks of a step in groups that are evaluated together."""
+        found = [chunk for chunk in chunks if chunk.sequence.seq_id in self.turns]
+        if len(found) > 1 and self.runner.may_prefill_together:
+            groups = joint_groups(found, self.scheduler.largest_chunk)
+            if len(groups) < len(found) and self.runner.batches is None:
+                self.runner.batches = self.parity.may_batch()
+            if self.runner.batches:
+                return groups
+        return [[chunk] for chunk in found]
+
+    def _prefill(self, chunks: list[Chunk]) -> None:
+        turns = [self.turns[chunk.sequence.seq_id] for chunk in chunks]
+        if len(chunks) == 1:
+            self._for_turn(turns[0], self._prefill_one, chunks[0])
+            return
+        self._survive(self._decoding(), self.gpu.attempt(self.runner.settle))
+        logits: list[mx.array] = []
+        self._survive(turns, self.gpu.attempt(self._prefill_together, turns, chunks, logits))
+        for turn, chunk, row in zip(turns, chunks, logits, strict=False):
+            self._for_turn(turn, self._prefilled, chunk, row if chunk.wants_token else None)
+
+    def _prefill_together(self, turns: list[Turn], chunks: list[Chunk], logits: list[mx.array]) -> None:
+        """Evaluate chunks in one pass; add the logits [1, vocab] of each to ``logits``."""
+        slots = [turn.slot for turn in turns if turn.slot is not None]
+        ids = [chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks]
+        together = self.runner.prefill_together(slots, ids)
+        logits += [together[row : row + 1] for row in range(len(chunks))]
+
+    def _prefill_one(self, turn: Turn, chunk: Chunk) -> None:
         assert turn.slot is not None
         sequence = turn.sequence
-        wants_token = chunk.is_last and sequence.max_tokens > 0
         ids = sequence.token_ids[chunk.start : chunk.stop]
         started = time.perf_counter()
-        logits = self.runner.prefill(turn.slot, ids, logits=wants_token)
+        logits = self.runner.prefill(turn.slot, ids, logits=chunk.wants_token)
         if self.pace is not None:
             self.pace.took(len(ids), time.perf_counter() - started)
             self.scheduler.chunk_tokens = self.pace.tokens
+        self._prefilled(turn, chunk, logits)
+
+    def _prefilled(self, turn: Turn, chunk: Chunk, logits: mx.array | None) -> None:
+        """Go on after a chunk: with the first token, the end of a prewarming, or what is to be kept of the prompt."""
+        assert turn.slot is not None
+        sequence = turn.sequence
         self.scheduler.computed(chunk)
         self._observers.tell(events.TurnProgress(turn.info, chunk.start, chunk.stop, sequence.num_prompt))
         if logits is not None:

@@ -1,10 +1,11 @@
 """The model at work: evaluate a chunk of a prompt, sample its first token, decode many sequences together.
 
-Prefill runs one sequence and one chunk at a time on the sequence's own cache: batching prompts of different lengths
-pads them on the right, which silently corrupts recurrent layers. A row that decodes joins a `DecodeBatch` with a cache
-that is filled already and a first token that is sampled already. Rows of very different lengths decode in separate
-groups, because a batch pads every row to the length of its longest. Where a batch gives other logits than a row by
-itself, or where mlx-lm cannot batch the model's caches, every row decodes by itself.
+Prefill runs one chunk at a time on the sequence's own cache, or the ends of several short prompts together where all
+layers keep every token: padding on the right, which that takes, silently corrupts recurrent layers. A row that
+decodes joins a `DecodeBatch` with a cache that is filled already and a first token that is sampled already. Rows of
+very different lengths decode in separate groups, because a batch pads every row to the length of its longest. Where a
+batch gives other logits than a row by itself, or where mlx-lm cannot batch the model's caches, every row decodes by
+itself.
 
 Either way the model is one step ahead: it computes the next token while the last one is handed out.
 
@@ -28,6 +29,7 @@ from agent_memory_core.engine.sampling import (
     make_sampler,
 )
 from agent_memory_core.kv.decode_batch import BatchRow, DecodeBatch
+from agent_memory_core.kv.joint_prefill import prefill_together
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.structured.mask import LogitsProcessor
 
@@ -163,6 +165,23 @@ class ModelRunner:
         if last is not None:
             self.vocab_size = last.shape[-1]
         return last
+
+    @property
+    def may_prefill_together(self) -> bool:
+        """Whether several prompts may be evaluated in one pass, once rows may share a batch."""
+        return self.batches is not False and self._layout.stays_live
+
+    def prefill_together(self, rows: ReadOnly[DecodeSlot], token_ids: ReadOnly[ReadOnly[int]]) -> mx.array:
+        """Evaluate two or more prompt tokens on each row's cache; return the logits [rows, vocab] after the last."""
+        assert self.batches
+        with mx.stream(generation_stream):
+            logits, caches = prefill_together(self._model, [row.cache for row in rows], token_ids)
+            mx.eval(logits, [self._layout.arrays(cache) for cache in caches])
+        for row, cache, ids in zip(rows, caches, token_ids, strict=True):
+            row.cache = cache
+            row.fed += len(ids)
+        self.vocab_size = logits.shape[-1]
+        return logits
 
     def sample(self, row: DecodeSlot, logits: mx.array, token_ids: ReadOnly[int]) -> int:
         """Sample the first token of a row from the logits of its prompt ``token_ids``."""

@@ -1,7 +1,7 @@
 """What runs next: admission, prefill chunks, decode, retire. It says; the model runner does.
 
-Every step decodes one token for all running rows and then prefills one chunk of one sequence, and as many other
-prompts whole as fit into what a chunk may have; a step that admits somebody prefills nothing. Among the prefilling,
+Every step decodes one token for all running rows and then prefills one chunk of one sequence, and of as many short
+prompts as fit into what a chunk may have; a step that admits somebody prefills nothing. Among the prefilling,
 the one with the least work left goes first, so that a warm turn overtakes a cold one; every `FAIR_EVERY`-th chunk
 goes to the one that has waited longest, so that nobody waits for ever. Admission asks the block pool for the bytes of
 the live cache before anything is allocated, in the same order; who has waited `PATIENCE` steps blocks all others
@@ -46,6 +46,11 @@ class Chunk:
         return self.stop == self.sequence.num_prompt
 
     @property
+    def wants_token(self) -> bool:
+        """Whether a token is to be sampled where the chunk ends."""
+        return self.is_last and self.sequence.max_tokens > 0
+
+    @property
     def is_checkpoint(self) -> bool:
         """Whether something of the live cache is to be kept where the chunk ends."""
         return self.stop in self.sequence.stops
@@ -86,6 +91,23 @@ class Limits:
         in_window = min(tokens, 2 * self.window + self.prefill_chunk)
         growing = -(-tokens // self.grow) * self.grow * self.bytes_per_token
         return growing + in_window * self.window_bytes + self.fixed_bytes
+
+
+def joint_groups(chunks: list[Chunk], most: int) -> list[list[Chunk]]:
+    """The chunks of one step in groups, each of which may run in one forward pass of at most ``most`` tokens.
+
+    Only short prompts share a pass, because it pads every row to the length of the longest.
+    """
+    short = [chunk for chunk in chunks if chunk.sequence.is_short and chunk.stop - chunk.start > 1]
+    groups: list[list[Chunk]] = [[chunk] for chunk in chunks if chunk not in short]
+    joint: list[Chunk] = []
+    for chunk in sorted(short, key=lambda chunk: chunk.stop - chunk.start):
+        length = chunk.stop - chunk.start
+        if joint and ((len(joint) + 1) * length > most or length > 2 * (joint[0].stop - joint[0].start)):
+            groups.append(joint)
+            joint = []
+        joint.append(chunk)
+    return [*groups, joint] if joint else groups
 
 
 def _remedy(limits: Limits) -> str:
@@ -336,7 +358,7 @@ class Scheduler:
         chunks: list[Chunk] = []
         for sequence in ready:
             chunk = Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, room))
-            if chunks and not chunk.is_last:
+            if chunks and not (chunk.is_last or sequence.is_short):
                 break
             if any(_computes_for(other, sequence) for other in chunks):
                 continue

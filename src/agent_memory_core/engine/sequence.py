@@ -18,6 +18,9 @@ from agent_memory_core.blocks.block import Block, BlockHash, record_hash
 from agent_memory_core.blocks.chain import TokenChain
 from agent_memory_core.blocks.match import Match
 
+SHORT_PROMPT = 512
+"""Tokens of the longest prompt that counts as short."""
+
 
 class Status(enum.Enum):
     """Where a sequence stands. It moves downwards only."""
@@ -82,6 +85,11 @@ class Sequence(TokenChain):
     def remaining(self) -> int:
         """Prompt tokens still to evaluate; before admission, as far as is known."""
         return max(0, self.num_prompt - max(self.num_computed, self.match.tokens))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether its prompt may be evaluated together with others, for which their caches are copied twice."""
+        return self.num_prompt <= SHORT_PROMPT
 
     @property
     def stops(self) -> tuple[int, ...]:

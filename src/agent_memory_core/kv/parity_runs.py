@@ -25,6 +25,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory_core.kv.decode_batch import BatchRow, DecodeBatch, Sampler
+from agent_memory_core.kv.joint_prefill import prefill_together
 from agent_memory_core.kv.layout import KvLayout, Segments
 
 COPIES = 3
@@ -79,10 +80,14 @@ class _Row:
     """The tokens that are fed after the prompt, one by one."""
     logits: list[mx.array]
     """The logits [vocab] after each of them, as float32."""
+    first: mx.array
+    """The logits [vocab] after the prompt, as float32."""
 
 
-def batched_gap(model: Any, prompts: Sequence[list[int]], steps: int) -> Comparison:
+def batched_gap(model: Any, prompts: Sequence[list[int]], steps: int, *, together: bool) -> Comparison:
     """Decode ``steps`` tokens after each of several prompts: all in one batch, and each of them alone.
+
+    With ``together`` the prompts of the batch are evaluated in one pass, too.
 
     The floor is the gap of a batch of equal rows, which needs no padding and no mask. Of a row's gaps the median
     counts, and the largest of these medians is returned.
@@ -90,8 +95,8 @@ def batched_gap(model: Any, prompts: Sequence[list[int]], steps: int) -> Compari
     with mx.stream(generation_stream):
         rows = [_alone(model, prompt, steps) for prompt in prompts]
         return Comparison(
-            gap=_batch_gap(model, rows),
-            floor=Gap.largest(_batch_gap(model, [row] * COPIES) for row in rows),
+            gap=_batch_gap(model, rows, together),
+            floor=Gap.largest(_batch_gap(model, [row] * COPIES, together) for row in rows),
         )
 
 
@@ -155,7 +160,7 @@ def _alone(model: Any, prompt: list[int], steps: int) -> _Row:
     """Decode greedily after a prompt."""
     cache = make_prompt_cache(model)
     logits = [_last_logits(model, prompt, cache)]
-    row = _Row(prompt, copy.deepcopy(cache), [], [])
+    row = _Row(prompt, copy.deepcopy(cache), [], [], logits[0])
     for _ in range(steps):
         token: int = mx.argmax(logits[-1]).item()  # type: ignore[assignment]
         row.tokens.append(token)
@@ -164,17 +169,24 @@ def _alone(model: Any, prompt: list[int], steps: int) -> _Row:
     return row
 
 
-def _batch_gap(model: Any, rows: Sequence[_Row]) -> Gap:
+def _batch_gap(model: Any, rows: Sequence[_Row], together: bool) -> Gap:
     """The gap between rows that are decoded in one batch and the same rows alone."""
     batch = DecodeBatch(model)
     found: list[list[mx.array]] = [[] for _ in rows]
-    for uid, (row, logits) in enumerate(zip(rows, found, strict=True)):
+    first: list[Gap] = []
+    caches = [row.cache for row in rows]
+    if together:
+        prompts = [row.prompt for row in rows]
+        ends, caches = prefill_together(model, [make_prompt_cache(model) for _ in rows], prompts)
+        first = [gap_between(row.first, end) for row, end in zip(rows, ends, strict=True)]
+    for uid, (row, cache, logits) in enumerate(zip(rows, caches, found, strict=True)):
         tokens = [*row.prompt, row.tokens[0]]
         sampler, recorder = _forced(row.tokens), _recorder(logits)
-        batch.insert(BatchRow(uid, copy.deepcopy(row.cache), tokens, len(row.tokens), sampler, [recorder]))
+        batch.insert(BatchRow(uid, copy.deepcopy(cache), tokens, len(row.tokens), sampler, [recorder]))
     for _ in rows[0].tokens:
         batch.next()
-    return Gap.largest(_typical_gap(row.logits, logits) for row, logits in zip(rows, found, strict=True))
+    decoded = [_typical_gap(row.logits, logits) for row, logits in zip(rows, found, strict=True)]
+    return Gap.largest([*first, *decoded])
 
 
 def _forced(tokens: list[int]) -> Sampler:

@@ -3,7 +3,8 @@
 mlx-lm runs many families, and a few of them give other logits in a batch: a mask that is not passed on, a layer that
 uses another layer's keys, a shape that fits one row only. A model's name does not tell that; comparing logits does.
 
-    batched    prompts of different lengths are decoded together, and each of them alone with the same tokens
+    batched    prompts of different lengths are decoded together, and each of them alone with the same tokens; where
+               every layer keeps all tokens, the prompts are evaluated together, too
     resumed    at every block boundary a copy of the cache is made as if from records, and both continue
 
 How far two rows of logits lie apart is measured as a *gap*, see ``kv/parity_runs.py``. On a GPU, kernels for one row
@@ -43,7 +44,7 @@ MOST_ROUNDING = {mx.float32: 4e-3, mx.float16: 0.3, mx.bfloat16: 0.3}
 """A floor above this cannot be rounding alone, by the dtype of the weights: then the run itself is wrong."""
 
 _NO_BATCH = "mlx-lm has no batched form of its caches"
-_FORM = 2
+_FORM = 3
 """Version of what a result is measured by. Results of another version are not read, so that their refusals end."""
 
 
@@ -226,7 +227,8 @@ def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> ParityResult
     if not layout.batches:
         return ParityResult(False, reason=_NO_BATCH)
     try:
-        found = batched_gap(model, [_prompt(length, vocab_size) for length in LENGTHS], STEPS)
+        prompts = [_prompt(length, vocab_size) for length in LENGTHS]
+        found = batched_gap(model, prompts, STEPS, together=layout.stays_live)
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         # A family that cannot run in a batch at all fails in whatever way its code happens to.
         return ParityResult(False, reason=f"a batch of it fails: {error}")

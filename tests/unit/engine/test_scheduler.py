@@ -11,8 +11,8 @@ from support import families
 from agent_memory_core.blocks.block import Block, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Hit, Match
-from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler
-from agent_memory_core.engine.sequence import Sequence
+from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler, joint_groups
+from agent_memory_core.engine.sequence import SHORT_PROMPT, Sequence
 from agent_memory_core.kv.layout import KvLayout
 
 ROOT = root_hash({"a": "b"})
@@ -95,10 +95,10 @@ def test_short_prompts_are_prefilled_in_one_step_and_a_long_one_takes_the_rest_o
         prefill_chunk_busy=8,
         block_tokens=4,
         bytes_per_token=1,
-        context_length=1000,
+        context_length=10_000,
     )
     scheduler = Scheduler(BlockPool(10**6), sizes, lambda sequence, without: Match())
-    for number, length in enumerate((30, 4, 3, 2, 8)):
+    for number, length in enumerate((SHORT_PROMPT + 1, 4, 3, 2, 8)):
         ids = list(range(1000 * number, 1000 * number + length))
         scheduler.add(Sequence(ROOT, ids, 4, seq_id=number, max_tokens=0))
     steps: list[list[tuple[int, int]]] = []
@@ -111,8 +111,9 @@ def test_short_prompts_are_prefilled_in_one_step_and_a_long_one_takes_the_rest_o
             scheduler.computed(chunk)
             if chunk.is_last:
                 scheduler.retire(chunk.sequence)
-    assert steps[1] == [(3, 2), (2, 3), (1, 4)]
-    assert sum(size for step in steps for number, size in step if number == 0) == 30
+    assert steps[1] == [(3, 2), (2, 3), (1, 4), (4, 4)]
+    assert [number for step in steps[3:] for number, _ in step] == [0] * (len(steps) - 3)
+    assert sum(size for step in steps for number, size in step if number == 0) == SHORT_PROMPT + 1
     assert all(sum(size for _, size in step) <= 16 for step in steps)
 
 
@@ -165,3 +166,26 @@ def test_a_real_cache_keeps_to_the_bytes_that_are_reserved_for_it(name: str) -> 
         mx.eval(model(mx.array([[5] * chunk]), cache=cache))
         length += chunk
         assert sum(x.nbytes for x in layout.arrays(cache)) <= limits.live_bytes(length + limits.grow)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 600), st.integers(1, 600), st.booleans()), max_size=12),
+    st.integers(1, 2048),
+)
+def test_chunks_that_share_a_pass_are_of_short_prompts_and_their_padding_is_bounded(
+    shapes: list[tuple[int, int, bool]], most: int
+) -> None:
+    chunks: list[Chunk] = []
+    for start, length, is_last in shapes:
+        ids = list(range(start + length + (not is_last)))
+        sequence = Sequence(ROOT, ids, 64, seq_id=len(chunks), max_tokens=1)
+        chunks.append(Chunk(sequence, start, start + length))
+    groups = joint_groups(chunks, most)
+    assert sorted((chunk for group in groups for chunk in group), key=chunks.index) == chunks
+    for group in groups:
+        lengths = [chunk.stop - chunk.start for chunk in group]
+        if len(group) > 1:
+            assert all(chunk.sequence.num_prompt <= SHORT_PROMPT for chunk in group)
+            assert min(lengths) > 1
+            assert max(lengths) <= 2 * min(lengths)
+            assert len(group) * max(lengths) <= most
