@@ -42,12 +42,12 @@ from agent_memory_core.config import (
     absolute,
     as_model_name,
     check_model_name,
-    choice_of,
 )
 from agent_memory_core.errors import InvalidRequest, InvalidSetting
 from agent_memory_core.memory import AgentMemory
 from agent_memory_core.messages import ChatRequest, Message, SessionKey
 from agent_memory_core.models.profile import sampling_for
+from agent_memory_core.setting_words import choice_of
 
 _NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
 
