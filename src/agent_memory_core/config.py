@@ -34,6 +34,7 @@ Wired = Literal["off", "on"]
 ComputeDtype = Literal["auto", "stored", "float32"]
 ControlWords = Literal["text", "tokens"]
 Encryption = Literal["off", "env", "keyring"]
+ColdAck = Literal["local", "remote"]
 
 DEFAULT_MEMORY_MB = 8 * 1024
 """MiB for all KV in memory where nothing else is set and the machine is large enough."""
@@ -334,6 +335,30 @@ class EngineConfig(_Settings):
         default="off",
         description="What seals the store (AES-256-GCM, a key for each namespace): the master key in the variable "
         'AGENT_MEMORY_KEY ("env"), the one in the system\'s keyring ("keyring"), or nothing ("off").',
+    )
+
+    cold_url: Annotated[str | None, Source(values="the address of a bucket or a folder, or None")] = Field(
+        default=None,
+        min_length=1,
+        description="Where a copy of every session is kept for other machines: s3://bucket/folder, gs://..., az://... "
+        "or file:///folder, with credentials from the environment as obstore reads them; None keeps none.",
+    )
+    cold_ack: Annotated[ColdAck, Source()] = Field(
+        default="local",
+        description='When a turn counts as saved: "local", when it is on this disk, and is uploaded afterwards; '
+        '"remote", when it is in the object store too, so that it outlives this machine.',
+    )
+    cold_timeout_seconds: Annotated[float, Source()] = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds that a turn waits for the object store, at its beginning and where it is to be uploaded "
+        "at its end; then it goes on without.",
+    )
+    cold_ttl_days: Annotated[float | None, Source()] = Field(
+        default=None,
+        gt=0,
+        description="Days after its last use after which a sweep deletes a session from the object store; None keeps "
+        "them there.",
     )
 
     @property
