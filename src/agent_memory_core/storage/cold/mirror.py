@@ -106,7 +106,7 @@ class Mirror:
             changes = await asyncio.to_thread(self._book.changes, owner, read.head)
             offers = await self._upload(names, read.head, changes, sent)
             if not offers:
-                await asyncio.to_thread(self._settled, owner, read.e_tag or "", {}, mark)
+                await asyncio.to_thread(self._settled, owner, read, {}, mark)
                 return
             roots = {offer.branch.root for offer in offers}
             identities = {root: await asyncio.to_thread(self._book.identity, root) for root in roots}
@@ -115,7 +115,7 @@ class Mirror:
             e_tag = await self._swap(names, head, read.e_tag)
             if e_tag is not None:
                 self._counts["pushed"] += 1
-                await asyncio.to_thread(self._settled, owner, e_tag, placed, mark)
+                await asyncio.to_thread(self._settled, owner, _Read(head, e_tag), placed, mark)
                 return
             self._counts["conflicts"] += 1
             await asyncio.sleep(random.random() * _BACKOFF * min(attempt + 1, 10))
@@ -150,11 +150,13 @@ class Mirror:
         data = b"".join(names.seal(path, [to_bytes(head)]))
         return await self._objects.swap(path, data, e_tag)
 
-    def _settled(self, owner: Owner, e_tag: str, placed: Mapping[int, Position], mark: str | None) -> None:
+    def _settled(self, owner: Owner, read: _Read, placed: Mapping[int, Position], mark: str | None) -> None:
         rows = {row.branch_id for row in self._book.rows(owner)}
         known = {**self._book.seen(owner).positions, **placed}
         positions = {row: position for row, position in known.items() if row in rows}
-        self._book.note(owner, Seen(e_tag, positions), mark)
+        # The next look fetches what did not come now, which the e_tag would keep it from.
+        is_all = {branch.name for branch in read.head.branches} <= {at.name for at in positions.values()}
+        self._book.note(owner, Seen((is_all and read.e_tag) or "", positions), mark)
 
     async def _upload(
         self, names: Names, head: Head, changes: Sequence[Change], sent: dict[BlockHash, HeadRecord]
@@ -180,7 +182,9 @@ class Mirror:
             record = HeadRecord(key, checksum, sum(len(part) for part in parts))
             path = names.block(record)
             sealed = await asyncio.to_thread(names.seal, path, parts)
-            if not await self._objects.put_new(path, sealed):
+            if path in self._lost:
+                await self._objects.put(path, sealed)
+            elif not await self._objects.put_new(path, sealed):
                 modified = await self._objects.modified(path)
                 if modified is None or _age(modified) > GRACE / 2:
                     # No head that this one follows has it, so a sweep may be about to delete it.
@@ -215,13 +219,13 @@ class Mirror:
         if rows and all(row.last_use < head.forgotten for row in rows):
             await asyncio.to_thread(self._forget_here, owner)
             rows = []
-        wanted = _wanted(head, seen, rows)
-        if not wanted:
-            return False
-        is_here = await self._download(names, owner, head, [branch for branch, _ in wanted], deadline)
-        await asyncio.to_thread(self._commit, owner, head, wanted, is_here, found.e_tag)
-        self._counts["pulled"] += 1
-        return True
+        wanted, placed = _wanted(head, seen, rows)
+        if wanted:
+            is_here = await self._download(names, owner, head, [branch for branch, _ in wanted], deadline)
+            placed |= await asyncio.to_thread(self._commit, owner, head, wanted, is_here)
+            self._counts["pulled"] += 1
+        await asyncio.to_thread(self._settled, owner, _Read(head, found.e_tag), placed, None)
+        return bool(wanted)
 
     def _forget_here(self, owner: Owner) -> None:
         with self._book.quietly():
@@ -290,9 +294,8 @@ class Mirror:
         head: Head,
         wanted: Sequence[tuple[HeadBranch, BranchRow | None]],
         is_here: set[BlockHash],
-        e_tag: str,
-    ) -> None:
-        """Move or add the local branches whose records are here, and note where they stand."""
+    ) -> dict[int, Position]:
+        """Move or add the local branches whose records are here; return where they stand then."""
         placed: dict[int, Position] = {}
         for branch, row in wanted:
             ends = {branch.head, branch.tail or branch.head}
@@ -300,8 +303,7 @@ class Mirror:
                 with self._book.quietly():
                     new = self._store.commit([], _to_commit(owner, head, branch, row, is_here))
                 placed[new.branch_id] = Position(new.generation, branch.name, branch.generation)
-        # Without the e_tag the next look fetches what did not come now.
-        self._settled(owner, e_tag if len(placed) == len(wanted) else "", placed, None)
+        return placed
 
 
 def _result(task: asyncio.Future[Record[HostTensor] | None]) -> Record[HostTensor] | None:
@@ -331,23 +333,29 @@ def _offer(change: Change, known: Mapping[BlockHash, HeadRecord]) -> Offer | Non
     )
 
 
-def _wanted(head: Head, seen: Seen, rows: Sequence[BranchRow]) -> list[tuple[HeadBranch, BranchRow | None]]:
+def _wanted(
+    head: Head, seen: Seen, rows: Sequence[BranchRow]
+) -> tuple[list[tuple[HeadBranch, BranchRow | None]], dict[int, Position]]:
     """The branches of the head that are not here, least recently used first, each with the local one that it moves.
 
-    A local branch that has changed meanwhile is not moved: the head's becomes one of its own beside it.
+    A local branch that has changed meanwhile is not moved: the head's becomes one of its own beside it. What two
+    machines have done alike is here already: where such branches stand is returned, too.
     """
     by_id = {row.branch_id: row for row in rows}
     here = {position.name: (by_id.get(row), position) for row, position in seen.positions.items()}
-    ends = {(row.root, row.head, row.tail, row.tokens, row.lane) for row in rows}
+    ends = {(row.root, row.head, row.tail, row.tokens, row.lane): row for row in rows}
     found: list[tuple[HeadBranch, BranchRow | None]] = []
+    alike: dict[int, Position] = {}
     for branch in sorted(head.branches, key=lambda branch: branch.last_use)[-MOST_PULLED:]:
         row, position = here.get(branch.name, (None, None))
-        is_known = row is not None and position is not None and position.seen == branch.generation
-        if is_known or branch.end in ends:
+        if row is not None and position is not None and position.seen == branch.generation:
+            continue
+        if (same := ends.get(branch.end)) is not None:
+            alike[same.branch_id] = Position(same.generation, branch.name, branch.generation)
             continue
         is_unchanged = row is not None and position is not None and row.generation == position.generation
         found.append((branch, row if is_unchanged else None))
-    return found
+    return found, alike
 
 
 def _to_commit(

@@ -7,6 +7,7 @@ deadline, and at once while the breaker is open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -31,6 +32,7 @@ _CONNECT = 2
 _RETRIES = 1
 _DELETE_AT_ONCE = 500
 _LOCK = "heads.lock"
+_LOCK_PAUSE = 0.005
 
 
 class ColdFailure(StoreError):
@@ -201,7 +203,7 @@ class Objects:
 
     async def _swap_file(self, folder: Path, path: str, data: bytes, e_tag: str) -> str | None:
         """What a folder has no request for: a lock keeps everybody else out between the look and the write."""
-        lock = await asyncio.to_thread(_locked, folder / _LOCK)
+        lock = await _locked(folder / _LOCK)
         try:
             found = await self._bucket.head_async(path)
             return (
@@ -244,8 +246,16 @@ class Objects:
         return answer
 
 
-def _locked(path: Path) -> int:
+async def _locked(path: Path) -> int:
     """A file descriptor that holds the lock of a file until it is closed."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd
+    try:
+        while True:
+            # A thread that waits for the lock could not be called back, and would get it for nobody.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            await asyncio.sleep(_LOCK_PAUSE)
+    except BaseException:
+        os.close(fd)
+        raise

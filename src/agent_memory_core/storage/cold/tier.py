@@ -174,7 +174,7 @@ class ColdTier:
             self._call(self._mirror.pull(owner, self._timeout)).result(self._timeout + 1.0)
         except (StoreError, OSError, TooLate) as error:
             log.warning(
-                "session %r is not looked for in the object store: %s", session_id, error or "too late"
+                "session %r is not looked for in the object store: %s", session_id, str(error) or "too late"
             )
         # Also where it failed: a store that is gone must not make every turn wait.
         self._saw(owner)
