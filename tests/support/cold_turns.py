@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import random
 import sys
 from collections.abc import Callable
@@ -128,11 +129,9 @@ def _turns(path: Path, url: str, seed: int, count: int) -> None:
         known = store.catalog.branches.tokens(row) if row else ()
         tokens = (*known, *(chance.randrange(10**6) for _ in range(chance.randint(1, BLOCK))))
         turn(store, tokens, branch=row, max_branches=64)
-        said: asyncio.Queue[str] = asyncio.Queue()
-        store.mirror.acknowledge(*OWNER, said.put_nowait)
-        while said.empty():
-            asyncio.run(asyncio.sleep(0.001))
-        print(json.dumps([said.get_nowait(), tokens]), flush=True)
+        said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        store.mirror.acknowledge(*OWNER, said.put)
+        print(json.dumps([said.get(), tokens]), flush=True)
     store.close()
 
 

@@ -1,4 +1,4 @@
-"""The command line: demo, ui, chat, serve, connect, service, sessions, agents, models, manager, cold, check, stats, version.
+"""The command line: one command for each thing that is done with a memory, see `agent-memory --help`.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.

@@ -26,6 +26,10 @@ class StoreMirror(Protocol):
         """A session is about to be forgotten."""
         ...
 
+    def forgetting_namespace(self, namespace: str) -> None:
+        """A namespace whose sessions are forgotten is about to be forgotten as a whole."""
+        ...
+
     def must_look(self, namespace: str, session_id: str) -> bool:
         """Whether `look` would do anything. It must not block."""
         ...
@@ -53,6 +57,9 @@ class NoMirror:
         """Nobody is told."""
 
     def forgetting(self, namespace: str, session_id: str) -> None:
+        """Nobody is told."""
+
+    def forgetting_namespace(self, namespace: str) -> None:
         """Nobody is told."""
 
     def must_look(self, namespace: str, session_id: str) -> bool:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Owner = tuple[str, str]
 """Namespace and session id."""
 
+WHOLE = ""
+"""In place of a session id, which is never empty: all of the namespace."""
+
 _CHANGED, _FORGOTTEN, _SEEN = "cold changed ", "cold forgotten ", "cold seen "
 
 

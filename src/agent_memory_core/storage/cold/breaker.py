@@ -24,6 +24,8 @@ class Breaker:
         self._failures = 0
         self._pause = FIRST
         self._until = 0.0
+        self.why = ""
+        """why the last one failed"""
 
     @property
     def wait(self) -> float:
@@ -34,9 +36,10 @@ class Breaker:
         """Something has worked."""
         self._failures, self._pause, self._until = 0, FIRST, 0.0
 
-    def failed(self) -> None:
+    def failed(self, why: str = "") -> None:
         """Something has failed."""
         self._failures += 1
+        self.why = why
         if self._failures >= FAILURES:
             self._until = self._clock() + self._pause
             self._pause = min(2 * self._pause, LONGEST)

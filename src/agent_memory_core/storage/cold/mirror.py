@@ -123,7 +123,9 @@ class Mirror:
 
     async def forget(self, owner: Owner, when: float) -> None:
         """Empty the head of a session, so that no machine brings it back; its records go with the next sweep."""
-        names = await self._namespaces.of(owner[0])
+        names = await self._namespaces.find(owner[0])
+        if names is None:
+            return
         for _ in range(_ATTEMPTS):
             read = await self._read(names, owner)
             is_gone = read.e_tag is None or read.head.forgotten >= when
@@ -131,6 +133,12 @@ class Mirror:
                 return
             await asyncio.sleep(random.random() * _BACKOFF)
         raise ColdFailure("others keep changing the session in the object store.")
+
+    async def forget_namespace(self, namespace: str) -> None:
+        """Delete all that the bucket has of a namespace: first its key, if it is sealed, then the rest."""
+        prefix = self._namespaces.forgotten(namespace)
+        found = [listed.path async for listed in self._objects.listed(prefix)]
+        await self._objects.delete(sorted(found, key=lambda path: path != f"{prefix}key"))
 
     async def _read(self, names: Names, owner: Owner) -> _Read:
         path = head_path(names, owner[1])
@@ -207,7 +215,9 @@ class Mirror:
             StoreError: the local store cannot take it.
         """
         deadline = time.monotonic() + seconds
-        names = await self._namespaces.of(owner[0])
+        names = await self._namespaces.find(owner[0])
+        if names is None:
+            return False
         path = head_path(names, owner[1])
         seen, rows = await asyncio.to_thread(lambda: (self._book.seen(owner), self._book.rows(owner)))
         ids = {row.branch_id for row in rows}

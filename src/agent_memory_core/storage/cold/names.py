@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 
 from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.cold.head import HeadRecord
-from agent_memory_core.storage.cold.objects import Buffer, Objects
+from agent_memory_core.storage.cold.objects import Buffer, ColdFailure, Objects
 from agent_memory_core.storage.sealing import KEY_BYTES, Locked, NameCipher, seal, unseal
 
 _VERSION = "v1"
@@ -128,33 +128,59 @@ class Namespaces:
         self._known: dict[str, Names] = {}
 
     async def of(self, namespace: str) -> Names:
-        """The names of one.
+        """The names of one, for whoever is about to write there: a key is made where there is none.
 
         Raises:
             StoreError: another master key has sealed it.
             ColdFailure: its key cannot be read.
         """
+        found = await self.find(namespace)
+        if found is None:
+            assert self._master is not None
+            path = self._key_path(namespace)
+            await self._objects.put_new(path, [seal(self._master, path.encode(), os.urandom(KEY_BYTES))])
+            # Somebody else may have been the first.
+            found = await self.find(namespace)
+        if found is None:
+            raise ColdFailure(f"the key of namespace {namespace!r} is being deleted.")
+        return found
+
+    async def find(self, namespace: str) -> Names | None:
+        """The names of one, for whoever reads; None where nothing can be, because there is no key.
+
+        Raises:
+            StoreError, ColdFailure: as `of` does.
+        """
         if namespace not in self._known:
-            self._known[namespace] = (
-                PlainNames(namespace)
-                if self._master is None
-                else SealedNames(namespace, await self._key(namespace, self._master))
-            )
-        return self._known[namespace]
+            if self._master is None:
+                self._known[namespace] = PlainNames(namespace)
+            elif (key := await self._key(namespace, self._master)) is not None:
+                self._known[namespace] = SealedNames(namespace, key)
+        return self._known.get(namespace)
+
+    def forgotten(self, namespace: str) -> str:
+        """Where all of a namespace lies that is about to be deleted; its key is another one from now on."""
+        self._known.pop(namespace, None)
+        return self._prefix(namespace)
+
+    def _prefix(self, namespace: str) -> str:
+        return f"{_VERSION}/{'plain' if self._master is None else 'sealed'}/{_encoded(namespace)}/"
 
     async def listed(self) -> list[str]:
         """All that there are, of those that are sealed as this store is."""
         prefix = f"{_VERSION}/{'plain' if self._master is None else 'sealed'}/"
         return sorted(unquote(name) for name in await self._objects.folders(prefix))
 
-    async def _key(self, namespace: str, master: bytes) -> bytes:
-        path = f"{_VERSION}/sealed/{_encoded(namespace)}/key"
+    def _key_path(self, namespace: str) -> str:
+        return f"{self._prefix(namespace)}key"
+
+    async def _key(self, namespace: str, master: bytes) -> bytes | None:
+        path = self._key_path(namespace)
         found = await self._objects.get(path)
         if found is None:
-            await self._objects.put_new(path, [seal(master, path.encode(), os.urandom(KEY_BYTES))])
-            found = await self._objects.get(path)
+            return None
         try:
-            return unseal(master, path.encode(), bytes(found.data) if found else b"")
+            return unseal(master, path.encode(), bytes(found.data))
         except Locked:
             raise StoreError(
                 f"namespace {namespace!r} of the object store is sealed with another master key: give this machine "

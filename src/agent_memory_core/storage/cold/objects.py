@@ -237,13 +237,15 @@ class Objects:
             self.breaker.worked()
             raise
         except TimeoutError as error:
-            self.breaker.failed()
-            raise ColdFailure(f"the object store has not answered for {self._timeout:g} seconds.") from error
+            raise self._failed(f"the object store has not answered for {self._timeout:g} seconds") from error
         except (BaseError, OSError) as error:
-            self.breaker.failed()
-            raise ColdFailure(f"the object store failed: {_first_line(error)}.") from error
+            raise self._failed(f"the object store failed: {_first_line(error)}") from error
         self.breaker.worked()
         return answer
+
+    def _failed(self, why: str) -> ColdFailure:
+        self.breaker.failed(why)
+        return ColdFailure(f"{why}.")
 
 
 async def _locked(path: Path) -> int:

@@ -68,8 +68,9 @@ async def sweep(
     """
     swept = Swept()
     for namespace in await namespaces.listed():
-        names = await namespaces.of(namespace)
-        swept += await _Sweep(objects, names, ttl_days, dry_run, grace).run()
+        names = await namespaces.find(namespace)
+        if names is not None:
+            swept += await _Sweep(objects, names, ttl_days, dry_run, grace).run()
     return swept
 
 

@@ -16,11 +16,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, TimeoutError as TooLate
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agent_memory_core.config import ColdAck, EngineConfig
 from agent_memory_core.errors import StoreError
-from agent_memory_core.storage.cold.book import Book, Owner
+from agent_memory_core.storage.cold.book import WHOLE, Book, Owner
 from agent_memory_core.storage.cold.mirror import Mirror
 from agent_memory_core.storage.cold.names import Namespaces
 from agent_memory_core.storage.cold.objects import ColdFailure, Objects, open_bucket
@@ -152,6 +153,10 @@ class ColdTier:
         """Note that a session is to be forgotten there, and do it soon."""
         self._book.mark_forgotten((namespace, session_id))
         self._soon(self._enqueue, (namespace, session_id))
+
+    def forgetting_namespace(self, namespace: str) -> None:
+        """Note that a whole namespace is to be deleted there, and do it soon."""
+        self.forgetting(namespace, WHOLE)
 
     def acknowledge(self, namespace: str, session_id: str, done: Callable[[str], None]) -> None:
         """Call ``done`` when a turn is uploaded, at the latest after the timeout; at once if that need not be."""
@@ -286,7 +291,7 @@ class ColdTier:
         for owner in list(self._queue):
             if len(self._busy) >= PUSHERS:
                 return
-            if owner not in self._busy:
+            if not any(map(partial(_exclude, owner), self._busy)):
                 self._busy.add(owner)
                 self._loop.create_task(self._upload(owner, self._queue.pop(owner)))
 
@@ -314,7 +319,11 @@ class ColdTier:
         try:
             when = await asyncio.to_thread(self._book.forgotten, owner)
             if when is not None:
-                await self._mirror.forget(owner, when)
+                await (
+                    self._mirror.forget_namespace(owner[0])
+                    if owner[1] == WHOLE
+                    else self._mirror.forget(owner, when)
+                )
                 await asyncio.to_thread(self._book.done_forgetting, owner)
             if await asyncio.to_thread(self._book.mark_of, owner) is not None:
                 await self._mirror.push(owner)
@@ -328,6 +337,11 @@ class ColdTier:
             log.warning("session %r is not uploaded until this is mended: %s", owner[1], why)
         pause = self._pauses[owner] = min(2 * self._pauses.get(owner, FIRST_PAUSE / 2), LONGEST_PAUSE)
         self._loop.call_later(pause, self._enqueue, owner)
+
+
+def _exclude(one: Owner, other: Owner) -> bool:
+    """Whether two must not be uploaded at a time: one session twice, or a session and all of its namespace."""
+    return one == other or (one[0] == other[0] and WHOLE in (one[1], other[1]))
 
 
 async def _ended(loop: asyncio.AbstractEventLoop) -> None:

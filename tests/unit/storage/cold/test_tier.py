@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import random
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,13 +84,8 @@ def test_a_session_moves_by_its_name(machine: Machines, bucket: Any) -> None:
     assert tokens_of(there) == tokens_of(here)
     assert is_whole(there, LONG)
     assert [path.name for path in files(there)] == [path.name for path in files(here)]
-    row = newest(there)
-    assert row is not None
-    rows = {
-        len(there.catalog.branches.dependencies(row.branch_id))
-        for row in there.catalog.branches.of_session(*OWNER)
-    }
-    assert rows == {0, 2}
+    branches = there.catalog.branches
+    assert {len(branches.dependencies(row.branch_id)) for row in branches.of_session(*OWNER)} == {0, 2}
     assert there.check().clean
 
 
@@ -222,11 +217,9 @@ def test_a_silent_bucket_costs_a_turn_its_timeout_and_nothing_else(machine: Mach
 
 def acknowledged(store: BlockStore) -> str:
     """What is said of a turn when it is as safe as it is to be."""
-    said: list[str] = []
-    heard = threading.Event()
-    store.mirror.acknowledge(*OWNER, lambda why: (said.append(why), heard.set()))
-    assert heard.wait(20.0)
-    return said[0]
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    store.mirror.acknowledge(*OWNER, said.put)
+    return said.get(timeout=20.0)
 
 
 def test_a_full_bucket_takes_the_turn_when_it_has_room_again(
@@ -366,6 +359,27 @@ def test_a_forgotten_session_does_not_come_back(machine: Machines, bucket: Any) 
     turn(there, ids(BLOCK, 900))
     assert uploaded(there)
     assert asyncio.run(tokens_in(bucket)) == [ids(BLOCK, 900)]
+
+
+@pytest.mark.parametrize("master", [None, bytes.fromhex(KEY)], ids=["plain", "sealed"])
+def test_of_a_forgotten_namespace_nothing_is_left(
+    machine: Machines, bucket: Any, master: bytes | None
+) -> None:
+    here = machine("here", bucket, master=master)
+    turn(here, LONG)
+    assert uploaded(here)
+    turn(here, LONG, "t")
+    here.forget(*OWNER)
+    here.forget("default", "t")
+    here.mirror.forgetting_namespace("default")
+    assert uploaded(here)
+    assert [meta["path"] for page in bucket.list() for meta in page if "/default/" in meta["path"]] == []
+    # The same process may begin anew, under another key.
+    turn(here, LONG)
+    assert uploaded(here)
+    there = machine("there", bucket, master=master)
+    there.mirror.look(*OWNER)
+    assert is_whole(there, LONG)
 
 
 def test_a_store_without_a_cold_tier_notes_nothing(tmp_path: Path) -> None:
