@@ -227,9 +227,7 @@ class Objects:
         if wait := self.breaker.wait:
             if asyncio.iscoroutine(asked):
                 asked.close()
-            raise ColdFailure(
-                f"the object store failed a moment ago; it is tried again in {wait:.0f} seconds."
-            )
+            raise ColdFailure(f"{self.breaker.why}, a moment ago; it is tried again in {wait:.0f} seconds.")
         self.requests[kind] += 1
         try:
             answer = await asyncio.wait_for(asked, self._timeout)
