@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.cli import agents, cold, manager, models, service, sessions, store
+from agent_memory_core.cli import agents, cold, manager, models, scale, service, sessions, store
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.connect import connect
 from agent_memory_core.cli.options import err, out
@@ -35,6 +35,7 @@ app.add_typer(agents.app, name="agents")
 app.add_typer(models.app, name="models")
 app.add_typer(manager.app, name="manager")
 app.add_typer(cold.app, name="cold")
+app.add_typer(scale.app, name="scale")
 app.command()(store.check)
 app.command()(store.stats)
 
