@@ -41,7 +41,7 @@ class Arguments(BaseModel):
 
 
 def serve_config(
-    nodes: int, *, host: str = "127.0.0.1", port: int = 8000, **arguments: Any
+    nodes: int, *, host: str = "127.0.0.1", port: int = 8000, everywhere: bool = True, **arguments: Any
 ) -> dict[str, Any]:
     """The configuration of a cluster: the same again with other ``nodes`` changes their number and restarts nobody.
 
@@ -49,6 +49,7 @@ def serve_config(
         nodes: machines that run a replica.
         host: the address that every machine listens on.
         port: the port.
+        everywhere: whether every machine listens, or only the head, behind which the others are then.
         arguments: fields of `Arguments`.
 
     Raises:
@@ -69,7 +70,7 @@ def serve_config(
             "and a cache_dir."
         )
     return {
-        "proxy_location": "EveryNode",
+        "proxy_location": "EveryNode" if everywhere else "HeadOnly",
         "http_options": {"host": host, "port": port},
         "applications": [
             {

@@ -68,7 +68,7 @@ def _ask(dashboard: str, method: str, data: bytes | None = None) -> bytes:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             return bytes(answer.read())
     except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")[:500]
+        said = error.read().decode(errors="replace").strip()[-500:]
         raise InvalidSetting(f"Ray refuses the configuration: {said}") from error
     except (OSError, ValueError) as error:
         raise InvalidSetting(
