@@ -8,12 +8,10 @@ Relative paths are made absolute where a setting is read, so a later change of t
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -21,15 +19,12 @@ from typing import (
     ClassVar,
     Literal,
     Self,
-    Union,
-    get_args,
-    get_origin,
 )
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
-from pydantic.fields import FieldInfo
 
 from agent_memory_core.errors import AgentMemoryError, InvalidRequest, InvalidSetting
+from agent_memory_core.setting_words import Source, choice_of, kinds_of, shown, source_of, values_of
 
 KvBits = Literal[4, 8, "6/4", "8/4"] | None
 Durability = Literal["process", "power"]
@@ -39,6 +34,7 @@ Wired = Literal["off", "on"]
 ComputeDtype = Literal["auto", "stored", "float32"]
 ControlWords = Literal["text", "tokens"]
 Encryption = Literal["off", "env", "keyring"]
+ColdAck = Literal["local", "remote"]
 
 DEFAULT_MEMORY_MB = 8 * 1024
 """MiB for all KV in memory where nothing else is set and the machine is large enough."""
@@ -103,22 +99,6 @@ def _absolute_path(value: Any) -> Any:
 
 def _absolute_text(value: Any) -> Any:
     return str(path) if isinstance(path := _absolute_path(value), Path) else path
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a field may come from beside the constructor, and what its values are called in an error."""
-
-    section: str | None = None
-    """The section of a model's profile; None: not in profiles."""
-    older_keys: tuple[str, ...] = ()
-    """Keys of that section in older profiles."""
-    older_variables: tuple[str, ...] = ()
-    """Environment variables of older set-ups."""
-    in_environment: bool = True
-    """Whether ``AGENT_MEMORY_<FIELD>`` sets it."""
-    values: str = ""
-    """The possible values in words, for a field whose type does not say it."""
 
 
 class _Settings(BaseModel):
@@ -361,6 +341,30 @@ class EngineConfig(_Settings):
         'AGENT_MEMORY_KEY ("env"), the one in the system\'s keyring ("keyring"), or nothing ("off").',
     )
 
+    cold_url: Annotated[str | None, Source(values="the address of a bucket or a folder, or None")] = Field(
+        default=None,
+        min_length=1,
+        description="Where a copy of every session is kept for other machines: s3://bucket/folder, gs://..., az://... "
+        "or file:///folder, with credentials from the environment as obstore reads them; None keeps none.",
+    )
+    cold_ack: Annotated[ColdAck, Source()] = Field(
+        default="local",
+        description='When a turn counts as saved: "local", when it is on this disk, and is uploaded afterwards; '
+        '"remote", when it is in the object store too, so that it outlives this machine.',
+    )
+    cold_timeout_seconds: Annotated[float, Source()] = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds that a turn waits for the object store, at its beginning and where it is to be uploaded "
+        "at its end; then it goes on without.",
+    )
+    cold_ttl_days: Annotated[float | None, Source()] = Field(
+        default=None,
+        gt=0,
+        description="Days after its last use after which a sweep deletes a session from the object store; None keeps "
+        "them there.",
+    )
+
     @property
     def model_location(self) -> str:
         """The absolute folder of a local model, and the name itself of any other."""
@@ -380,12 +384,6 @@ class EngineConfig(_Settings):
 
 
 SettingsClass = type[EngineConfig] | type[SamplingParams]
-
-
-def source_of(field: FieldInfo) -> Source:
-    """What a field declares of its sources."""
-    (source,) = (item for item in field.metadata if isinstance(item, Source))
-    return source
 
 
 def may_be_none(of: SettingsClass, name: str) -> bool:
@@ -408,57 +406,6 @@ def _sentence(of: type[_Settings], name: str, value: object) -> str:
     if field is None:
         return f"unknown setting {name!r}: {choice_of(name, of.model_fields)}"
     return f"{name}={shown(name, value)} is not valid: {values_of(field)}."
-
-
-def shown(name: str, value: object) -> str:
-    """A setting's value as an error may name it: what is longer than any word for encryption may be a key."""
-    may_be_a_key = name == "encryption" and len(str(value)) > 12
-    return "(a value that is not shown here)" if may_be_a_key else repr(value)
-
-
-def choice_of(name: str, known: Iterable[str]) -> str:
-    """What to write instead of an unknown name: the nearest known one, if one is near, and all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{f'did you mean {near[0]}? C' if near else 'c'}hoose from {', '.join(known)}."
-
-
-def values_of(field: FieldInfo) -> str:
-    """The values that a field may have, in words."""
-    if words := source_of(field).values:
-        return words
-    kinds = kinds_of(field.annotation)
-    if bool in kinds:
-        return "True or False"
-    choices = [
-        f'"{kind}"' if isinstance(kind, str) else str(kind) for kind in kinds if not isinstance(kind, type)
-    ]
-    if not choices:
-        number = f"a {'whole ' if int in kinds else ''}number {_range(field)}"
-        return f"{number}, or None" if NoneType in kinds else number
-    if NoneType in kinds:
-        choices.append("None")
-    return f"{', '.join(choices[:-1])} or {choices[-1]}"
-
-
-def _range(field: FieldInfo) -> str:
-    least, above, most = (_bound(field, name) for name in ("ge", "gt", "le"))
-    if most is None:
-        return f"of at least {least}" if above is None else f"above {above}"
-    return f"from {least} to {most}" if above is None else f"above {above} and up to {most}"
-
-
-def _bound(field: FieldInfo, name: str) -> Any:
-    return next((getattr(item, name) for item in field.metadata if hasattr(item, name)), None)
-
-
-def kinds_of(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, and in place of a Literal its values."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for part in get_args(annotation) for kind in kinds_of(part)]
-    return [annotation]
 
 
 def known_settings(

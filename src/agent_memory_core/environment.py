@@ -19,13 +19,11 @@ from agent_memory_core.config import (
     SamplingParams,
     SettingsClass,
     check_setting,
-    kinds_of,
     known_settings,
-    shown,
-    source_of,
 )
 from agent_memory_core.errors import InvalidSetting
 from agent_memory_core.fast_blas import OPENBLAS_VARIABLE
+from agent_memory_core.setting_words import kinds_of, shown, source_of
 
 Settings = TypeVar("Settings", EngineConfig, SamplingParams)
 

@@ -124,6 +124,7 @@ class AgentMemory(AsyncSessions):
         """
         asked = self._request(request, sampling)
         key, sink = to_key(session), QueueSink(asked.timeout)
+        self._look(key)
         handle = self._thread.submit(asked, key, sink, ended=enter(self.residency, self))
         answer = ChatStream(sink, handle)
         return answer if stream else whole_answer(list(answer))
@@ -143,6 +144,7 @@ class AgentMemory(AsyncSessions):
         """`chat` for coroutines: nothing blocks the event loop and no thread waits."""
         asked = self._request(request, sampling)
         key, sink = to_key(session), AsyncQueueSink(asked.timeout)
+        await self._look_apart(key)
         handle = self._thread.submit(asked, key, sink, ended=await enter_apart(self.residency, self))
         answer = AsyncChatStream(sink, handle)
         return answer if stream else whole_answer([delta async for delta in answer])
@@ -150,12 +152,14 @@ class AgentMemory(AsyncSessions):
     def prewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """Evaluate a prompt's messages and tools without answering, so that a turn that begins with them is warm."""
         asked, key, sink = self._request(request, {}), to_key(session), QueueSink()
+        self._look(key)
         handle = self._thread.submit(asked, key, sink, ended=enter(self.residency, self), prewarm=True)
         return whole_answer(list(ChatStream(sink, handle))).report
 
     async def aprewarm(self, request: Conversation, session: Owner = None) -> TurnReport:
         """`prewarm` for coroutines: nothing blocks the event loop and no thread waits."""
         asked, key, sink = self._request(request, {}), to_key(session), AsyncQueueSink()
+        await self._look_apart(key)
         handle = self._thread.submit(
             asked, key, sink, ended=await enter_apart(self.residency, self), prewarm=True
         )

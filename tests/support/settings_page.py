@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent_memory_core.adapter.options import CALL_OPTIONS, NEUTRAL, OTHER_NAMES, WITHOUT_EFFECT
-from agent_memory_core.config import EngineConfig, SamplingParams, SettingsClass, source_of, values_of
+from agent_memory_core.config import EngineConfig, SamplingParams, SettingsClass
 from agent_memory_core.environment import PREFIX
+from agent_memory_core.setting_words import source_of, values_of
 from llama_index_agent_memory import MLXPersistentLLM
 
 HEAD = """# Settings

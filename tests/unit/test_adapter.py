@@ -73,6 +73,8 @@ def test_every_setting_reaches_the_engine(adapter: type[AdapterSettings], tmp_pa
         "compute_dtype": "float32",
         "durability": "power",
         "encryption": "env",
+        "cold_url": "memory://settings",
+        "cold_ack": "remote",
         "control_words": "tokens",
         "block_tokens": 64,
     }

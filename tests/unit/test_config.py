@@ -13,16 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from agent_memory_core.config import (
-    EngineConfig,
-    ModelName,
-    SamplingParams,
-    known_settings,
-    shown,
-    source_of,
-)
+from agent_memory_core.config import EngineConfig, ModelName, SamplingParams, known_settings
 from agent_memory_core.environment import resolve_sampling, resolve_settings
 from agent_memory_core.errors import InvalidRequest, InvalidSetting
+from agent_memory_core.setting_words import shown, source_of
 
 NOTHING: dict[str, str] = {}
 

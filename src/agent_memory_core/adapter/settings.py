@@ -30,6 +30,7 @@ from agent_memory_core.adapter.options import (
 from agent_memory_core.adapter.tools import chosen_tool
 from agent_memory_core.config import (
     Batching,
+    ColdAck,
     ComputeDtype,
     ControlWords,
     Durability,
@@ -42,12 +43,12 @@ from agent_memory_core.config import (
     absolute,
     as_model_name,
     check_model_name,
-    choice_of,
 )
 from agent_memory_core.errors import InvalidRequest, InvalidSetting
 from agent_memory_core.memory import AgentMemory
 from agent_memory_core.messages import ChatRequest, Message, SessionKey
 from agent_memory_core.models.profile import sampling_for
+from agent_memory_core.setting_words import choice_of
 
 _NONE_MEANS_SOMETHING = frozenset({"cache_dir", "kv_bits"})
 
@@ -138,6 +139,10 @@ class AdapterSettings(BaseModel):
     session_ttl_days: float | None = _engine_field("session_ttl_days")
     durability: Durability | None = _engine_field("durability")
     encryption: Encryption | None = _engine_field("encryption")
+    cold_url: str | None = _engine_field("cold_url")
+    cold_ack: ColdAck | None = _engine_field("cold_ack")
+    cold_timeout_seconds: float | None = _engine_field("cold_timeout_seconds")
+    cold_ttl_days: float | None = _engine_field("cold_ttl_days")
     temperature: float | None = _sampling_field("temperature")
     top_p: float | None = _sampling_field("top_p")
     top_k: int | None = _sampling_field("top_k")

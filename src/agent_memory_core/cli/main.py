@@ -1,4 +1,4 @@
-"""The command line: demo, ui, chat, serve, connect, service, sessions, agents, models, manager, check, stats, version.
+"""The command line: one command for each thing that is done with a memory, see `agent-memory --help`.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.cli import agents, manager, models, service, sessions, store
+from agent_memory_core.cli import agents, cold, manager, models, scale, service, sessions, store
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.connect import connect
 from agent_memory_core.cli.options import err, out
@@ -34,6 +34,8 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(agents.app, name="agents")
 app.add_typer(models.app, name="models")
 app.add_typer(manager.app, name="manager")
+app.add_typer(cold.app, name="cold")
+app.add_typer(scale.app, name="scale")
 app.command()(store.check)
 app.command()(store.stats)
 

@@ -319,7 +319,18 @@ class BlockWriter:
             self._give_room(save.nbytes)
             now = commit if row is None else row
             save.position.set_result(BranchPosition(now.branch_id, now.generation))
-            self._results.put(Saved(save.seq_id, row, reason))
+            self._tell(Saved(save.seq_id, row, reason), commit)
+
+    def _tell(self, saved: Saved, commit: BranchCommit) -> None:
+        """Answer for a turn: what is on this disk may have to be elsewhere, too, before it is safe."""
+        if saved.row is None:
+            self._results.put(saved)
+            return
+        self._store.mirror.acknowledge(
+            commit.namespace,
+            commit.session_id,
+            lambda why: self._results.put(dataclasses.replace(saved, reason=why)),
+        )
 
     def _identify(self, root: BlockHash) -> None:
         if root in self._identities:

@@ -164,7 +164,10 @@ class Committing:
         if waiting.is_told:
             return None
         report = dataclasses.replace(
-            waiting.report, branch_id=branch.branch_id, persisted=row is not None, save_error=result.reason
+            waiting.report,
+            branch_id=branch.branch_id,
+            persisted=row is not None and not result.reason,
+            save_error=result.reason,
         )
         return Ended(waiting.turn, report, is_saved=self._disk.keeps_turns)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.session_control import SessionControl
@@ -17,6 +18,7 @@ from agent_memory_core.errors import InvalidRequest, StoreError
 from agent_memory_core.messages import (
     BranchInfo,
     SessionInfo,
+    SessionKey,
     Transcript,
     validate_namespace,
     validate_session_id,
@@ -24,11 +26,13 @@ from agent_memory_core.messages import (
 from agent_memory_core.storage.audit import CheckReport
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.chat_history import ChatHistory
+from agent_memory_core.storage.mirror import NoMirror
 from agent_memory_core.storage.portable import export_session, import_session
 from agent_memory_core.storage.sealing import PLAIN, Cipher
 
 if TYPE_CHECKING:
     from agent_memory_core.engine.engine import Engine
+    from agent_memory_core.storage.cold.tier import ColdTier
 
 T = TypeVar("T")
 
@@ -249,6 +253,35 @@ class MemorySessions(ABC):
         """
         self._thread.check_open()
         return self._required_store().check(fix)
+
+    @property
+    def cold(self) -> ColdTier:
+        """The cold tier of the store: what is uploaded, and what can be done with it by hand.
+
+        Raises:
+            StoreError: there is none, because ``cold_url`` or ``cache_dir`` is not set, or nothing may be written.
+        """
+        self._thread.check_open()
+        mirror = self._required_store().mirror
+        if isinstance(mirror, NoMirror):
+            raise StoreError("there is no cold tier: set cold_url, for example to s3://bucket/folder.")
+        return cast("ColdTier", mirror)
+
+    def _look(self, key: SessionKey) -> None:
+        """Fetch what the cold tier has of a session and the store has not."""
+        if key.session_id is None or self.config.cold_url is None:
+            return
+        store = self._open_store()
+        if store is not None and store.mirror.must_look(key.namespace, key.session_id):
+            self._thread.flush()
+            store.mirror.look(key.namespace, key.session_id)
+
+    async def _look_apart(self, key: SessionKey) -> None:
+        """`_look` on another thread, for coroutines: the event loop goes on."""
+        if key.session_id is None or self.config.cold_url is None:
+            return
+        if self._store is None or self._store.mirror.must_look(key.namespace, key.session_id):
+            await asyncio.to_thread(self._look, key)
 
     @abstractmethod
     def _call(self, function: Callable[[Engine], T]) -> T:

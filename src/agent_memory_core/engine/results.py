@@ -19,7 +19,7 @@ class Saved:
     row: BranchRow | None
     """The branch as it is in the catalog; None if the turn could not be saved."""
     reason: str = ""
-    """Why it could not."""
+    """Why it could not, or is not as safe as it is to be."""
     is_final: bool = True
     """Whether that is the end of it; else the turn need not wait for the end, which is told by another one."""
 

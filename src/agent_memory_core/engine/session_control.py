@@ -121,7 +121,9 @@ class StoredSessionControl:
 
     def forget_rest(self, namespace: str) -> None:
         """Delete records that no session reached any more, and the key of the namespace."""
-        self._open_store().forget_namespace(namespace)
+        store = self._open_store()
+        store.mirror.forgetting_namespace(namespace)
+        store.forget_namespace(namespace)
 
     def history(self, owner: Owner) -> ChatHistory:
         """The text of a session, sealed as the store is."""

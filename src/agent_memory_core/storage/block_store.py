@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from agent_memory_core.blocks.block import BlockHash, record_hash
 from agent_memory_core.config import Durability, Encryption, EngineConfig
@@ -34,6 +34,7 @@ from agent_memory_core.storage.commit_plan import CommitPlan, bytes_of
 from agent_memory_core.storage.disk_budget import Limits
 from agent_memory_core.storage.folder import opening, prepare_root, reading
 from agent_memory_core.storage.key_ring import keys_for
+from agent_memory_core.storage.mirror import NoMirror, StoreMirror, mirrored
 from agent_memory_core.storage.reconcile import Reconciler
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
@@ -84,6 +85,7 @@ class BlockStore:
         encryption: Encryption = "off",
     ) -> None:
         self.path = path
+        self.mirror: StoreMirror = NoMirror()
         self._reconciler: Reconciler | None = None
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -113,9 +115,9 @@ class BlockStore:
             return files, Catalog(self.path / "catalog.db", files.presence, keys=self.keys, read_only=True)
 
     @classmethod
-    def of_config(cls, path: Path, config: EngineConfig) -> Self:
+    def of_config(cls, path: Path, config: EngineConfig) -> BlockStore:
         """The store in a folder, as the settings of an engine want it. Raises as the constructor does."""
-        return cls(
+        store = cls(
             path,
             quota_bytes=_in_bytes(config.disk_budget_mb),
             namespace_quota_bytes=_in_bytes(config.namespace_budget_mb),
@@ -123,6 +125,7 @@ class BlockStore:
             durability=config.durability,
             encryption=config.encryption,
         )
+        return mirrored(store, config)
 
     def ensure_in_place(self) -> None:
         """Make the store anew where its folder or its catalog was deleted or replaced since it was opened.
@@ -172,6 +175,7 @@ class BlockStore:
 
     def close(self) -> None:
         """Close the catalog."""
+        self.mirror.close()
         if self._reconciler is not None:
             self._reconciler.stop()
         self.catalog.close()
@@ -199,6 +203,7 @@ class BlockStore:
         try:
             # Whoever opens the store after a kill goes on with it.
             self.catalog.write_note(note, "")
+            self.mirror.forgetting(namespace, session_id)
             # The files go first: whatever happens meanwhile, they do not outlive the knowledge of whose they were.
             with self.catalog.transaction():
                 records = self.catalog.branches.forget(namespace, session_id)
@@ -250,14 +255,15 @@ class BlockStore:
         records, commit = self._hidden(records), hidden(commit, self.keys.hide)
         held = {commit.head, *commit.dependencies}
         branch, superseded = self._store(
-            records,
-            commit,
-            held,
-            commit.branch_id,
-            lambda stored: self.catalog.branches.commit(stored, commit),
+            records, commit, held, commit.branch_id, lambda stored: self._move(stored, commit)
         )
         self._delete(superseded)
+        self.mirror.committed(commit.namespace, commit.session_id)
         return branch
+
+    def _move(self, stored: list[StoredRecord], commit: BranchCommit) -> tuple[BranchRow, list[StoredRecord]]:
+        self.mirror.committing(commit.namespace, commit.session_id)
+        return self.catalog.branches.commit(stored, commit)
 
     def keep(self, records: Sequence[Record[HostTensor]], owner: SessionOwner) -> None:
         """Store a part of a prompt whose turn has not ended, so that a retry goes on from there.

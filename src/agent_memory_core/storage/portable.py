@@ -17,6 +17,7 @@ session is imported into another namespace, all names are made anew. A model wit
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ def export_session(store: BlockStore, namespace: str, session_id: str, file: Bin
     )
     count = 0
     for record, root in _records(store, branches):
-        loaded = store.load(root, record.key, _on_host)
+        loaded = store.load(root, record.key, on_host)
         if loaded is not None:
             _write_record(file, loaded)
             count += 1
@@ -81,14 +82,18 @@ def _records(store: BlockStore, branches: Sequence[BranchRow]) -> Iterator[tuple
     """What the branches reach, once each, every record after the one that it follows."""
     seen: set[BlockHash] = set()
     for row in branches:
-        wanted = [row.tail or row.head, *sorted(store.catalog.branches.dependencies(row.branch_id))]
-        for key in wanted:
-            for record in _chain(store, row.root, key, seen):
+        for key in ends_of(store, row):
+            for record in chain_to(store, row.root, key, seen):
                 seen.add(record.key)
                 yield record, row.root
 
 
-def _chain(store: BlockStore, root: BlockHash, key: BlockHash, seen: set[BlockHash]) -> list[StoredRecord]:
+def ends_of(store: BlockStore, row: BranchRow) -> list[BlockHash]:
+    """The last record of a branch's chain, and the further ones that it depends on."""
+    return [row.tail or row.head, *sorted(store.catalog.branches.dependencies(row.branch_id))]
+
+
+def chain_to(store: BlockStore, root: BlockHash, key: BlockHash, seen: set[BlockHash]) -> list[StoredRecord]:
     """A record and all before it that are not written yet, first to last, by the engine's names."""
     found: list[StoredRecord] = []
     while key != root and key not in seen:
@@ -100,7 +105,8 @@ def _chain(store: BlockStore, root: BlockHash, key: BlockHash, seen: set[BlockHa
     return found[::-1]
 
 
-def _on_host(wanted: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[HostTensor, memoryview]]:
+def on_host(wanted: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[HostTensor, memoryview]]:
+    """Tensors in host memory, for `BlockStore.load`."""
     tensors = []
     for dtype, shape in wanted:
         data = memoryview(bytearray(ITEM_BYTES[dtype] * math.prod(shape)))
@@ -109,21 +115,53 @@ def _on_host(wanted: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[HostTe
 
 
 def _write_record(file: BinaryIO, record: Record[HostTensor]) -> None:
+    for part in packed(record)[1]:
+        file.write(part)
+
+
+def packed(record: Record[HostTensor]) -> tuple[str, list[bytes | memoryview]]:
+    """The checksum of a record, and its bytes in the stream: its line, then its tensors."""
     views = [bytes_of(tensor.data) for tensor in record.tensors.values()]
+    checksum = checksum_of(views)
     said = {
         "kind": record.kind,
         "parent": record.parent.hex(),
         "tokens": list(record.tokens),
         "tensors": [[name, tensor.dtype, list(tensor.shape)] for name, tensor in record.tensors.items()],
-        "xxh3_128": checksum_of(views),
+        "xxh3_128": checksum,
     }
-    _write_line(file, {"record": said, "nbytes": sum(view.nbytes for view in views)})
-    for view in views:
-        file.write(view)
+    return checksum, [_line({"record": said, "nbytes": sum(view.nbytes for view in views)}), *views]
+
+
+def unpacked(data: memoryview, checksum: str) -> Record[HostTensor]:
+    """The record whose bytes `packed` made.
+
+    Raises:
+        ValueError: they are not, or it has not that checksum.
+    """
+    try:
+        file = io.BytesIO(data)
+        line = _read_line(file)
+        said = line["record"]
+        if said["xxh3_128"] != checksum:
+            raise ValueError("it is another record")
+        kind, tokens, parent = (
+            _kind(said["kind"]),
+            tuple(map(int, said["tokens"])),
+            bytes.fromhex(said["parent"]),
+        )
+        tensors = _read_tensors(file, said, line["nbytes"])
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+    return Record(record_hash(kind, parent, tokens), parent, tokens, kind, tensors)
+
+
+def _line(said: Mapping[str, Any]) -> bytes:
+    return json.dumps(said).encode() + b"\n"
 
 
 def _write_line(file: BinaryIO, said: Mapping[str, Any]) -> None:
-    file.write(json.dumps(said).encode() + b"\n")
+    file.write(_line(said))
 
 
 # In ---------------------------------------------------------------------------------------------------------
