@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos check bench quality first-day wheels ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos check bench quality first-day wheels docs ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -30,6 +30,7 @@ help:
 	@echo 'make test-gguf    the tests of GGUF models; compiles llama-cpp-python, which takes minutes'
 	@echo 'make test-huggingface  the tests of models of transformers; installs PyTorch'
 	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
+	@echo 'make docs         the site of the documentation, in build/site; a warning is an error'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
@@ -112,6 +113,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ttft.py
+	$(BIN)/python benchmarks/ttft_plot.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/append_cost.py
 	$(BIN)/python benchmarks/families.py
@@ -129,6 +131,12 @@ first-day: $(INSTALLED)
 
 wheels: $(INSTALLED)
 	$(BIN)/python tests/support/mac_wheels.py
+
+# Its authors warn at every build of a later mkdocs, which is not what is built with here.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),docs]'
+	$(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
