@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos check bench quality first-day wheels docs ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -27,6 +27,8 @@ help:
 	@echo 'make test         all tests, in several processes'
 	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
 	@echo 'make ecosystem    the tests inside packages that others wrote, and the table of what they reuse'
+	@echo 'make test-newest  all tests, on the newest mlx-lm and frameworks, whatever pyproject.toml allows'
+	@echo 'make test-wheel   the wheels of make dist in a new environment, as a user has them'
 	@echo 'make test-gguf    the tests of GGUF models; compiles llama-cpp-python, which takes minutes'
 	@echo 'make test-huggingface  the tests of models of transformers; installs PyTorch'
 	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
@@ -36,6 +38,7 @@ help:
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make quality      measure only what rounding the KV cache costs'
 	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
+	@echo 'make dist         the distributions, in dist'
 	@echo 'make wheels       whether pip finds all packages for a Mac, without installing them'
 	@echo 'make format       rewrite the sources as make check wants them'
 	@echo 'make clean        remove what the other targets made'
@@ -70,6 +73,34 @@ test-lowest: $(INSTALLED)
 		-k 'not test_langgraph or not (sqlite or in_coroutines)'
 	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/support/lowest_versions.py agents)
 	$(LOWEST_TEST) tests/unit/langchain_agent_memory
+
+# What pyproject.toml caps is upgraded beyond its cap; pip warns of the contradiction and does it all the same.
+NEWEST := .venv-newest/bin/python
+test-newest: export PYTHONDONTWRITEBYTECODE =
+test-newest: $(INSTALLED)
+	$(BIN)/python -m venv --clear .venv-newest
+	$(NEWEST) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev]'
+	$(NEWEST) -m pip install --quiet --disable-pip-version-check --upgrade 'mlx$(if $(BACKEND),[$(BACKEND)])' mlx-lm \
+		langchain langchain-core langgraph llama-index-core
+	$(NEWEST) -m pytest $(PYTEST_PARALLEL) -o filterwarnings=default
+
+# The distributions that are published; the one of compat/ itself is for code of one's own.
+DISTRIBUTIONS := . compat/langchain compat/llama-index
+REPOSITORY_URL ?=
+dist: export REPOSITORY_URL := $(REPOSITORY_URL)
+dist: $(INSTALLED)
+	rm -rf dist
+	for folder in $(DISTRIBUTIONS); do \
+		(cd $$folder && $(CURDIR)/$(BIN)/python -m hatchling build -d $(CURDIR)/dist) || exit 1; done
+
+# From another folder, so that nothing of the clone is found.
+WHEEL := .venv-wheel/bin/python
+test-wheel:
+	$(PYTHON) -m venv --clear .venv-wheel
+	$(WHEEL) -m pip install --quiet --disable-pip-version-check --find-links dist \
+		'agent-memory-mlx[$(if $(BACKEND),$(BACKEND)$(comma))agents,llama-index]' \
+		langchain-mlx-persistent llama-index-llms-mlx-persistent
+	cd .venv-wheel && bin/python ../tests/support/wheel_check.py
 
 # These packages are many and heavy, and an agent's environment rarely has all of them, so they have one of their own.
 ECOSYSTEM := .venv-ecosystem/bin/python
@@ -143,7 +174,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.
