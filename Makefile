@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -33,6 +33,7 @@ help:
 	@echo 'make test-huggingface  the tests of models of transformers; installs PyTorch'
 	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
 	@echo 'make docs         the site of the documentation, in build/site; a warning is an error'
+	@echo 'make notebooks    run the notebooks and write what they print and draw into them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
@@ -168,6 +169,9 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),docs]'
 	$(BIN)/mkdocs build --strict
+
+notebooks: $(INSTALLED)
+	$(BIN)/python tests/support/run_notebooks.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
