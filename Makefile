@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos check bench quality first-day wheels ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -27,14 +27,19 @@ help:
 	@echo 'make test         all tests, in several processes'
 	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
 	@echo 'make ecosystem    the tests inside packages that others wrote, and the table of what they reuse'
+	@echo 'make test-newest  all tests, on the newest mlx-lm and frameworks, whatever pyproject.toml allows'
+	@echo 'make test-wheel   the wheels of make dist in a new environment, as a user has them'
 	@echo 'make test-gguf    the tests of GGUF models; compiles llama-cpp-python, which takes minutes'
 	@echo 'make test-huggingface  the tests of models of transformers; installs PyTorch'
 	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
+	@echo 'make docs         the site of the documentation, in build/site; a warning is an error'
+	@echo 'make notebooks    run the notebooks and write what they print and draw into them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make quality      measure only what rounding the KV cache costs'
 	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
+	@echo 'make dist         the distributions, in dist'
 	@echo 'make wheels       whether pip finds all packages for a Mac, without installing them'
 	@echo 'make format       rewrite the sources as make check wants them'
 	@echo 'make clean        remove what the other targets made'
@@ -69,6 +74,34 @@ test-lowest: $(INSTALLED)
 		-k 'not test_langgraph or not (sqlite or in_coroutines)'
 	$(LOWEST_INSTALL) langgraph-checkpoint-sqlite $$($(LOWEST) tests/support/lowest_versions.py agents)
 	$(LOWEST_TEST) tests/unit/langchain_agent_memory
+
+# What pyproject.toml caps is upgraded beyond its cap; pip warns of the contradiction and does it all the same.
+NEWEST := .venv-newest/bin/python
+test-newest: export PYTHONDONTWRITEBYTECODE =
+test-newest: $(INSTALLED)
+	$(BIN)/python -m venv --clear .venv-newest
+	$(NEWEST) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev]'
+	$(NEWEST) -m pip install --quiet --disable-pip-version-check --upgrade 'mlx$(if $(BACKEND),[$(BACKEND)])' mlx-lm \
+		langchain langchain-core langgraph llama-index-core
+	$(NEWEST) -m pytest $(PYTEST_PARALLEL) -o filterwarnings=default
+
+# The distributions that are published; the one of compat/ itself is for code of one's own.
+DISTRIBUTIONS := . compat/langchain compat/llama-index
+REPOSITORY_URL ?=
+dist: export REPOSITORY_URL := $(REPOSITORY_URL)
+dist: $(INSTALLED)
+	rm -rf dist
+	for folder in $(DISTRIBUTIONS); do \
+		(cd $$folder && $(CURDIR)/$(BIN)/python -m hatchling build -d $(CURDIR)/dist) || exit 1; done
+
+# From another folder, so that nothing of the clone is found.
+WHEEL := .venv-wheel/bin/python
+test-wheel:
+	$(PYTHON) -m venv --clear .venv-wheel
+	$(WHEEL) -m pip install --quiet --disable-pip-version-check --find-links dist \
+		'agent-memory-mlx[$(if $(BACKEND),$(BACKEND)$(comma))agents,llama-index]' \
+		langchain-mlx-persistent llama-index-llms-mlx-persistent
+	cd .venv-wheel && bin/python ../tests/support/wheel_check.py
 
 # These packages are many and heavy, and an agent's environment rarely has all of them, so they have one of their own.
 ECOSYSTEM := .venv-ecosystem/bin/python
@@ -112,6 +145,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ttft.py
+	$(BIN)/python benchmarks/ttft_plot.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/append_cost.py
 	$(BIN)/python benchmarks/families.py
@@ -130,12 +164,21 @@ first-day: $(INSTALLED)
 wheels: $(INSTALLED)
 	$(BIN)/python tests/support/mac_wheels.py
 
+# Its authors warn at every build of a later mkdocs, which is not what is built with here.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),docs]'
+	$(BIN)/mkdocs build --strict
+
+notebooks: $(INSTALLED)
+	$(BIN)/python tests/support/run_notebooks.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.

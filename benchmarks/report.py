@@ -20,7 +20,7 @@ PAGES = (
     README,
     *(
         HERE.parent / "docs" / f"{name}.md"
-        for name in ("coordination", "ecosystem", "encryption", "reliability")
+        for name in ("benchmarks", "coordination", "ecosystem", "encryption", "reliability")
     ),
 )
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)

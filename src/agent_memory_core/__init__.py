@@ -51,6 +51,7 @@ from agent_memory_core.messages import (
 
 if TYPE_CHECKING:
     from agent_memory_core.adapter import AdapterSettings, UnknownSetting
+    from agent_memory_core.doctor import Finding, examine_machine
     from agent_memory_core.engine.events import (
         BlocksEvicted,
         FirstToken,
@@ -91,6 +92,8 @@ _MODULES = {
     "Locked": "storage.sealing",
     "MemoryStats": "engine.stats",
     "Conversation": "engine.requests",
+    "Finding": "doctor",
+    "examine_machine": "doctor",
     "Residency": "engine.residency",
     "to_request": "engine.requests",
     "weights_on_disk": "models.folder",
@@ -162,6 +165,7 @@ __all__ = [
     "Delta",
     "EngineConfig",
     "EngineStopped",
+    "Finding",
     "FirstToken",
     "InvalidRequest",
     "InvalidSetting",
@@ -208,14 +212,15 @@ __all__ = [
     "UnknownSetting",
     "Usage",
     "describe_model",
+    "examine_machine",
     "list_profiles",
     "resolve_sampling",
     "resolve_settings",
     "sampling_for",
     "settings_for",
+    "to_request",
     "validate_namespace",
     "validate_session_id",
-    "to_request",
     "weights_on_disk",
     "whole_answer",
     "write_profile",

@@ -30,7 +30,7 @@ def test_agents_are_listed_shown_and_deleted(store: Path) -> None:
     shown = run("show", "ada")
     assert all(words in shown for words in ("'technical'", "field = pumps", "user: Hello."))
     assert "was deleted" in run("delete", "ada")
-    assert "no agent 'ada'" in run("delete", "ada")
+    assert "no agent 'ada'" in run("delete", "ada", code=1)
     assert "create it first" in run("show", "ada", code=1)
 
 

@@ -1,4 +1,4 @@
-"""The README's code runs, in the order it stands, each block in a process of its own."""
+"""The README: its example prints what it shows, and a second process is warmer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
-import pytest
-
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def run(code: str, store: Path) -> str:
@@ -28,23 +27,25 @@ def run(code: str, store: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
-def test_every_further_block_of_code_runs(number: int, tmp_path: Path) -> None:
-    run(BLOCKS[number], tmp_path / "store")
+def test_the_example_prints_what_is_shown_and_a_second_process_is_warmer(tmp_path: Path) -> None:
+    ((code, shown),) = re.findall(r"```python\n(.*?)```\s*```text\n(.*?)```", TEXT, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    assert run(code, tmp_path / "store") == shown
+    again = run(code, tmp_path / "store")
+    first_read, read = (int(re.findall(r"'cache_read': (\d+)", text)[0]) for text in (shown, again))
+    assert read >= first_read
 
 
-def test_the_first_block_remembers_and_a_second_process_is_warmer(tmp_path: Path) -> None:
-    assert len(BLOCKS) == 2
-    assert len(BLOCKS[0].strip().splitlines()) <= 10
-    first = run(BLOCKS[0], tmp_path / "store")
-    assert "teal" in first
-    again = run(BLOCKS[0], tmp_path / "store")
-    assert int(re.findall(r"'cache_read': (\d+)", again)[0]) >= int(
-        re.findall(r"'cache_read': (\d+)", first)[0]
-    )
+def test_it_has_one_table_and_can_be_read_in_a_minute() -> None:
+    assert len(re.findall(r"^\| -", TEXT, re.MULTILINE)) == 1
+    assert len(TEXT.splitlines()) <= 100
 
 
-def test_the_two_commands_are_targets_of_the_makefile() -> None:
-    makefile = (README.parent / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README.read_text(), re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+def test_the_extras_that_it_names_are_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
+    named = re.search(r"The extras are (.*?)\. From", TEXT, re.DOTALL)
+    assert named is not None
+    assert set(re.findall(r"`([\w-]+)`", named[1])) <= extras
+    for listed in re.findall(r"agent-memory-mlx\[([\w,-]+)\]", TEXT):
+        assert set(listed.split(",")) <= extras

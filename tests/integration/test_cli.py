@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,62 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
     assert "was deleted" in run("sessions", "forget", "ada")
     assert "ada" not in run("sessions", "list")
     assert 0 < len(list(store.rglob("*.safetensors"))) < files
-    assert "no session" in run("sessions", "forget", "ada")
+    assert "no session 'ada'" in run("sessions", "forget", "ada", code=1)
+
+
+def test_lists_and_sessions_are_json_too(store: Path) -> None:
+    listed = json.loads(run("sessions", "list", "--json"))
+    assert {info["session_id"] for info in listed} == {"ada", "bob"}
+    shown = json.loads(run("sessions", "show", "ada", "--json"))
+    assert shown["branches"][0]["tokens"] == shown["tokens"]
+    assert datetime.fromisoformat(shown["last_use"]) <= datetime.now(UTC)
+    assert json.loads(run("check", "--json"))["clean"] is True
+    assert "all is well" in run("check")
+    gone = json.loads(run("sessions", "prune", "--older-than", "0s", "--dry-run", "--json"))
+    assert len(gone) == 2
+
+
+def test_a_shell_proposes_the_sessions_of_the_namespace(store: Path) -> None:
+    completion = {"_AGENT_MEMORY_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    done = command_line.process(
+        store=store, **completion, COMP_WORDS="agent-memory sessions show a", _TYPER_COMPLETE_ARGS=""
+    )
+    assert done.stdout.split() == ["ada"]
+
+
+def test_the_bench_measures_and_judges(llama: str, tmp_path: Path) -> None:
+    options = ["--model", llama, "--cache-dir", str(tmp_path / "store"), "--repeat", "1"]
+    found = json.loads(run("bench", *options, "--tokens", "300,40", "--json"))
+    assert [row["tokens"] for row in found["seconds"]] == [40, 300]
+    assert all(row[kind] > 0 for row in found["seconds"] for kind in ("cold", "hot", "resumed", "shared"))
+    assert "worth it" in found["verdict"]
+    assert list(tmp_path.iterdir()) == [], "what it stored is deleted, and the sessions' folder untouched"
+    assert "give numbers from 32 on" in run("bench", *options, "--tokens", "8", code=2)
+
+
+def test_a_chat_takes_a_system_message_a_temperature_and_a_seed(llama: str, tmp_path: Path) -> None:
+    common = (
+        "chat",
+        "--model",
+        llama,
+        "--cache-dir",
+        str(tmp_path),
+        "--temperature",
+        "2",
+        "--max-tokens",
+        "8",
+    )
+    told = [
+        command_line.command(
+            *common, "--session", name, "--seed", seed, "--system", "Be brief.", typed="hi\n\n"
+        )
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
+    ]
+    assert told[0].stdout == told[1].stdout != told[2].stdout
+    (message, *_) = json.loads(next((tmp_path / "transcripts").iterdir()).read_text())
+    assert message == {"role": "system", "content": "Be brief."}
+    refused = command_line.command(*common, "--session", "a", "--system", "Be long.", typed="hi\n\n", code=1)
+    assert "leave --system out" in refused.stderr
 
 
 def test_sessions_that_nobody_used_for_a_time_are_pruned(store: Path) -> None:
@@ -94,8 +150,9 @@ def test_check_finds_a_flipped_byte_and_mends_it(store: Path) -> None:
     run("check")
 
 
-def test_stats_are_json(store: Path) -> None:
-    assert json.loads(run("stats"))["files"] == len(list(store.rglob("*.safetensors")))
+def test_stats_are_sentences_or_json(store: Path) -> None:
+    assert "2 sessions with 2 branches" in run("stats")
+    assert json.loads(run("stats", "--json"))["files"] == len(list(store.rglob("*.safetensors")))
 
 
 def test_a_check_keeps_every_session_and_knows_the_budget(
@@ -120,7 +177,7 @@ def test_a_check_keeps_every_session_and_knows_the_budget(
         assert checked.returncode == 0, checked.stderr
         assert ("over the disk budget" in checked.stdout) == (budget == 1)
         assert sorted(store.rglob("*.safetensors")) == files
-        stats = json.loads(command_line.process("stats", *options, store=store, **variables).stdout)
+        stats = json.loads(command_line.process("stats", "--json", *options, store=store, **variables).stdout)
         assert stats["quota"] == budget * 2**20
     listed = run("sessions", "list", "--cache-dir", str(store))
     assert [name for name in ("ada", "bob", "cyd") if name in listed] == ["ada", "bob", "cyd"]
@@ -206,7 +263,7 @@ def test_a_model_that_is_not_there_is_named(command: tuple[str, ...], tmp_path: 
     assert "./no-such-folder" in failed(*command, "./no-such-folder", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
 
 
-@pytest.mark.parametrize("command", [("show",), ("pin",)], ids=" ".join)
+@pytest.mark.parametrize("command", [("show",), ("pin",), ("forget",)], ids=" ".join)
 def test_a_session_that_is_not_there_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
     assert "'nobody'" in failed("sessions", *command, "nobody", AGENT_MEMORY_CACHE_DIR=str(tmp_path))
 

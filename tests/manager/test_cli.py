@@ -21,7 +21,7 @@ def config(models: dict[str, str], tmp_path: Path) -> str:
 
 def test_check_says_what_fits_together(config: str) -> None:
     said = command_line.command("manager", "check", config).stdout
-    lines = {line.split()[1]: line for line in said.splitlines() if "mlx" in line}
+    lines = {line.split()[0]: line for line in said.splitlines() if "mlx" in line}
     assert " b " in lines["a"]
     assert "too large" in lines["large"]
     assert "pinned" in lines["large"]

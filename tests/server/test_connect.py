@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import plistlib
+import re
 import shlex
 import subprocess
 import sys
@@ -60,4 +61,4 @@ def test_the_file_of_a_service_is_written_for_its_owner_only(tmp_path: Path) -> 
 
 
 def test_the_version_is_printed() -> None:
-    assert printed("version").strip()[0].isdigit()
+    assert re.fullmatch(r"agent-memory \d+\.\d+.*", printed("--version").strip())

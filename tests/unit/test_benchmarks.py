@@ -30,7 +30,17 @@ NAMES = (
     "reliability",
     "coordination",
 )
-HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
+HELPERS = {
+    "common",
+    "first_day",
+    "record",
+    "report",
+    "talks",
+    "outliers",
+    "quality_plot",
+    "ttft_plot",
+    "watched",
+}
 
 
 def _load(name: str) -> ModuleType:
@@ -45,6 +55,7 @@ def _load(name: str) -> ModuleType:
 report = _load("report")
 quality = _load("quality")
 quality_plot = _load("quality_plot")
+ttft_plot = _load("ttft_plot")
 talks = _load("talks")
 
 
@@ -153,9 +164,11 @@ def test_sizes_and_encodings_are_those_of_the_codecs_in_use() -> None:
             assert quality.ENCODINGS[row["setting"]] == encoding
 
 
-def test_the_picture_was_drawn_from_the_result(tmp_path: Path) -> None:
-    assert quality_plot.source().encode() in quality_plot.PICTURE.read_bytes()
-    quality_plot.draw(report.read("quality"), tmp_path / "again.png")
+@pytest.mark.parametrize("name", ["quality", "ttft"])
+def test_a_picture_was_drawn_from_the_result(name: str, tmp_path: Path) -> None:
+    plot = {"quality": quality_plot, "ttft": ttft_plot}[name]
+    assert plot.source().encode() in plot.PICTURE.read_bytes()
+    plot.draw(report.read(name), tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from agent_memory_core import InvalidSetting
 from agent_memory_core.agents import AgentContext, PersistentAgentManager
-from agent_memory_core.cli.options import CacheDir, Model, Namespace, err, given, out
+from agent_memory_core.cli.formats import ago, count, moment, print_json, size, table
+from agent_memory_core.cli.options import (
+    CacheDir,
+    Json,
+    Model,
+    Namespace,
+    err,
+    fail,
+    given,
+    out,
+    read_line,
+    say,
+)
 
 app = typer.Typer(no_args_is_help=True, help="List, show, talk to, delete, export and import agents.")
 
@@ -21,36 +32,42 @@ AgentId = Annotated[str, typer.Argument(help="The id of the agent.", show_defaul
 
 
 @app.command("list")
-def list_agents(cache_dir: CacheDir = None, namespace: Namespace = "default") -> None:
+def list_agents(cache_dir: CacheDir = None, namespace: Namespace = "default", as_json: Json = False) -> None:
     """List all agents, the one used last first."""
-    table = Table()
-    for name in ("agent", "type", "model", "last use"):
-        table.add_column(name)
-    for name in ("messages", "MiB"):
-        table.add_column(name, justify="right")
     with _manager(namespace, cache_dir=cache_dir) as manager:
         nbytes = dict(manager.get_disk_usage()["per_agent"])
-        for info in manager.list_agents():
-            size = f"{nbytes[info.agent_id] / 2**20:.2f}"
-            used = _time(info.last_access)
-            table.add_row(info.agent_id, info.agent_type, info.model, used, str(info.messages), size)
-    out.print(table)
+        found = manager.list_agents()
+    if as_json:
+        print_json([dataclasses.asdict(info) | {"nbytes": nbytes[info.agent_id]} for info in found])
+        return
+    rows = table("agent", "type", "model", "last use", "messages", "size", right=("messages", "size"))
+    for info in found:
+        used = ago(info.last_access.timestamp())
+        rows.add_row(
+            info.agent_id, info.agent_type, info.model, used, str(info.messages), size(nbytes[info.agent_id])
+        )
+    out.print(rows)
 
 
 @app.command()
-def show(agent: AgentId, cache_dir: CacheDir = None, namespace: Namespace = "default") -> None:
+def show(
+    agent: AgentId, cache_dir: CacheDir = None, namespace: Namespace = "default", as_json: Json = False
+) -> None:
     """Show an agent and what was said."""
     with _manager(namespace, cache_dir=cache_dir) as manager:
         context = manager.load_agent(agent)
-    _say(
-        f"agent {context.agent_id!r} of the type {context.agent_type!r}, made {_time(context.created)}: "
-        f"{context.cache_tokens} tokens are kept"
+    if as_json:
+        print_json(dataclasses.asdict(context))
+        return
+    say(
+        f"agent {context.agent_id!r} of the type {context.agent_type!r}, made {moment(context.created.timestamp())}: "
+        f"{count(context.cache_tokens, 'token')} {'is' if context.cache_tokens == 1 else 'are'} kept"
     )
     for name, value in sorted(context.metadata.items()):
-        _say(f"{name} = {value}")
-    _say(f"\nsystem: {context.system_prompt}")
+        say(f"{name} = {value}")
+    say(f"\nsystem: {context.system_prompt}")
     for message in context.conversation_history:
-        _say(f"{message['role']}: {message['content']}")
+        say(f"{message['role']}: {message['content']}")
 
 
 @app.command()
@@ -74,7 +91,7 @@ def chat(
             context = _opened(manager, agent, agent_type, system)
         if context.conversation_history:
             err.print(f"continuing agent {agent!r} after {len(context.conversation_history)} messages.")
-        while text := _read_line():
+        while text := read_line():
             with manager.stream(agent, text, max_tokens) as stream:
                 for delta in stream:
                     out.print(delta.text, end="")
@@ -89,7 +106,9 @@ def delete(agent: AgentId, cache_dir: CacheDir = None, namespace: Namespace = "d
     """Delete an agent, what was said and what is stored of it."""
     with _manager(namespace, cache_dir=cache_dir) as manager:
         found = manager.delete_agent(agent)
-    _say(f"agent {agent!r} was deleted." if found else f"there was no agent {agent!r}.")
+    if not found:
+        raise fail(f"there is no agent {agent!r} in namespace {namespace!r}.")
+    say(f"agent {agent!r} was deleted.")
 
 
 @app.command("export")
@@ -102,7 +121,7 @@ def export_agent(
     """Write an agent to a file for another machine. Nothing in it is encrypted."""
     with _manager(namespace, cache_dir=cache_dir) as manager:
         manager.export_agent(agent, path)
-    _say(f"agent {agent!r} was written to {path}, {path.stat().st_size / 2**20:.2f} MiB.")
+    say(f"agent {agent!r} was written to {path}, {size(path.stat().st_size)}.")
 
 
 @app.command("import")
@@ -128,7 +147,7 @@ def import_agent(
         else:
             imported = [manager.import_agent(path, new_id)]
     for context in imported:
-        _say(
+        say(
             f"agent {context.agent_id!r} was imported with {len(context.conversation_history)} messages and "
             f"{context.cache_tokens} tokens."
         )
@@ -154,18 +173,3 @@ def _opened(
     )
     manager.memory.load()
     return context
-
-
-def _read_line() -> str:
-    try:
-        return out.input("[bold]> [/bold]", markup=True).strip()
-    except EOFError:
-        return ""
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
-
-
-def _say(text: str) -> None:
-    out.print(text, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command line: one command for each thing that is done with a memory, see `agent-memory --help`.
+"""The command `agent-memory`: what it has for commands, and what becomes of an error.
 
 Settings come from the options named here, from ``AGENT_MEMORY_*`` variables and from the model's profile. A command
 imports MLX only if it runs a model, so that help and the list of sessions come at once.
@@ -15,18 +15,40 @@ import typer
 
 from agent_memory_core import AgentMemoryError
 from agent_memory_core.cli import agents, cold, manager, models, scale, service, sessions, store
+from agent_memory_core.cli.bench import bench
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.connect import connect
+from agent_memory_core.cli.doctor import doctor
 from agent_memory_core.cli.options import err, out
 from agent_memory_core.cli.serve import serve
 from agent_memory_core.demos import pages, restart
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"agent-memory {version('agent-memory-mlx')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     help="Persistent KV-cache memory for LLM agents on MLX: conversations that continue after a restart.",
 )
+
+
+@app.callback()
+def _root(
+    show_it: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 app.command()(chat)
+app.command()(doctor)
+app.command()(bench)
 app.command()(serve)
 app.command()(connect)
 app.add_typer(service.app, name="service")
@@ -50,12 +72,6 @@ def demo(
     restart.run(out, picture)
 
 
-@app.command("version")
-def show_version() -> None:
-    """Print the version."""
-    out.print(version("agent-memory-mlx"))
-
-
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="The port on this machine.")] = 8501,
@@ -65,10 +81,14 @@ def ui(
 
 
 def main() -> None:
-    """Run the command line. An error of ours is printed as one sentence, without a traceback."""
+    """Run the command line.
+
+    It ends with 0 after success, 1 after an error, which is one sentence without a traceback, 2 where the command was
+    misspelled, and 130 after Ctrl-C.
+    """
     try:
         app(prog_name="agent-memory")
-    except AgentMemoryError as error:
+    except (AgentMemoryError, OSError) as error:
         err.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(1)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from agent_memory_core.cli.options import err, out
+from agent_memory_core.cli.formats import duration, print_json, size, table
+from agent_memory_core.cli.options import Json, err, out, read_line, say
 from agent_memory_core.manager import ManagedModel, ManagerConfig, ModelManager
 
 app = typer.Typer(
@@ -25,21 +25,36 @@ _MIB = 2**20
 
 
 @app.command()
-def check(config: ConfigFile) -> None:
+def check(config: ConfigFile, as_json: Json = False) -> None:
     """Check a configuration, and show what each model takes and which of them fit together. Loads nothing."""
     with ModelManager(ManagerConfig.from_file(config)) as manager:
         limit = manager.get_memory_usage()["limit_mb"]
-        table = Table("model", "type", "MiB", "priority", "idle s", "fits with", title=f"{limit} MiB in all")
-        names = manager.list_available_models()
-        for name in names:
-            model = manager.get_model(name, load=False).config
-            need = manager.estimate(name)
-            others = [o for o in names if o != name and need + manager.estimate(o) <= limit * _MIB]
-            fits = "nothing: too large" if need > limit * _MIB else ", ".join(others) or "no other"
-            idle = "never" if model.idle_limit is None else f"{model.idle_limit:g}"
-            priority = f"{model.memory_priority}{' pinned' if model.pinned else ''}"
-            table.add_row(name, model.type, f"{need / _MIB:.1f}", priority, idle, fits)
-    out.print(table)
+        needs = {name: manager.estimate(name) for name in manager.list_available_models()}
+        found = [_checked(manager, name, needs, limit) for name in needs]
+    if as_json:
+        print_json({"limit_mb": limit, "models": found})
+        return
+    rows = table("model", "type", "size", "priority", "idle", "fits with", title=f"{limit} MiB in all")
+    for model in found:
+        fits = "nothing: too large" if model["too_large"] else ", ".join(model["fits_with"]) or "no other"
+        idle = "never" if model["idle_seconds"] is None else f"{model['idle_seconds']:g} s"
+        priority = f"{model['priority']}{' pinned' if model['pinned'] else ''}"
+        rows.add_row(model["name"], model["type"], size(model["nbytes"]), priority, idle, fits)
+    out.print(rows)
+
+
+def _checked(manager: ModelManager, name: str, needs: dict[str, int], limit: int) -> dict[str, Any]:
+    config, need = manager.get_model(name, load=False).config, needs[name]
+    return {
+        "name": name,
+        "type": config.type,
+        "nbytes": need,
+        "priority": config.memory_priority,
+        "pinned": config.pinned,
+        "idle_seconds": config.idle_limit,
+        "too_large": need > limit * _MIB,
+        "fits_with": [other for other in needs if other != name and need + needs[other] <= limit * _MIB],
+    }
 
 
 @app.command()
@@ -53,16 +68,9 @@ def chat(
         with err.status(f"loading {name}"):
             model = manager.get_model(name)
         history: list[dict[str, str]] = []
-        while text := _read_line():
+        while text := read_line():
             history.append({"role": "user", "content": text})
             history.append({"role": "assistant", "content": _answer(model, history, session)})
-
-
-def _read_line() -> str:
-    try:
-        return out.input("[bold]> [/bold]", markup=True).strip()
-    except EOFError:
-        return ""
 
 
 def _answer(model: ManagedModel, history: list[dict[str, str]], session: str | None) -> str:
@@ -76,7 +84,7 @@ def _answer(model: ManagedModel, history: list[dict[str, str]], session: str | N
 
 
 @app.command()
-def load(name: Name, config: ConfigOption = Path("src/models/config.json")) -> None:
+def load(name: Name, config: ConfigOption = Path("src/models/config.json"), as_json: Json = False) -> None:
     """Load a model, unload it, and show what it took and what is left of that."""
     with ModelManager(config) as manager:
         before = manager.get_memory_usage()
@@ -85,13 +93,17 @@ def load(name: Name, config: ConfigOption = Path("src/models/config.json")) -> N
         loaded, stats = manager.get_memory_usage(), manager.get_model_stats()[name]
         manager.unload_model(name, force=True)
         after = manager.get_memory_usage()
-    table = Table("", "before", "loaded", "unloaded")
+    if as_json:
+        usage = {"before": before, "loaded": loaded, "unloaded": after}
+        print_json(usage | {"load_seconds": stats.load_seconds, "expected_bytes": estimate})
+        return
+    rows = table("", "before", "loaded", "unloaded", right=("before", "loaded", "unloaded"))
     for label, key in (
-        ("by the books, MiB", "total_mb"),
-        ("the process, MiB", "process_rss_mb"),
-        ("MLX in use, MiB", "mlx_active_mb"),
-        ("MLX kept, MiB", "mlx_cache_mb"),
+        ("by the books", "total_mb"),
+        ("the process", "process_rss_mb"),
+        ("MLX in use", "mlx_active_mb"),
+        ("MLX kept", "mlx_cache_mb"),
     ):
-        table.add_row(label, f"{before[key]:.1f}", f"{loaded[key]:.1f}", f"{after[key]:.1f}")
-    out.print(table)
-    out.print(f"loaded in {stats.load_seconds:.2f} s; {estimate / _MIB:.1f} MiB were expected.")
+        rows.add_row(label, *(size(usage[key] * _MIB) for usage in (before, loaded, after)))
+    out.print(rows)
+    say(f"loaded in {duration(stats.load_seconds)}; {size(estimate)} were expected.")

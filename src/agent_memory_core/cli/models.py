@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 import agent_memory_core as core
-from agent_memory_core.cli.options import err, out
+from agent_memory_core.cli.formats import print_json, size, table
+from agent_memory_core.cli.options import Json, err, out, say
 
 if TYPE_CHECKING:
-    from agent_memory_core import KnownValue, KvCost, ParityResult, Profile
+    from rich.table import Table
+
+    from agent_memory_core import KnownValue, KvCost, ModelDescription, ParityResult, Profile
 
 app = typer.Typer(no_args_is_help=True, help="Show, write and check what is known about a model.")
 
@@ -26,13 +28,16 @@ ModelArgument = Annotated[
 
 
 @app.command("list")
-def list_profiles() -> None:
+def list_profiles(as_json: Json = False) -> None:
     """List all profiles, in the order in which they are searched."""
-    table = Table("profile", "model", "layers", "KV heads", "head", "window", "from")
     profiles, errors = core.list_profiles()
-    for profile in profiles:
-        table.add_row(profile.name, profile.model_id, *_geometry_cells(profile), _folder(profile))
-    out.print(table)
+    if as_json:
+        print_json(profiles)
+    else:
+        rows = table("profile", "model", "layers", "KV heads", "head", "window", "from")
+        for profile in profiles:
+            rows.add_row(profile.name, profile.model_id, *_geometry_cells(profile), _folder(profile))
+        out.print(rows)
     for error in errors:
         err.print(f"error: {error}", style="red", soft_wrap=True)
     if errors:
@@ -45,25 +50,33 @@ def show(
     load: Annotated[
         bool, typer.Option("--load", help="Load the model and check its profile against it.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what is known about a model, where each value comes from, and how large its KV is."""
     with err.status(f"loading {model}" if load else "reading the profile"):
         found = core.describe_model(model, load=load)
+    if as_json:
+        print_json(found)
+    else:
+        _tell(found)
+
+
+def _tell(found: ModelDescription) -> None:
     if found.profile is not None:
-        _say(f"{found.profile.name}: {found.profile.path}")
+        say(f"{found.profile.name}: {found.profile.path}")
     out.print(_values("geometry", found.geometry))
     _note(found.contradictions)
     out.print(_values("setting", found.settings))
     if not found.costs:
-        _say("The profile does not tell enough to compute how large the KV is.")
+        say("The profile does not tell enough to compute how large the KV is.")
         return
     out.print(_costs(found.costs))
-    _say(
+    say(
         f"Sizes of stored KV, in blocks of {found.block_tokens} tokens. "
         "A running sequence always needs the memory shown for kv_bits none."
     )
     if found.keeps_states:
-        _say("Some layers also keep states or snapshots, which are stored whole and are not counted here.")
+        say("Some layers also keep states or snapshots, which are stored whole and are not counted here.")
 
 
 @app.command()
@@ -80,10 +93,10 @@ def new(
     """Write a profile for a model. The model is loaded to look at its caches."""
     with err.status(f"loading {model}"):
         written = core.write_profile(model, out_file, replace=force)
-    _say(f"wrote {written.path}, read it back and checked it against the model.")
+    say(f"wrote {written.path}, read it back and checked it against the model.")
     _note(written.contradictions)
     if not written.is_found:
-        _say(f"to use it: export AGENT_MEMORY_MODEL_CONFIGS={written.path.resolve().parent}")
+        say(f"to use it: export AGENT_MEMORY_MODEL_CONFIGS={written.path.resolve().parent}")
 
 
 @app.command()
@@ -93,25 +106,26 @@ def verify(
     forget: Annotated[
         bool, typer.Option("--forget", help="Compare nothing, and drop the recorded result.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check that batching and resuming do not change a model's logits. The result is recorded and used."""
     with core.AgentMemory(model=model) as memory:
         with err.status(f"loading {model}"):
             memory.load()
         if forget:
-            _say(_forgotten(memory.forget_verified()))
+            say(_forgotten(memory.forget_verified()))
             return
         with err.status("comparing logits"):
             result = memory.verify(blocks)
         folder = memory.config.cache_dir
-    out.print(_parity(result))
-    for sentence in _consequences(result, model):
-        _say(sentence)
-    _say(
-        f"recorded in {folder}."
-        if folder is not None
-        else "recorded nowhere: there is no folder for sessions."
-    )
+    if as_json:
+        print_json(result)
+    else:
+        out.print(_parity(result))
+        for sentence in _consequences(result, model):
+            say(sentence)
+        where = f"in {folder}" if folder is not None else "nowhere: there is no folder for sessions"
+        say(f"recorded {where}.")
     if not result.resumed:
         raise typer.Exit(1)
 
@@ -129,16 +143,12 @@ def random(
     folder = folder.expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise core.InvalidSetting(f"{folder} is there already and is not empty: give another folder.")
-    _say(f"wrote {write_random_model(folder, family, seed=seed)}")
-
-
-def _say(text: str) -> None:
-    out.print(text, soft_wrap=True)
+    say(f"wrote {write_random_model(folder, family, seed=seed)}")
 
 
 def _note(contradictions: Iterable[str]) -> None:
     for sentence in contradictions:
-        _say(f"note: {sentence}.")
+        say(f"note: {sentence}.")
 
 
 def _text(value: Any) -> str:
@@ -159,44 +169,38 @@ def _geometry_cells(profile: Profile) -> Iterable[str]:
 
 
 def _values(title: str, values: Iterable[KnownValue]) -> Table:
-    table = Table(title, "value", "from")
+    rows = table(title, "value", "from")
     for known in values:
-        table.add_row(known.name, _text(known.value), known.source)
-    return table
+        rows.add_row(known.name, _text(known.value), known.source)
+    return rows
 
 
 def _costs(costs: Iterable[KvCost]) -> Table:
-    table = Table("kv_bits", "memory per token", "disk per token", "window layers at most")
+    rows = table("kv_bits", "memory per token", "disk per token", "window layers at most")
     for cost in costs:
-        windows = _bytes(cost.windows) if cost.windows else "none"
-        table.add_row(
-            _text(cost.kv_bits), _bytes(cost.memory_per_token), _bytes(cost.disk_per_token), windows
-        )
-    return table
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 1024:,.2f} KiB"
+        windows = size(cost.windows) if cost.windows else "none"
+        rows.add_row(_text(cost.kv_bits), size(cost.memory_per_token), size(cost.disk_per_token), windows)
+    return rows
 
 
 def _parity(result: ParityResult) -> Table:
-    table = Table("compared", "gap", "floor", "limit", "result")
+    rows = table("compared", "gap", "floor", "limit", "result")
     limit = f"{result.limit:g}"
-    table.add_row(
+    rows.add_row(
         "in a batch and alone",
         _gap(result.batched_gap),
         _gap(result.batched_floor),
         limit,
         "equal" if result.batched else "one at a time",
     )
-    table.add_row(
+    rows.add_row(
         f"resumed and uninterrupted, at {result.boundaries} boundaries",
         _gap(result.resumed_gap),
         _gap(result.resumed_floor),
         limit,
         "equal" if result.resumed else "not stored",
     )
-    return table
+    return rows
 
 
 def _gap(gap: float | None) -> str:

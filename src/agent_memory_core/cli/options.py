@@ -1,4 +1,4 @@
-"""What the commands share: their options, where they print, and how they open a memory."""
+"""What the commands share: their options, where they print and read, and how they open a memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,27 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from agent_memory_core import AgentMemory, InvalidSetting
+from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
 
 out = Console(highlight=False, markup=False)
 err = Console(highlight=False, markup=False, stderr=True)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave; the others come from the environment, the profile and the defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _known_sessions(context: typer.Context, incomplete: str) -> list[str]:
+    """The ids that a shell proposes; none where the folder cannot be read."""
+    namespace = context.params.get("namespace") or "default"
+    try:
+        with stored_memory(cache_dir=context.params.get("cache_dir")) as memory:
+            found = [info.session_id for info in memory.sessions(namespace)]
+    except AgentMemoryError:
+        return []
+    return [name for name in found if name.startswith(incomplete)]
+
 
 Model = Annotated[
     str | None,
@@ -29,12 +46,30 @@ DiskBudget = Annotated[
     ),
 ]
 Namespace = Annotated[str, typer.Option(help="The namespace of the session. Namespaces share nothing.")]
-SessionId = Annotated[str, typer.Argument(help="The id of the session.", show_default=False)]
+SessionId = Annotated[
+    str,
+    typer.Argument(help="The id of the session.", show_default=False, autocompletion=_known_sessions),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that the user gave; the others come from the environment, the profile and the defaults."""
-    return {name: value for name, value in options.items() if value is not None}
+def say(text: str) -> None:
+    """Print a sentence, which the terminal itself wraps."""
+    out.print(text, soft_wrap=True)
+
+
+def fail(sentence: str) -> typer.Exit:
+    """Print what went wrong; raise the result to end with exit code 1."""
+    err.print(f"error: {sentence}", style="red", soft_wrap=True)
+    return typer.Exit(1)
+
+
+def read_line() -> str:
+    """What the user says next; empty at the end of the input."""
+    try:
+        return out.input("[bold]> [/bold]", markup=True).strip()
+    except EOFError:
+        return ""
 
 
 @contextmanager

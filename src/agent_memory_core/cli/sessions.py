@@ -7,9 +7,9 @@ import re
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from agent_memory_core.cli.options import CacheDir, Namespace, SessionId, out, stored_memory
+from agent_memory_core.cli.formats import ago, count, moment, print_json, size, table, with_moments
+from agent_memory_core.cli.options import CacheDir, Json, Namespace, SessionId, fail, out, say, stored_memory
 
 app = typer.Typer(no_args_is_help=True, help="List, show, pin and delete the sessions on disk.")
 
@@ -20,43 +20,44 @@ def list_sessions(
     namespace: Annotated[
         str | None, typer.Option(help="List only the sessions of this namespace.", show_default=False)
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """List all sessions on disk, the most recently used first."""
-    table = Table()
-    for name in ("session", "namespace", "model", "pinned", "last use"):
-        table.add_column(name)
-    for name in ("branches", "tokens", "MiB"):
-        table.add_column(name, justify="right")
     with stored_memory(cache_dir=cache_dir) as memory:
-        for info in memory.sessions(namespace):
-            table.add_row(
-                info.session_id,
-                info.namespace,
-                info.model,
-                "yes" if info.pinned else "",
-                _time(info.last_use),
-                str(info.branches),
-                str(info.tokens),
-                f"{info.nbytes / 2**20:.2f}",
-            )
-    out.print(table)
+        found = memory.sessions(namespace)
+    if as_json:
+        print_json(with_moments(found, *_MOMENTS))
+        return
+    rows = table("session", "namespace", "model", "last use", "tokens", "size", right=("tokens", "size"))
+    for info in found:
+        name = info.session_id + (" (pinned)" if info.pinned else "")
+        used, nbytes = ago(info.last_use), size(info.nbytes)
+        rows.add_row(name, info.namespace, info.model, used, f"{info.tokens:,}", nbytes)
+    out.print(rows)
 
 
 @app.command()
-def show(session: SessionId, cache_dir: CacheDir = None, namespace: Namespace = "default") -> None:
+def show(
+    session: SessionId, cache_dir: CacheDir = None, namespace: Namespace = "default", as_json: Json = False
+) -> None:
     """Show one session and its branches."""
     with stored_memory(cache_dir=cache_dir) as memory:
         branches = memory.branches(session, namespace)
         infos = [info for info in memory.sessions(namespace) if info.session_id == session]
+    if as_json:
+        (found,) = with_moments(infos, *_MOMENTS)
+        print_json(found | {"branches": with_moments(branches, *_MOMENTS)})
+        return
     for info in infos:
-        _say(
-            f"session {info.session_id!r} in namespace {info.namespace!r}, model {info.model}: {info.tokens} tokens, "
-            f"{info.nbytes / 2**20:.2f} MiB, last used {_time(info.last_use)}{', pinned' if info.pinned else ''}"
+        say(
+            f"session {info.session_id!r} in namespace {info.namespace!r}, model {info.model}: "
+            f"{count(info.tokens, 'token')}, {size(info.nbytes)}, "
+            f"last used {_moment(info.last_use)}{', pinned' if info.pinned else ''}"
         )
     for branch in branches:
-        _say(
-            f"branch {branch.branch_id}: {branch.tokens} tokens, the last answer begins at token "
-            f"{branch.prompt_tokens}, lane {branch.lane!r}, last used {_time(branch.last_use)}"
+        say(
+            f"branch {branch.branch_id}: {count(branch.tokens, 'token')}, the last answer begins at token "
+            f"{branch.prompt_tokens:,}, lane {branch.lane!r}, last used {_moment(branch.last_use)}"
         )
 
 
@@ -65,7 +66,9 @@ def forget(session: SessionId, cache_dir: CacheDir = None, namespace: Namespace 
     """Delete a session. Blocks that other sessions share stay."""
     with stored_memory(cache_dir=cache_dir) as memory:
         found = memory.forget(session, namespace)
-    _say(f"session {session!r} was deleted." if found else f"there was no session {session!r}.")
+    if not found:
+        raise fail(f"there is no session {session!r} in namespace {namespace!r}.")
+    say(f"session {session!r} was deleted.")
 
 
 @app.command("forget-namespace")
@@ -74,10 +77,8 @@ def forget_namespace(
 ) -> None:
     """Delete all sessions of a namespace, pinned ones too."""
     with stored_memory(cache_dir=cache_dir) as memory:
-        count = memory.forget_namespace(namespace)
-    one = count == 1
-    said = f"{count} session{'' if one else 's'} of namespace {namespace!r}"
-    _say(f"{said} {'was' if one else 'were'} deleted.")
+        number = memory.forget_namespace(namespace)
+    say(f"{count(number, 'session')} of namespace {namespace!r} {_were(number)} deleted.")
 
 
 @app.command()
@@ -90,18 +91,20 @@ def prune(
         str | None, typer.Option(help="Delete only sessions of this namespace.", show_default=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete the sessions that nobody has used for a time. Pinned ones stay."""
     age = _duration(older_than)
     with stored_memory(cache_dir=cache_dir) as memory:
         gone = memory.prune(age, namespace, dry_run=dry_run)
-        for info in gone:
-            _say(
-                f"session {info.session_id!r} in namespace {info.namespace!r}, last used {_time(info.last_use)}"
-            )
-    one = len(gone) == 1
-    done = "would be" if dry_run else "was" if one else "were"
-    _say(f"{len(gone)} session{'' if one else 's'} {done} deleted.")
+    if as_json:
+        print_json(with_moments(gone, *_MOMENTS))
+        return
+    for info in gone:
+        say(
+            f"session {info.session_id!r} in namespace {info.namespace!r}, last used {_moment(info.last_use)}"
+        )
+    say(f"{count(len(gone), 'session')} {'would be' if dry_run else _were(len(gone))} deleted.")
 
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -126,12 +129,15 @@ def pin(
     """Keep a session on disk even when the disk budget is full."""
     with stored_memory(cache_dir=cache_dir) as memory:
         memory.pin(session, namespace, pinned=not off)
-    _say(f"session {session!r} is {'no longer ' if off else ''}pinned.")
+    say(f"session {session!r} is {'no longer ' if off else ''}pinned.")
 
 
-def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+_MOMENTS = ("created", "last_use")
 
 
-def _say(text: str) -> None:
-    out.print(text, soft_wrap=True)
+def _moment(seconds: float) -> str:
+    return f"{moment(seconds)} ({ago(seconds)})"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"

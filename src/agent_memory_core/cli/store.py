@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from agent_memory_core import CheckReport
-from agent_memory_core.cli.options import CacheDir, DiskBudget, err, out, stored_memory
+from agent_memory_core.cli.formats import count, print_json, size
+from agent_memory_core.cli.options import CacheDir, DiskBudget, Json, err, say, stored_memory
 
 ProfileModel = Annotated[
     str | None,
@@ -24,21 +25,29 @@ def check(
     fix: Annotated[
         bool, typer.Option("--fix", help="Repair what can be repaired. Intact sessions are never deleted.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare every stored file with the catalog and its checksum, and say what was found."""
     opened = stored_memory(cache_dir=cache_dir, model=model, disk_budget_mb=disk_budget)
     with opened as memory, err.status("reading every block"):
         report = memory.check(fix=fix)
-    for line in _lines(report):
-        out.print(line, soft_wrap=True)
-    if fix and not report.clean:
-        out.print("what could be repaired was repaired.")
+    if as_json:
+        print_json(dataclasses.asdict(report) | {"clean": report.clean})
+    else:
+        _tell(report, fix)
     if not report.clean and not fix:
         raise typer.Exit(1)
 
 
+def _tell(report: CheckReport, fix: bool) -> None:
+    for line in _lines(report):
+        say(line)
+    if fix and not report.clean:
+        say("what could be repaired was repaired.")
+
+
 def _lines(report: CheckReport) -> Iterator[str]:
-    yield f"{report.files} sound files, {report.nbytes / 2**20:.2f} MiB"
+    yield f"{count(report.files, 'sound file')}, {size(report.nbytes)}"
     for key in report.missing:
         yield f"missing: the file of {key.hex()}"
     for path in report.damaged:
@@ -48,7 +57,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
     for sentence in report.catalog:
         yield f"catalog: {sentence}"
     if report.over_quota:
-        yield f"over the disk budget: {report.over_quota / 2**20:.2f} MiB, evicted when a turn needs room"
+        yield f"over the disk budget: {size(report.over_quota)}, evicted when a turn needs room"
     if report.unknown or report.leftovers:
         yield (
             f"harmless remains of a killed process: {len(report.unknown)} files that the catalog does not name, "
@@ -60,7 +69,20 @@ def _lines(report: CheckReport) -> Iterator[str]:
         yield "all is well"
 
 
-def stats(cache_dir: CacheDir = None, model: ProfileModel = None, disk_budget: DiskBudget = None) -> None:
-    """Print how much is stored and what the limits are, as JSON."""
+def stats(
+    cache_dir: CacheDir = None,
+    model: ProfileModel = None,
+    disk_budget: DiskBudget = None,
+    as_json: Json = False,
+) -> None:
+    """Show how much is stored and what the limits are."""
     with stored_memory(cache_dir=cache_dir, model=model, disk_budget_mb=disk_budget) as memory:
-        out.print_json(json.dumps(memory.stats().to_dict()["store"]))
+        store, folder = memory.stats().store, memory.config.cache_dir
+    if as_json:
+        print_json(dataclasses.asdict(store))
+        return
+    say(f"{folder}: {count(store.sessions, 'session')} with {count(store.branches, 'branch', 'branches')}")
+    say(f"{size(store.bytes)} in {count(store.files, 'file')}, of at most {size(store.quota)}")
+    say(f"{size(store.volume_free)} free on the volume, of which {size(store.min_free)} are left free")
+    if store.quarantined:
+        say(f"{count(store.quarantined, 'damaged file')} in the quarantine: agent-memory check says more")
