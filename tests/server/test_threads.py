@@ -147,8 +147,8 @@ def test_whoever_drops_a_namespace_drops_what_was_said_in_it(tmp_path: Path) -> 
 
 def test_a_thread_holds_the_system_prompt_and_the_tools(server: Running) -> None:
     thread = server.anthropic().beta.messages.thread(**MESSAGE, system="Be brief.", tools=[WEATHER])
-    first = thread.send([{"role": "user", "content": ADA}])
-    second = thread.send([{"role": "user", "content": NAME}])
+    first = thread.send({"role": "user", "content": ADA})
+    second = thread.send({"role": "user", "content": NAME})
     whole = server.anthropic().messages.create(
         **MESSAGE,
         system="Be brief.",
@@ -164,7 +164,7 @@ def test_a_thread_holds_the_system_prompt_and_the_tools(server: Running) -> None
     ]
     used = second.usage
     assert used.cache_read_input_tokens > first.usage.input_tokens
-    with thread.stream([{"role": "user", "content": "And now?"}]) as stream:
+    with thread.stream({"role": "user", "content": "And now?"}) as stream:
         third = stream.get_final_message()
     assert third.usage.cache_read_input_tokens > used.cache_read_input_tokens
 
