@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos test-clients check bench quality first-day wheels ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-gguf test-huggingface test-memos test-clients test-sdks check bench quality first-day wheels ecosystem reliability format clean
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -31,6 +31,7 @@ help:
 	@echo 'make test-huggingface  the tests of models of transformers; installs PyTorch'
 	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
 	@echo 'make test-clients  the agents for the command line, which npm installs, and the tests with them'
+	@echo 'make test-sdks    the frameworks and tools that call servers, and the tests with them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
@@ -107,6 +108,16 @@ test-clients: $(INSTALLED)
 	npm install --no-fund --no-audit --prefix $(CLIENTS) @anthropic-ai/claude-code@2 @openai/codex@0 opencode-ai@1
 	CLIENTS_FOLDER=$(CLIENTS) $(BIN)/python -m pytest tests/clients
 
+# LlamaIndex's client needs an older release of OpenAI's, so it runs apart from the others.
+SDKS := .venv-sdks/bin/python
+OPENAI_LIKE := .venv-openai-like/bin/python
+test-sdks: $(INSTALLED)
+	$(BIN)/python -m venv .venv-sdks
+	$(SDKS) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev,client-tests]'
+	$(BIN)/python -m venv .venv-openai-like
+	$(OPENAI_LIKE) -m pip install --quiet --disable-pip-version-check 'llama-index-llms-openai-like>=0.8,<1'
+	OPENAI_LIKE_PYTHON=$(OPENAI_LIKE) $(SDKS) -m pytest tests/clients/test_sdks.py tests/clients/test_openai_like.py
+
 reliability: $(INSTALLED)
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
@@ -142,7 +153,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos .clients build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos .venv-sdks .venv-openai-like .clients build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.
