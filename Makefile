@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -34,6 +34,8 @@ help:
 	@echo 'make test-memos   the tests inside MemOS, which has an environment of its own'
 	@echo 'make docs         the site of the documentation, in build/site; a warning is an error'
 	@echo 'make notebooks    run the notebooks and write what they print and draw into them'
+	@echo 'make test-clients  the agents for the command line, which npm installs, and the tests with them'
+	@echo 'make test-sdks    the frameworks and tools that call servers, and the tests with them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
@@ -133,6 +135,22 @@ test-memos: $(INSTALLED)
 	$(MEMOS) -m pip install --quiet --disable-pip-version-check 'MemoryOS==2.0.33' torch accelerate
 	$(BIN)/python tests/support/memos_config.py | $(MEMOS) tests/support/memos_check.py
 
+# Agents for the command line are published on npm; those whose package does not fit this machine are skipped.
+CLIENTS := .clients
+test-clients: $(INSTALLED)
+	npm install --no-fund --no-audit --prefix $(CLIENTS) @anthropic-ai/claude-code@2 @openai/codex@0 opencode-ai@1
+	CLIENTS_FOLDER=$(CLIENTS) $(BIN)/python -m pytest tests/clients
+
+# LlamaIndex's client needs an older release of OpenAI's, so it runs apart from the others.
+SDKS := .venv-sdks/bin/python
+OPENAI_LIKE := .venv-openai-like/bin/python
+test-sdks: $(INSTALLED)
+	$(BIN)/python -m venv .venv-sdks
+	$(SDKS) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev,client-tests]'
+	$(BIN)/python -m venv .venv-openai-like
+	$(OPENAI_LIKE) -m pip install --quiet --disable-pip-version-check 'llama-index-llms-openai-like>=0.8,<1'
+	OPENAI_LIKE_PYTHON=$(OPENAI_LIKE) $(SDKS) -m pytest tests/clients/test_sdks.py tests/clients/test_openai_like.py
+
 reliability: $(INSTALLED)
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
@@ -178,7 +196,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .venv-sdks .venv-openai-like .clients
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.

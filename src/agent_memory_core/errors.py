@@ -39,8 +39,9 @@ class InvalidRequest(AgentMemoryError, ValueError):
 class PromptTooLong(InvalidRequest):
     """The prompt can never fit, whatever else is freed.
 
-    ``prompt_tokens`` and ``limit`` tell how many tokens it has, and how many the context holds; both are None where the
-    context is not what it does not fit.
+    ``prompt_tokens`` and ``limit`` tell how many tokens it has (of one that is far too long only its beginning is
+    counted, and the rest estimated), and how many the context holds; both are None where the context is not what it
+    does not fit.
     """
 
     def __init__(self, *args: object, prompt_tokens: int | None = None, limit: int | None = None) -> None:

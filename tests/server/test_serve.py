@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,34 +14,10 @@ import httpx
 import openai
 import pytest
 from support.http_server import wait_until
+from support.server_process import command, running
 
-SRC = Path(__file__).parents[2] / "src"
 LONG = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000, "maxItems": 3000}
 ADA = {"role": "user", "content": "My name is Ada."}
-
-
-def command(*options: str, **variables: str) -> list[Any]:
-    environ = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(SRC), os.environ.get("PYTHONPATH", "")]),
-        **variables,
-    }
-    return [[sys.executable, "-m", "agent_memory_core", "serve", "--port", "0", *options], environ]
-
-
-@contextmanager
-def running(folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server process and its address."""
-    args, environ = command("--cache-dir", str(folder / "store"), **variables)
-    log = folder / "log"
-    with log.open("w") as stderr, subprocess.Popen(args, env=environ, stderr=stderr, cwd=folder) as process:
-        try:
-            wait_until(lambda: "running on" in log.read_text())
-            (url,) = re.findall(r"running on (\S+)", log.read_text())
-            wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
-            yield process, url
-        finally:
-            process.kill()
 
 
 @contextmanager

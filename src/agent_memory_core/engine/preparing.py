@@ -87,7 +87,10 @@ class Preparation:
         if count > self._context_length:
             raise PromptTooLong(
                 f"the prompt has more than {count} tokens in the first {length} of its {len(text)} characters, and the "
-                f"model's context holds {self._context_length}: shorten the conversation."
+                f"model's context holds {self._context_length}: shorten the conversation.",
+                # As many a character as in its beginning: agents shorten a conversation by what this is too much.
+                prompt_tokens=count * len(text) // length,
+                limit=self._context_length,
             )
 
 

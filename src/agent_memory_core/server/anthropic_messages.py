@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
-from uuid import uuid4
 
 from pydantic import Field
 
 from agent_memory_core import Delta, Message, TurnReport, Usage
 from agent_memory_core.adapter import measurements, unreadable_part
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
-from agent_memory_core.server.errors import INVALID, ApiError
+from agent_memory_core.server.errors import INVALID, THREAD_NOT_FOUND, ApiError
 from agent_memory_core.server.requests import (
     Asked,
     Body,
@@ -26,6 +25,7 @@ from agent_memory_core.server.requests import (
     refuse_part,
 )
 from agent_memory_core.server.sse import data
+from agent_memory_core.server.threads import Place, Wanted
 from agent_memory_core.server.turns import Admitted, Call
 
 PSEUDO_HEADER = "x-anthropic-"
@@ -35,7 +35,7 @@ PSEUDO_HEADER = "x-anthropic-"
 class CountBody(Body):
     """A request to count the tokens of a prompt."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=20_000)
+    messages: list[dict[str, Any]] = Field(max_length=20_000)
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=512)
     tool_choice: dict[str, Any] | None = None
@@ -54,6 +54,8 @@ class CountBody(Body):
         """
         choice, config = self.tool_choice or {}, self.output_config or {}
         messages = [*self._system(strip), *self._conversation()]
+        if not self.messages:
+            raise ApiError(INVALID, "messages: at least one message is required.", param="messages")
         last = messages[-1]
         return Asked(
             messages=messages,
@@ -98,6 +100,25 @@ class MessagesBody(CountBody):
     top_k: int | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
+    thread: dict[str, Any] | None = None
+    diagnostics: dict[str, Any] | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What it says of its thread."""
+        return Wanted(
+            "msg",
+            THREAD_NOT_FOUND,
+            previous=(self.thread or {}).get("previous_message_id"),
+            keeps=self.thread is not None,
+            outlines=self.diagnostics is not None,
+            compare=(self.diagnostics or {}).get("previous_message_id"),
+            held={"system": self.system, "tools": self.tools},
+        )
+
+    def going_on(self, place: Place) -> MessagesBody:
+        """The request with what the server holds of its thread."""
+        return self.model_copy(update={**place.held, "messages": [*place.earlier, *self.messages]})
 
     def asked(self, *, strip: bool) -> Asked:
         """The turn that is asked for; arguments and errors as above."""
@@ -232,9 +253,22 @@ def stop_of(report: TurnReport, context: int) -> dict[str, str | None]:
     return {"stop_reason": reason, "stop_sequence": report.stop_string}
 
 
-def _message(call: Call, **fields: Any) -> dict[str, Any]:
-    head = {"id": f"msg_{uuid4().hex}", "type": "message", "role": "assistant", "model": call.model}
-    return head | fields
+def _message(call: Call, place: Place, cached_tokens: int, **fields: Any) -> dict[str, Any]:
+    head = {"id": place.answer_id, "type": "message", "role": "assistant", "model": call.model}
+    finding = place.finding(call, cached_tokens)
+    return head | {"diagnostics": finding.anthropic() if finding else None} | fields
+
+
+def _keep(call: Call, answer: Answer, body: MessagesBody, place: Place) -> None:
+    """Keep an answer if its request wants it to be."""
+    content = [_block(piece) for piece in answer.pieces]
+    place.keep(
+        call,
+        body.messages,
+        [{"role": "assistant", "content": content}],
+        answer.ended.usage,
+        {"id": place.answer_id},
+    )
 
 
 def _block(piece: Piece) -> dict[str, Any]:
@@ -251,11 +285,14 @@ def _signature(thought: str) -> str:
     return hashlib.sha256(thought.encode(errors="replace")).hexdigest()
 
 
-def whole(call: Call, answer: Answer) -> dict[str, Any]:
+def whole(call: Call, answer: Answer, body: MessagesBody, place: Place) -> dict[str, Any]:
     """A message."""
     report = answer.ended
+    _keep(call, answer, body, place)
     return _message(
         call,
+        place,
+        report.usage.cache_read,
         content=[_block(piece) for piece in answer.pieces],
         usage=usage(report.usage, is_kept=call.is_kept),
         agent_memory=measurements(report),
@@ -266,11 +303,9 @@ def whole(call: Call, answer: Answer) -> dict[str, Any]:
 class MessageWriter:
     """Streams a message: its start, each block from start to stop, its end."""
 
-    def __init__(self, call: Call) -> None:
-        self._call, self._reader = call, PieceReader()
-        self._open: tuple[str, str] | None = None
-        self._index = -1
-        self._thought = ""
+    def __init__(self, call: Call, body: MessagesBody, place: Place) -> None:
+        self._call, self._body, self._place = call, body, place
+        self._reader, self._answer = PieceReader(), Answer()
 
     def begin(self) -> Iterator[bytes]:
         """Nothing: the start of a message tells how much was in the cache."""
@@ -280,7 +315,7 @@ class MessageWriter:
         """The start of the message."""
         counted = usage(Usage(event.prompt_tokens, 1, event.cached_tokens), is_kept=self._call.is_kept)
         empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": counted}
-        yield _event("message_start", message=_message(self._call, **empty))
+        yield _event("message_start", message=_message(self._call, self._place, event.cached_tokens, **empty))
 
     def silence(self) -> Iterator[bytes]:
         """A ping."""
@@ -289,13 +324,18 @@ class MessageWriter:
     def delta(self, delta: Delta) -> Iterator[bytes]:
         """The pieces of a delta, each in its block; a block ends where another begins."""
         for piece in self._reader.read(delta):
-            if (piece.kind, piece.call_id) != self._open:
+            begins = not self._answer.continues(piece)
+            if begins:
                 yield from self._close()
+            self._answer.add(piece)
+            if begins:
                 yield from self._begin(piece)
             if piece.text:
                 yield self._add(piece)
         if delta.report is not None:
             yield from self._close()
+            self._answer.report = delta.report
+            _keep(self._call, self._answer, self._body, self._place)
             counted = usage(delta.report.usage, is_kept=self._call.is_kept)
             yield _event(
                 "message_delta",
@@ -310,25 +350,27 @@ class MessageWriter:
         yield data(error.anthropic(), "error")
 
     def _begin(self, piece: Piece) -> Iterator[bytes]:
-        self._open, self._index, self._thought = (piece.kind, piece.call_id), self._index + 1, ""
         block = _block(piece._replace(text="")) | ({"signature": ""} if piece.kind == "reasoning" else {})
         yield _event("content_block_start", index=self._index, content_block=block)
 
     def _add(self, piece: Piece) -> bytes:
         if piece.kind == "reasoning":
-            self._thought += piece.text
             return self._delta("thinking_delta", thinking=piece.text)
         if piece.kind == "text":
             return self._delta("text_delta", text=piece.text)
         return self._delta("input_json_delta", partial_json=piece.text)
 
     def _close(self) -> Iterator[bytes]:
-        if self._open is None:
+        if not self._answer.pieces:
             return
-        if self._open[0] == "reasoning":
-            yield self._delta("signature_delta", signature=_signature(self._thought))
+        last = self._answer.pieces[-1]
+        if last.kind == "reasoning":
+            yield self._delta("signature_delta", signature=_signature(last.text))
         yield _event("content_block_stop", index=self._index)
-        self._open = None
+
+    @property
+    def _index(self) -> int:
+        return len(self._answer.pieces) - 1
 
     def _delta(self, kind: str, **fields: str) -> bytes:
         return _event("content_block_delta", index=self._index, delta={"type": kind, **fields})

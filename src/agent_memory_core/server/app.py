@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 
 from agent_memory_core import AgentMemory
-from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
+from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions
 from agent_memory_core.server.admin import Admin
 from agent_memory_core.server.agents_api import AgentPaths
 from agent_memory_core.server.errors import (
@@ -28,8 +28,7 @@ from agent_memory_core.server.errors import (
 )
 from agent_memory_core.server.gate import Gate, speaks_anthropic
 from agent_memory_core.server.host import OpenModel
-from agent_memory_core.server.openai_responses import ResponsesBody
-from agent_memory_core.server.responses_writer import ResponseWriter
+from agent_memory_core.server.responses_api import ResponsePaths
 from agent_memory_core.server.serving import Server, json_response
 from agent_memory_core.server.settings import ServerSettings
 
@@ -81,7 +80,7 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     Admin(server).add_to(app)
     AgentPaths(server).add_to(app)
     _add_completions(app, server)
-    _add_responses(app, server)
+    ResponsePaths(server).add_to(app)
     _add_messages(app, server)
 
 
@@ -99,26 +98,16 @@ def _add_completions(app: FastAPI, server: Server) -> None:
     both(app, "/completions", complete)
 
 
-def _add_responses(app: FastAPI, server: Server) -> None:
-    async def respond(request: Request, body: ResponsesBody) -> Response:
-        call = server.asked(request, body, body.asked, stream=bool(body.stream))
-        whole, writer = partial(responses_writer.whole, body=body), partial(ResponseWriter, body=body)
-        return await server.run(request, call, whole, writer)
-
-    async def count(request: Request, body: ResponsesBody) -> dict[str, Any]:
-        tokens = await server.count(server.asked(request, body, body.asked, stream=False))
-        return {"object": "response.input_tokens", "input_tokens": tokens}
-
-    both(app, "/responses", respond)
-    both(app, "/responses/input_tokens", count)
-
-
 def _add_messages(app: FastAPI, server: Server) -> None:
     strip = server.settings.strip_pseudo_headers
 
     async def message(request: Request, body: anthropic_messages.MessagesBody) -> Response:
-        call = server.asked(request, body, partial(body.asked, strip=strip), stream=bool(body.stream))
-        return await server.run(request, call, anthropic_messages.whole, anthropic_messages.MessageWriter)
+        whole, writer = anthropic_messages.whole, anthropic_messages.MessageWriter
+        place = await server.threads.place(request.state.tenant.namespace, body.wanted)
+        asked = partial(body.going_on(place).asked, strip=strip)
+        call = server.asked(request, body, asked, place.session_id, stream=bool(body.stream))
+        in_place = partial(whole, body=body, place=place)
+        return await server.run(request, call, in_place, partial(writer, body=body, place=place))
 
     async def count(request: Request, body: anthropic_messages.CountBody) -> dict[str, int]:
         call = server.asked(request, body, partial(body.asked, strip=strip), stream=False)

@@ -38,6 +38,7 @@ TOO_LONG = Kind(400, "invalid_request_error", "context_length_exceeded", "invali
 PREVIOUS_NOT_FOUND = Kind(
     400, "invalid_request_error", "previous_response_not_found", "invalid_request_error"
 )
+THREAD_NOT_FOUND = Kind(404, "invalid_request_error", "thread_not_found", "not_found_error")
 UNAUTHORIZED = Kind(401, "invalid_request_error", "invalid_api_key", "authentication_error")
 FORBIDDEN = Kind(403, "invalid_request_error", "forbidden", "permission_error")
 NOT_FOUND = Kind(404, "invalid_request_error", "not_found", "not_found_error")
@@ -104,7 +105,10 @@ class ApiError(Exception):
         if self.kind is TOO_LONG:
             count = f"{self.tokens[0]} tokens > {self.tokens[1]} maximum" if self.tokens else message
             message = f"prompt is too long: {count}"
-        error = {"type": self.kind.anthropic_type, "message": message}
+        error: dict[str, Any] = {"type": self.kind.anthropic_type, "message": message}
+        if self.kind is THREAD_NOT_FOUND:
+            # Anthropic's client sends the whole conversation again when it reads this.
+            error["details"] = {"error_code": self.kind.openai_code}
         return {"type": "error", "error": error, "request_id": request_id}
 
     def headers(self) -> dict[str, str]:

@@ -1,13 +1,11 @@
-"""Requests of OpenAI's responses, https://platform.openai.com/docs/api-reference/responses.
-
-Nothing is kept here between two requests but what the model has read: the client sends its whole input each time.
-"""
+"""Requests of OpenAI's responses, https://platform.openai.com/docs/api-reference/responses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from pydantic import Field
 
@@ -16,6 +14,7 @@ from agent_memory_core.adapter import to_response_schema
 from agent_memory_core.server.errors import INVALID, PREVIOUS_NOT_FOUND, UNSUPPORTED, ApiError
 from agent_memory_core.server.openai_chat import ROLES, TEXTS
 from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
+from agent_memory_core.server.threads import Wanted
 from agent_memory_core.server.tool_choice import allowed_tools, full_name
 
 FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
@@ -70,7 +69,9 @@ class ResponsesBody(Body):
     stream: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None
-    conversation: Any = None
+    conversation: str | dict[str, Any] | None = None
+    store: bool | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
 
     def read_tools(self) -> Tools:
@@ -80,8 +81,40 @@ class ResponsesBody(Body):
             tools.add(tool, f"tools.{index}")
         return tools
 
-    def asked(self) -> Asked:
+    @property
+    def wanted(self) -> Wanted:
+        """What it says of its conversation.
+
+        Raises:
+            ApiError: it names two.
+        """
+        if self.previous_response_id is not None and self.conversation is not None:
+            raise ApiError(
+                INVALID,
+                "previous_response_id and conversation exclude each other: give one of them.",
+                param="conversation",
+            )
+        named = self.conversation
+        return Wanted(
+            "resp",
+            PREVIOUS_NOT_FOUND,
+            previous=self.previous_response_id,
+            conversation=str(named.get("id")) if isinstance(named, dict) else named,
+            keeps=self.store is not False,
+            compare=(self.prompt_cache_options or {}).get("comparison_response_id"),
+        )
+
+    def items(self) -> list[dict[str, Any]]:
+        """The input as items, each with an id."""
+        if isinstance(self.input, str):
+            return with_ids([{"type": "message", "role": "user", "content": self.input}])
+        return with_ids(self.input)
+
+    def asked(self, earlier: Sequence[dict[str, Any]] = ()) -> Asked:
         """The turn that is asked for.
+
+        Args:
+            earlier: items that the server holds and the request goes on from.
 
         Raises:
             ApiError: a part of the request cannot be used.
@@ -94,7 +127,7 @@ class ResponsesBody(Body):
         if self.max_output_tokens is not None:
             sampling["max_tokens"] = self.max_output_tokens
         return Asked(
-            messages=[*leading, *self._messages()],
+            messages=[*leading, *_messages([*earlier, *self.items()], len(earlier))],
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls,
@@ -104,30 +137,38 @@ class ResponsesBody(Body):
         )
 
     def _check(self) -> None:
-        if self.previous_response_id is not None:
-            raise ApiError(
-                PREVIOUS_NOT_FOUND,
-                f"Previous response with id {self.previous_response_id!r} not found: this server keeps none, send the "
-                "whole input.",
-                param="previous_response_id",
-            )
-        for name in ("conversation", "background", "top_logprobs"):
+        for name in ("background", "top_logprobs"):
             if getattr(self, name):
                 raise ApiError(
                     UNSUPPORTED, f"{name} is not supported by this server: leave it out.", param=name
                 )
 
-    def _messages(self) -> list[Message]:
-        if isinstance(self.input, str):
-            return [Message("user", self.input)]
-        messages: list[Message] = []
-        for index, item in enumerate(self.input):
-            for message in _read(item, f"input.{index}"):
-                if message.role == "assistant" and messages and messages[-1].role == "assistant":
-                    messages[-1] = _together(messages[-1], message)
-                else:
-                    messages.append(message)
-        return messages
+
+def with_ids(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items of which each has an id and a type."""
+    return [{"id": f"item_{uuid4().hex}", "type": "message", **item} for item in items]
+
+
+def as_listed(item: dict[str, Any]) -> dict[str, Any]:
+    """An item as lists of items have it: the content of a message in parts, and a status."""
+    content = item.get("content")
+    if item["type"] == "message" and isinstance(content, str):
+        kind = "output_text" if item.get("role") == "assistant" else "input_text"
+        content = [{"type": kind, "text": content, "annotations": [], "logprobs": []}]
+        item = item | {"content": content}
+    return {"status": "completed", **item}
+
+
+def _messages(items: Sequence[dict[str, Any]], held: int) -> list[Message]:
+    """The messages of all items, of which the first ``held`` are not the request's own."""
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        for message in _read(item, f"input.{index - held}"):
+            if message.role == "assistant" and messages and messages[-1].role == "assistant":
+                messages[-1] = _together(messages[-1], message)
+            else:
+                messages.append(message)
+    return messages
 
 
 def _read(item: Mapping[str, Any], place: str) -> Iterator[Message]:

@@ -15,6 +15,7 @@ from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import ApiError
 from agent_memory_core.server.openai_responses import ResponsesBody, WireTool
 from agent_memory_core.server.sse import data
+from agent_memory_core.server.threads import Place
 from agent_memory_core.server.turns import Admitted, Call
 
 _PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
@@ -35,10 +36,12 @@ def usage(counted: Usage) -> dict[str, Any]:
 class Response:
     """One response: the fields that repeat the request, and the items of its output."""
 
-    def __init__(self, call: Call, body: ResponsesBody) -> None:
+    def __init__(self, call: Call, body: ResponsesBody, place: Place) -> None:
+        self._call, self._body, self._place = call, body, place
         self._tools = body.read_tools().wire
+        conversation = place.conversation
         self._head: dict[str, Any] = {
-            "id": f"resp_{uuid4().hex}",
+            "id": place.answer_id,
             "object": "response",
             "created_at": int(time.time()),
             "status": "in_progress",
@@ -50,9 +53,10 @@ class Response:
             "model": call.model,
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
+            "conversation": {"id": conversation.id} if conversation else None,
             "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
-            "store": False,
+            "store": place.is_kept,
             "temperature": body.temperature,
             "text": body.text or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
@@ -67,16 +71,20 @@ class Response:
         return self._head
 
     def ended(self, output: list[dict[str, Any]], report: TurnReport) -> dict[str, Any]:
-        """The whole response."""
+        """The whole response, which is kept if the request wants it to be."""
         is_cut = report.finish_reason == "length"
-        return self._head | {
+        finding = self._place.finding(self._call, report.usage.cache_read)
+        said = self._head | {
             "status": "incomplete" if is_cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "completed_at": int(time.time()),
             "output": output,
             "usage": usage(report.usage),
+            "prompt_cache_diagnostics": finding.openai() if finding else None,
             "agent_memory": measurements(report),
         }
+        self._place.keep(self._call, self._body.items(), output, report.usage, said)
+        return said
 
     def failed(self, output: list[dict[str, Any]], error: ApiError) -> dict[str, Any]:
         """The response, as far as it came."""
@@ -124,9 +132,9 @@ def new_item_id(piece: Piece) -> str:
     return f"{_PREFIXES[piece.kind]}_{uuid4().hex}"
 
 
-def whole(call: Call, answer: Answer, body: ResponsesBody) -> dict[str, Any]:
+def whole(call: Call, answer: Answer, body: ResponsesBody, place: Place) -> dict[str, Any]:
     """A response."""
-    response = Response(call, body)
+    response = Response(call, body, place)
     output = [response.item(piece, new_item_id(piece)) for piece in answer.pieces]
     return response.ended(output, answer.ended)
 
@@ -134,8 +142,8 @@ def whole(call: Call, answer: Answer, body: ResponsesBody) -> dict[str, Any]:
 class ResponseWriter:
     """Streams a response: each item from added to done, and at the end the whole."""
 
-    def __init__(self, call: Call, body: ResponsesBody) -> None:
-        self._response, self._reader = Response(call, body), PieceReader()
+    def __init__(self, call: Call, body: ResponsesBody, place: Place) -> None:
+        self._response, self._reader = Response(call, body, place), PieceReader()
         self._numbers = itertools.count()
         self._output: list[dict[str, Any]] = []
         self._answer = Answer()

@@ -23,10 +23,12 @@ from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.rates import Rates
+from agent_memory_core.server.records import Records
 from agent_memory_core.server.requests import Asked, Body, Client, Reader
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.sse import EventStream, Writer, encoded
+from agent_memory_core.server.threads import Threads
 from agent_memory_core.server.turns import Call, Turns
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ class Server:
         self.health = Health(self.host, self.turns)
         self.reader = Reader(self.host, settings)
         self.rates = Rates(settings)
+        self.records = Records(self.host, settings.keep_days)
+        self.threads = Threads(self.records)
         self.metrics = Metrics(self.host, self.turns, settings.metrics_dialect)
         self.on_failure: Callable[[], None] = lambda: None
         """What is done where the model cannot be loaded."""
@@ -94,6 +98,7 @@ class Server:
         """Stop watching the memory."""
         self.turns.close()
         self.metrics.close()
+        self.records.close()
         self.host.close()
 
     async def run(
@@ -129,17 +134,19 @@ class Server:
         except AgentMemoryError as error:
             raise from_core(error) from error
 
-    def client(self, request: Request, body: Body) -> Client:
-        """Who asks."""
+    def client(self, request: Request, body: Body, thread: str = "") -> Client:
+        """Who asks. ``thread`` is the session of a conversation that the server holds."""
         state = request.state
         said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
-        return Client(state.tenant.namespace, session_of(state.headers, said))
+        return Client(state.tenant.namespace, session_of(state.headers, said, thread))
 
-    def asked(self, request: Request, body: Body, asked: Callable[[], Asked], **more: Any) -> Call:
+    def asked(
+        self, request: Request, body: Body, asked: Callable[[], Asked], thread: str = "", **more: Any
+    ) -> Call:
         """The call of a request in any dialect."""
         self.catalog.check(body.model)
         try:
-            return self.reader.call(asked(), body, self.client(request, body), **more)
+            return self.reader.call(asked(), body, self.client(request, body, thread), **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
 

@@ -39,20 +39,22 @@ class Session(NamedTuple):
     """Where the name was found; "none" where there was none."""
 
 
-def session_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> Session:
+def session_of(headers: Mapping[str, str], body: Mapping[str, Any], thread: str = "") -> Session:
     """The session of a request: the first name that is there.
 
     Args:
         headers: with lower-case names.
         body: the request's JSON object.
+        thread: the session of the conversation that the request goes on with.
     """
-    found = next((Session(name, source) for name, source in _names(headers, body) if name), None)
+    found = next((Session(name, source) for name, source in _names(headers, body, thread) if name), None)
     return found or Session(None, "none")
 
 
-def _names(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _names(headers: Mapping[str, str], body: Mapping[str, Any], thread: str) -> Iterator[tuple[str, str]]:
     yield headers.get(OWN_HEADER, ""), f"header {OWN_HEADER}"
     yield _text(body.get("session_id")), "body session_id"
+    yield thread, "thread"
     for name in CLIENT_HEADERS:
         yield headers.get(name, ""), f"header {name}"
     yield _text(body.get("prompt_cache_key")), "body prompt_cache_key"

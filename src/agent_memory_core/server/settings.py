@@ -107,6 +107,11 @@ class ServerSettings(BaseSettings):
         default="1000/minute",
         description="Most turns of one key, such as 1000/minute, where keys are asked for.",
     )
+    keep_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="Days for which conversations are held that a later request may go on with by an id.",
+    )
     max_body_mb: float = Field(default=32.0, gt=0, description="Most MiB of a request.")
     body_timeout: float = Field(
         default=30.0, gt=0, description="Seconds within which a request must have arrived."
