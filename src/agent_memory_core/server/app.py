@@ -32,6 +32,7 @@ from agent_memory_core.server.openai_responses import ResponsesBody
 from agent_memory_core.server.responses_writer import ResponseWriter
 from agent_memory_core.server.serving import Server, json_response
 from agent_memory_core.server.settings import ServerSettings
+from agent_memory_core.server.ui import add_page
 
 
 def create_app(
@@ -79,6 +80,7 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.catalog.add_to(app)
     server.metrics.add_to(app)
     Admin(server).add_to(app)
+    add_page(app)
     AgentPaths(server).add_to(app)
     _add_completions(app, server)
     _add_responses(app, server)

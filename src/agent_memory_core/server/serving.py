@@ -23,6 +23,7 @@ from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.rates import Rates
+from agent_memory_core.server.recent import RecentTurns
 from agent_memory_core.server.requests import Asked, Body, Client, Reader
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
@@ -47,6 +48,7 @@ class Server:
         self.reader = Reader(self.host, settings)
         self.rates = Rates(settings)
         self.metrics = Metrics(self.host, self.turns, settings.metrics_dialect)
+        self.recent = RecentTurns(self.host)
         self.on_failure: Callable[[], None] = lambda: None
         """What is done where the model cannot be loaded."""
         self.read_settings: Callable[[], ServerSettings] = lambda: settings
@@ -94,6 +96,7 @@ class Server:
         """Stop watching the memory."""
         self.turns.close()
         self.metrics.close()
+        self.recent.close()
         self.host.close()
 
     async def run(
@@ -142,6 +145,14 @@ class Server:
             return self.reader.call(asked(), body, self.client(request, body), **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """The result of what may wait for a disk, off the event loop; an error of the core as one for a client."""
+    try:
+        return await asyncio.to_thread(work)
+    except AgentMemoryError as error:
+        raise from_core(error) from error
 
 
 def json_response(value: dict[str, Any], headers: dict[str, str], status: int = 200) -> Response:
