@@ -297,7 +297,7 @@ async def test_coroutines_have_twins(random_service: CoordinationService) -> Non
     with pytest.raises(SessionNotFound):
         await random_service.aturn("nobody")
     async for _ in (stream := random_service.astream_turn(statuses[1].session_id)):
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         break
     assert (await random_service.aget(statuses[1].session_id)).turn == 2
 

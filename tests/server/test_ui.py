@@ -102,7 +102,7 @@ def test_what_the_page_shows_is_what_the_server_counts(tab: Tab, run: Running) -
             {"role": "user", "content": "My name?"},
         )
         row(tab, "ada").wait_for()
-        tab.page.wait_for_function("document.querySelectorAll('#plot .u-legend .u-series').length === 4")
+        tab.page.locator("#plot .u-legend .u-series").nth(3).wait_for()
         run.memory.flush()
         stats = client.get("/admin/stats").json()
         (session,) = (s for s in client.get("/admin/caches").json()["sessions"] if s["session_id"] == "ada")

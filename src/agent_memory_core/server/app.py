@@ -17,6 +17,7 @@ from agent_memory_core import AgentMemory
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions, responses_writer
 from agent_memory_core.server.admin import Admin
 from agent_memory_core.server.agents_api import AgentPaths
+from agent_memory_core.server.coordination_api import CoordinationPaths
 from agent_memory_core.server.errors import (
     FAULT,
     FORBIDDEN,
@@ -82,6 +83,7 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     Admin(server).add_to(app)
     add_page(app)
     AgentPaths(server).add_to(app)
+    CoordinationPaths(server).add_to(app)
     _add_completions(app, server)
     _add_responses(app, server)
     _add_messages(app, server)

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
+from agent_memory_core.server.coordination import Talks
 from agent_memory_core.server.errors import (
     GONE,
     ApiError,
@@ -49,6 +50,7 @@ class Server:
         self.rates = Rates(settings)
         self.metrics = Metrics(self.host, self.turns, settings.metrics_dialect)
         self.recent = RecentTurns(self.host)
+        self.talks = Talks(self.host, settings)
         self.on_failure: Callable[[], None] = lambda: None
         """What is done where the model cannot be loaded."""
         self.read_settings: Callable[[], ServerSettings] = lambda: settings
@@ -97,6 +99,7 @@ class Server:
         self.turns.close()
         self.metrics.close()
         self.recent.close()
+        self.talks.close()
         self.host.close()
 
     async def run(
