@@ -26,7 +26,7 @@ from agent_memory_core.manager.manager import EVENTS
 CONFIG_VARIABLE = "AGENT_MEMORY_MANAGER_CONFIG"
 """The same as of `agent-memory manager`."""
 
-ROOM = 240
+ROOM = 160
 """MiB for the models where no configuration is given: two of them fit, and a third one makes one of them leave."""
 
 MODELS = tuple(
@@ -37,6 +37,7 @@ MODELS = tuple(
         memory_priority=priority,
         context_length=context,
         max_idle_time=None,
+        parameters={"memory_budget_mb": 64},
     )
     for name, priority, context in (("planner", 1, 8192), ("writer", 3, 4096), ("critic", 5, 2048))
 )
