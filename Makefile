@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -43,6 +43,7 @@ help:
 	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
 	@echo 'make dist         the distributions, in dist'
 	@echo 'make wheels       whether pip finds all packages for a Mac, without installing them'
+	@echo 'make pictures     take the pictures of the pages that the documentation shows; needs Chromium'
 	@echo 'make format       rewrite the sources as make check wants them'
 	@echo 'make clean        remove what the other targets made'
 
@@ -174,6 +175,9 @@ quality: $(INSTALLED)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/quality_plot.py
 	$(BIN)/python benchmarks/report.py
+
+pictures: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python tests/support/pictures.py
 
 MODEL ?= tiny-chat
 first-day: $(INSTALLED)

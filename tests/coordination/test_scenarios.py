@@ -56,16 +56,16 @@ def run_and_kill(folder: Path, phases: int) -> None:
 
 @pytest.fixture(scope="module")
 def killed_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a dilemma that ran in two processes, each killed with SIGKILL after two phases."""
+    """The folder of a dilemma that ran in two processes, each killed with SIGKILL after some phases."""
     folder = tmp_path_factory.mktemp("dilemma")
     run_and_kill(folder, 2)
-    run_and_kill(folder, 2)
+    run_and_kill(folder, 3)
     return folder
 
 
 def test_a_secret_of_the_first_phase_is_known_in_the_last_one_after_a_kill(killed_twice: Path) -> None:
     run = Transcript.model_validate_json((killed_twice / "transcript.json").read_text())
-    assert [record.name for record in run.phases] == ["room_a", "room_b", "yard", "reckoning"]
+    assert [record.name for record in run.phases] == ["room_a", "room_b", "yard", "offer", "reckoning"]
     assert "4821" in run.phases[-1].events[-1].content
     assert "4821" not in str(run.phases[1].events)
 

@@ -297,14 +297,16 @@ async def test_coroutines_have_twins(random_service: CoordinationService) -> Non
     with pytest.raises(SessionNotFound):
         await random_service.aturn("nobody")
     async for _ in (stream := random_service.astream_turn(statuses[1].session_id)):
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         break
     assert (await random_service.aget(statuses[1].session_id)).turn == 2
 
 
-def test_an_agent_may_have_a_model_of_its_own(memory: AgentMemory, random_memory: AgentMemory) -> None:
+def test_an_agent_may_have_a_model_of_its_own(
+    memory: AgentMemory, random_memory: AgentMemory, tmp_path: Path
+) -> None:
     agents = [{"agent_id": "ann"}, {"agent_id": "bob", "model": "random"}]
-    with CoordinationService(memory, ":memory:", models={"random": random_memory}) as service:
+    with CoordinationService(memory, tmp_path / "talk.db", models={"random": random_memory}) as service:
         sid = service.create_session({"agents": agents, "sampling": {"max_tokens": 8}}).session_id
         assert len(service.round(sid)) == 2
         with pytest.raises(InvalidRequest, match="'nothing'"):

@@ -92,6 +92,26 @@ def test_sessions_are_listed_released_and_deleted_only_when_confirmed(admin: htt
     assert names() == []
 
 
+def test_sessions_are_pinned_and_forked_and_say_what_their_last_turn_did(admin: httpx.Client) -> None:
+    admin.post("/v1/chat/completions", json=CHAT | {"session_id": "kept"})
+    before = {s["session_id"]: s for s in admin.get("/admin/caches").json()["sessions"]}["kept"]
+    owner = {"namespace": before["namespace"], "session_id": "kept"}
+    turn = admin.get("/admin/turns").json()["turns"][-1]
+    assert before["last_turn"] == turn
+    assert (turn["session_id"], turn["completion_tokens"]) == ("kept", 4)
+    assert turn["total_seconds"] >= turn["time_to_first_token"] > 0
+    assert admin.post("/admin/caches/pin", json=owner).json()["pinned"]
+    assert admin.post("/admin/caches/fork", json=owner | {"new_session_id": "copy"}).status_code == 200
+    assert admin.post("/admin/caches/fork", json=owner | {"new_session_id": "copy"}).status_code == 400
+    assert admin.post("/admin/caches/pin", json=owner | {"session_id": "nobody"}).status_code == 404
+    after = {s["session_id"]: s for s in admin.get("/admin/caches").json()["sessions"]}
+    assert (after["kept"]["pinned"], after["copy"]["last_turn"]) == (True, None)
+    assert after["copy"]["tokens"] == after["kept"]["tokens"]
+    admin.request(
+        "DELETE", "/admin/caches", json=owner | {"scope": "all", "session_id": None, "confirm": True}
+    )
+
+
 def test_a_seed_makes_answers_that_repeat(admin: httpx.Client) -> None:
     body = CHAT | {"temperature": 1.5, "max_tokens": 12}
 

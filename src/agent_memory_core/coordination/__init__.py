@@ -16,6 +16,7 @@ from agent_memory_core.coordination.scenario import (
     route,
     run_phase,
     run_scenario,
+    stream_phase,
 )
 from agent_memory_core.coordination.service import CoordinationService
 from agent_memory_core.coordination.session import Step, Token, TurnComplete, TurnStart
@@ -63,6 +64,7 @@ __all__ = [
     "session_name",
     "spoken_data",
     "spoken_of",
+    "stream_phase",
     "tell",
     "upcoming",
     "view",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -27,10 +27,10 @@ def asynchronous(
 
 def streamed(
     call: Callable[Concatenate[S, P], Generator[R, None, None]],
-) -> Callable[Concatenate[S, P], AsyncIterator[R]]:
+) -> Callable[Concatenate[S, P], AsyncGenerator[R, None]]:
     """The twin of a method that gives steps. Closed, or with its task cancelled, it closes the steps after the next."""
 
-    async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+    async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[R] | BaseException | None] = asyncio.Queue()
         stopped = threading.Event()

@@ -10,7 +10,7 @@ process.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent_memory_core import InvalidRequest
 from agent_memory_core.coordination.books import Event
 from agent_memory_core.coordination.service import CoordinationService
+from agent_memory_core.coordination.session import Step
 from agent_memory_core.coordination.spec import (
     AgentRole,
     DebateFormat,
@@ -175,6 +176,8 @@ class Outcome(_Record):
     choices: Mapping[str, str | None]
     """By agent; None where it gave none."""
     payoff: Mapping[str, float] = Field(default_factory=dict)
+    reasons: Mapping[str, str] = Field(default_factory=dict)
+    """Why, in secret, where ballots give reasons; by agent."""
 
 
 class Transcript(_Record):
@@ -246,15 +249,27 @@ def run_phase(
     scenario: Scenario, service: CoordinationService, phase: Phase, run: Transcript, *, prefix: str = ""
 ) -> Transcript:
     """Run one phase in a session, which is closed at its end; return the transcript with it."""
-    spec = _session_of(scenario, phase, run, prefix or scenario.name)
-    sid = service.create_session(spec).session_id
+    steps = stream_phase(scenario, service, phase, run, prefix=prefix)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            done: Transcript = end.value
+            return done
+
+
+def stream_phase(
+    scenario: Scenario, service: CoordinationService, phase: Phase, run: Transcript, *, prefix: str = ""
+) -> Generator[Step, None, Transcript]:
+    """`run_phase` as it happens; the transcript is what the generator returns."""
+    sid = service.create_session(_session_of(scenario, phase, run, prefix or scenario.name)).session_id
     for words in phase.words:
         service.say(sid, words.sender, words.content, words.to)
     for _ in range(phase.auto_rounds):
         if service.get(sid).is_active:
-            service.round(sid)
+            yield from service.stream_round(sid)
     for asked in phase.prompts:
-        service.turn(sid, speaker=asked.speaker, prompt=asked.prompt)
+        yield from service.stream_turn(sid, speaker=asked.speaker, prompt=asked.prompt)
     routes = _routed(service, sid, phase.routing)
     outcome = run.outcome
     if scenario.outcome is not None and phase is scenario.phases[-1]:
@@ -326,7 +341,8 @@ def _outcome(scenario: Scenario, wanted: OutcomeSpec, service: CoordinationServi
     ballots = [service.choose(sid, agent, wanted.question, wanted.choices) for agent in wanted.agents]
     choices = {agent: ballot.choice for agent, ballot in zip(wanted.agents, ballots, strict=True)}
     cell = ", ".join(choice or "" for choice in choices.values())
-    return Outcome(choices=choices, payoff=scenario.payoff.get(cell, {}))
+    reasons = {ballot.agent_id: ballot.reason for ballot in ballots if ballot.reason}
+    return Outcome(choices=choices, payoff=scenario.payoff.get(cell, {}), reasons=reasons)
 
 
 def _with_text(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -138,12 +138,18 @@ class CoordinationService:
             self.close_session(session_id)
         return len(active)
 
-    def prime(self, session_id: str) -> Mapping[str, TurnReport]:
-        """Compute what every agent knows before its first word, so that this comes at once; return what it cost."""
+    def prime(self, session_id: str, agents: Sequence[str] = ()) -> Mapping[str, TurnReport]:
+        """Compute what agents know before their first word, so that this comes at once; return what it cost.
+
+        Args:
+            session_id: the session.
+            agents: which ones, by id or name; all by default.
+        """
         session = self._session(session_id)
         with session.line.join():
             book = session.open_book()
-            return {a.agent_id: self._voices.prime(session_id, book, a) for a in book.spec.speakers}
+            wanted = [book.spec.agent(each) for each in agents] or book.spec.speakers
+            return {each.agent_id: self._voices.prime(session_id, book, each) for each in wanted}
 
     # Turns
 

@@ -14,7 +14,7 @@ from agent_memory_core import AgentMemoryError, SessionKey, list_profiles
 from agent_memory_core.server.errors import INVALID, NOT_FOUND, ApiError, from_core
 from agent_memory_core.server.openai_chat import ChatBody
 from agent_memory_core.server.process import peak_bytes
-from agent_memory_core.server.serving import Server
+from agent_memory_core.server.serving import Server, apart
 
 
 class Strict(BaseModel):
@@ -53,6 +53,22 @@ class CachesBody(Strict):
     confirm: bool = False
 
 
+class PinBody(Strict):
+    """A session that is kept whatever the disk budget, or no longer."""
+
+    namespace: str = "default"
+    session_id: str
+    pinned: bool = True
+
+
+class ForkBody(Strict):
+    """A session, and the id of a new one that knows the same."""
+
+    namespace: str = "default"
+    session_id: str
+    new_session_id: str
+
+
 class Admin:
     """The paths under /admin and /debug."""
 
@@ -72,6 +88,9 @@ class Admin:
             ("DELETE", "/admin/requests/{request_id}", self.cancel),
             ("GET", "/admin/caches", self.caches),
             ("DELETE", "/admin/caches", self.drop),
+            ("POST", "/admin/caches/pin", self.pin),
+            ("POST", "/admin/caches/fork", self.fork),
+            ("GET", "/admin/turns", self.recent),
             ("POST", "/admin/seed", self.seed),
             ("POST", "/admin/prewarm", self.prewarm),
             ("GET", "/admin/stats", self.stats),
@@ -132,9 +151,26 @@ class Admin:
         raise ApiError(NOT_FOUND, f"No request {request_id!r} is in flight.")
 
     async def caches(self, namespace: str | None = None) -> dict[str, Any]:
-        """The sessions on disk."""
+        """The sessions on disk, each with its last turn since the server began."""
         sessions = await asyncio.to_thread(self._host.memory.sessions, namespace)
-        return {"sessions": [asdict(session) for session in sessions]}
+        last = self._server.recent.last
+        return {"sessions": [asdict(s) | {"last_turn": last((s.namespace, s.session_id))} for s in sessions]}
+
+    async def recent(self) -> dict[str, Any]:
+        """The turns that ended last, the oldest first."""
+        return {"turns": self._server.recent.all()}
+
+    async def pin(self, body: PinBody) -> dict[str, Any]:
+        """Keep a session on disk whatever the budget, or no longer."""
+        memory = self._host.memory
+        await apart(lambda: memory.pin(body.session_id, body.namespace, pinned=body.pinned))
+        return {"status": "success", "pinned": body.pinned}
+
+    async def fork(self, body: ForkBody) -> dict[str, Any]:
+        """Make a session that knows what another one knows."""
+        memory = self._host.memory
+        await apart(lambda: memory.fork(body.session_id, body.new_session_id, body.namespace))
+        return {"status": "success", "session_id": body.new_session_id}
 
     async def drop(self, body: CachesBody) -> dict[str, Any]:
         """Drop sessions from memory, or delete them."""
@@ -146,6 +182,7 @@ class Admin:
             return await asyncio.to_thread(self._drop, body)
         except AgentMemoryError as error:
             raise from_core(error) from error
+        return await apart(lambda: self._drop(body))
 
     def _drop(self, body: CachesBody) -> dict[str, Any]:
         memory, namespace = self._host.memory, body.namespace

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -18,11 +16,9 @@ from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.errors import INVALID, ApiError, from_core
 from agent_memory_core.server.openai_chat import SamplingBody, finish_reason, usage
 from agent_memory_core.server.requests import Asked, Client
-from agent_memory_core.server.serving import Server
+from agent_memory_core.server.serving import Server, apart
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.turns import Call
-
-T = TypeVar("T")
 
 
 class CreateBody(SamplingBody):
@@ -73,17 +69,17 @@ class AgentPaths:
         """Make an agent."""
         owner = _owner(request, body.agent_id or uuid4().hex)
         self._server.turns.check_loaded()
-        await _apart(lambda: self._agents.create(owner, body.system_prompt, pinned=body.pinned))
-        return JSONResponse(await _apart(lambda: self._agents.info(owner)), status_code=201)
+        await apart(lambda: self._agents.create(owner, body.system_prompt, pinned=body.pinned))
+        return JSONResponse(await apart(lambda: self._agents.info(owner)), status_code=201)
 
     async def list_all(self, request: Request) -> dict[str, Any]:
         """All agents of the key."""
-        found = await _apart(lambda: self._agents.all_of(request.state.tenant.namespace))
+        found = await apart(lambda: self._agents.all_of(request.state.tenant.namespace))
         return {"agents": [described(info) for info in found], "total": len(found)}
 
     async def stats(self, request: Request) -> dict[str, Any]:
         """How many agents there are, and how large."""
-        found = await _apart(lambda: self._agents.all_of(request.state.tenant.namespace))
+        found = await apart(lambda: self._agents.all_of(request.state.tenant.namespace))
         return {
             "total_count": len(found),
             "pinned_count": sum(info.pinned for info in found),
@@ -93,11 +89,11 @@ class AgentPaths:
 
     async def one(self, request: Request, agent_id: str) -> dict[str, Any]:
         """One agent."""
-        return await _apart(lambda: self._agents.info(_owner(request, agent_id)))
+        return await apart(lambda: self._agents.info(_owner(request, agent_id)))
 
     async def messages(self, request: Request, agent_id: str) -> dict[str, Any]:
         """The conversation of an agent."""
-        history = await _apart(lambda: self._agents.read(_owner(request, agent_id)))
+        history = await apart(lambda: self._agents.read(_owner(request, agent_id)))
         return {"agent_id": agent_id, "messages": history}
 
     async def generate(self, request: Request, agent_id: str, body: GenerateBody) -> Response:
@@ -106,7 +102,7 @@ class AgentPaths:
             raise ApiError(INVALID, "stream=true is not valid here: an answer of an agent comes whole.")
         owner = _owner(request, agent_id)
         async with self._agents.turn_of(owner):
-            history = await _apart(lambda: self._agents.read(owner))
+            history = await apart(lambda: self._agents.read(owner))
             history.append({"role": "user", "content": body.prompt})
             call = self._call(owner, history, body)
             answers: list[Answer] = []
@@ -117,26 +113,26 @@ class AgentPaths:
 
             response = await self._server.run(request, call, whole, _no_writer)
             history.append({"role": "assistant", "content": answers[0].text()})
-            await _apart(lambda: self._agents.write(owner, history))
+            await apart(lambda: self._agents.write(owner, history))
         return response
 
     async def fork(self, request: Request, agent_id: str, body: ForkBody) -> Response:
         """Make another agent that knows what this one knows."""
         owner = _owner(request, agent_id)
         async with self._agents.turn_of(owner):
-            await _apart(lambda: self._agents.fork(owner, body.new_id))
+            await apart(lambda: self._agents.fork(owner, body.new_id))
         return JSONResponse({"agent_id": body.new_id, "forked_from": agent_id}, status_code=201)
 
     async def prewarm(self, request: Request, agent_id: str) -> dict[str, int]:
         """Bring an agent back into memory."""
         self._server.turns.check_loaded()
-        return await _apart(lambda: self._agents.prewarm(_owner(request, agent_id)))
+        return await apart(lambda: self._agents.prewarm(_owner(request, agent_id)))
 
     async def delete(self, request: Request, agent_id: str, evict_only: bool = False) -> Response:
         """Delete an agent, or with ``evict_only`` only what memory holds of it."""
         owner = _owner(request, agent_id)
         async with self._agents.turn_of(owner):
-            await _apart(lambda: (self._agents.release if evict_only else self._agents.delete)(owner))
+            await apart(lambda: (self._agents.release if evict_only else self._agents.delete)(owner))
         return Response(status_code=204)
 
     def _call(self, owner: Owner, history: list[dict[str, str]], body: GenerateBody) -> Call:
@@ -171,11 +167,3 @@ def _answered(agent_id: str, answer: Answer) -> dict[str, Any]:
 
 def _no_writer(call: Call) -> Any:
     raise AssertionError("agents answer whole")
-
-
-async def _apart(work: Callable[[], T]) -> T:
-    """The result of what may wait for a disk."""
-    try:
-        return await asyncio.to_thread(work)
-    except AgentMemoryError as error:
-        raise from_core(error) from error

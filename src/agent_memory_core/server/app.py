@@ -17,6 +17,7 @@ from agent_memory_core import AgentMemory
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions
 from agent_memory_core.server.admin import Admin
 from agent_memory_core.server.agents_api import AgentPaths
+from agent_memory_core.server.coordination_api import CoordinationPaths
 from agent_memory_core.server.errors import (
     FAULT,
     FORBIDDEN,
@@ -31,6 +32,7 @@ from agent_memory_core.server.host import OpenModel
 from agent_memory_core.server.responses_api import ResponsePaths
 from agent_memory_core.server.serving import Server, json_response
 from agent_memory_core.server.settings import ServerSettings
+from agent_memory_core.server.ui import add_page
 
 
 def create_app(
@@ -78,7 +80,9 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.catalog.add_to(app)
     server.metrics.add_to(app)
     Admin(server).add_to(app)
+    add_page(app)
     AgentPaths(server).add_to(app)
+    CoordinationPaths(server).add_to(app)
     _add_completions(app, server)
     ResponsePaths(server).add_to(app)
     _add_messages(app, server)

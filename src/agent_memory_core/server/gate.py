@@ -29,8 +29,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
-OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
-"""What anybody may ask: whether the server lives."""
+OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready", "/ui"})
+"""What anybody may ask: whether the server lives, and the page for whoever runs it, which shows nothing by itself."""
+
+OPEN_PREFIX = "/ui/"
+"""How the paths begin of the page's files."""
 
 ADMIN_PREFIXES = ("/admin/", "/debug/")
 """How the paths begin of whoever runs the server."""
@@ -39,6 +42,10 @@ ADMIN_PREFIXES = ("/admin/", "/debug/")
 def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
     """Whether a request is in Anthropic's dialect rather than in OpenAI's."""
     return "/messages" in path or ("anthropic-version" in headers and "/models" in path)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
 
 
 class Gate:
@@ -72,7 +79,7 @@ class Gate:
             self._check_source(headers)
             self._check_length(headers)
             # A browser asks without the key whether it may ask with it.
-            if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+            if not _is_open(scope["path"]) and scope["method"] != "OPTIONS":
                 scope["state"]["tenant"] = self._tenant(scope, headers)
             body = await self._body(receive)
         except ApiError as error:
@@ -100,7 +107,7 @@ class Gate:
         endpoint = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.answered(endpoint, method, sent.status, perf_counter() - sent.began)
-        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
+        level = logging.DEBUG if _is_open(scope["path"]) else logging.INFO
         if log.isEnabledFor(level):
             request = {"request": sent.request_id, "method": method, "endpoint": endpoint}
             log_request(level, request | {"status": sent.status, **sent.details(scope["state"])})

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
+from agent_memory_core.server.coordination import Talks
 from agent_memory_core.server.errors import (
     GONE,
     ApiError,
@@ -23,6 +24,7 @@ from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.metrics import Metrics
 from agent_memory_core.server.rates import Rates
+from agent_memory_core.server.recent import RecentTurns
 from agent_memory_core.server.records import Records
 from agent_memory_core.server.requests import Asked, Body, Client, Reader
 from agent_memory_core.server.sessions import session_of
@@ -51,6 +53,8 @@ class Server:
         self.records = Records(self.host, settings.keep_days)
         self.threads = Threads(self.records)
         self.metrics = Metrics(self.host, self.turns, settings.metrics_dialect)
+        self.recent = RecentTurns(self.host)
+        self.talks = Talks(self.host, settings)
         self.on_failure: Callable[[], None] = lambda: None
         """What is done where the model cannot be loaded."""
         self.read_settings: Callable[[], ServerSettings] = lambda: settings
@@ -99,6 +103,8 @@ class Server:
         self.turns.close()
         self.metrics.close()
         self.records.close()
+        self.recent.close()
+        self.talks.close()
         self.host.close()
 
     async def run(
@@ -149,6 +155,14 @@ class Server:
             return self.reader.call(asked(), body, self.client(request, body, thread), **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """The result of what may wait for a disk, off the event loop; an error of the core as one for a client."""
+    try:
+        return await asyncio.to_thread(work)
+    except AgentMemoryError as error:
+        raise from_core(error) from error
 
 
 def json_response(value: dict[str, Any], headers: dict[str, str], status: int = 200) -> Response:

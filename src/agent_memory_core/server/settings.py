@@ -65,6 +65,10 @@ class ServerSettings(BaseSettings):
         description="A Unix socket for the paths under /admin and /debug, which asks for no key: only its owner can "
         "open it.",
     )
+    coordination_path: Path | None = Field(
+        default=None,
+        description="The file of the sessions of /v1/coordination; none: `coordination.db` in the folder of the store.",
+    )
     insecure_no_auth: bool = Field(
         default=False,
         description="Listen on other addresses than this machine's own although there are no keys.",

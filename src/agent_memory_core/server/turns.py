@@ -6,7 +6,8 @@ import asyncio
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -211,6 +212,7 @@ class Turns:
         self._settings = settings
         self._watches: dict[int, _Watch] = {}
         self._running: dict[Turn, None] = {}
+        self._places = 0
         self._by_namespace: Counter[str] = Counter()
         self.cancelled = Counter({"disconnect": 0, "deadline": 0, "admin": 0, "shutdown": 0})
         """Turns that were withdrawn, by what for."""
@@ -224,7 +226,7 @@ class Turns:
         return list(self._running)
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + self._places
 
     async def begin(self, call: Call, request_id: str = "") -> Turn:
         """Start a turn that the engine takes.
@@ -253,7 +255,7 @@ class Turns:
     def _check_room(self, namespace: str) -> None:
         self.check_loaded()
         settings = self._settings
-        full = len(self._running) >= settings.max_in_flight
+        full = len(self) >= settings.max_in_flight
         if full or self._by_namespace[namespace] >= settings.max_in_flight_per_key:
             whose = "The server has" if full else "This key has"
             raise ApiError(
@@ -287,7 +289,28 @@ class Turns:
         if turn.report is not None:
             self._seconds.append(turn.report.total_seconds)
         self._by_namespace[turn.call.key.namespace] -= 1
-        if not self._running:
+        self._check_idle()
+
+    @contextmanager
+    def place(self, namespace: str) -> Iterator[None]:
+        """A place among the turns for what runs some without a `Call`; a server that stops waits for it.
+
+        Raises:
+            ApiError: there is no room for it.
+        """
+        self._check_room(namespace)
+        self._places += 1
+        self._by_namespace[namespace] += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._places -= 1
+            self._by_namespace[namespace] -= 1
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not len(self):
             self._idle.set()
 
     async def drain(self, seconds: float) -> None:
@@ -297,7 +320,7 @@ class Turns:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning("%d turns were withdrawn, because the server stops", len(self._running))
+            log.warning("%d turns were withdrawn, because the server stops", len(self))
             for turn in list(self._running):
                 await turn.withdraw("shutdown")
 

@@ -1,62 +1,110 @@
-"""The page of the prisoner's dilemma: four phases, what each agent knows, and what comes of it."""
+"""The page of the prisoner's dilemma: five phases, what each suspect knows, and what comes of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from agent_memory_core.coordination import Scenario, Transcript, load_scenario, run_phase
-from agent_memory_core.demos.ui.state import costs, restart_button, service_of, told
+from agent_memory_core.coordination import PhaseRecord, Scenario, Transcript, load_scenario
+from agent_memory_core.demos.ui.engine import Engine
+from agent_memory_core.demos.ui.state import Faces, begin, costs, live, tried
 
 PREFIX = "dilemma-page"
+"""Under which name the agents are remembered."""
+
+NAME = "prisoners_dilemma"
+
+WORDS = (
+    " What a suspect is told in the first room it still knows in the last phase, also when the engine was killed in "
+    "between: kill it, and run the next phase."
+)
 
 
 def show(st: Any) -> None:
     """Draw the page."""
-    scenario = load_scenario("prisoners_dilemma")
-    st.title("Prisoner's dilemma")
-    st.write(
-        scenario.description + " What a suspect is told in the first room it still knows in the last phase."
-    )
+    scenario = load_scenario(NAME)
+    engine = begin(st, "Prisoner's dilemma", scenario.description + WORDS)
     run: Transcript = st.session_state.setdefault("dilemma", Transcript(scenario=scenario.name))
-    _buttons(st, scenario, run)
-    run = st.session_state["dilemma"]
-    names = {name: str(fields.get("display_name", name)) for name, fields in scenario.agents.items()}
-    for record in run.phases:
-        st.subheader(next(phase.label for phase in scenario.phases if phase.name == record.name))
-        st.table(told(names, record.events))
+    faces = Faces(
+        {name: str(fields.get("display_name", name)) for name, fields in scenario.agents.items()},
+        scenario.ui.get("icons"),
+    )
+    _progress(st, scenario, run)
+    _buttons(st, engine, scenario, run, faces)
+    _payoff(st, scenario, run, faces)
+    for record in reversed(run.phases):
+        _phase(st, scenario, record, faces, is_last=record is run.phases[-1])
     costs(st, [row for record in run.phases for row in record.stats])
-    _payoff(st, scenario, run)
 
 
-def _buttons(st: Any, scenario: Scenario, run: Transcript) -> None:
-    _, service = service_of(st)
+def _progress(st: Any, scenario: Scenario, run: Transcript) -> None:
+    labels = [phase.label for phase in scenario.phases]
+    done = len(run.phases)
+    words = " → ".join(f"**{label}**" if place < done else label for place, label in enumerate(labels))
+    st.progress(done / len(labels), text=words)
+
+
+def _buttons(st: Any, engine: Engine, scenario: Scenario, run: Transcript, faces: Faces) -> None:
     left = scenario.phases[len(run.phases) :]
-    if left and st.button(f"Run {left[0].label}"):
-        with st.spinner("They talk."):
-            if not run.phases:
-                service.release(PREFIX)
-                service.delete_persistent(PREFIX)
-            st.session_state["dilemma"] = run_phase(scenario, service, left[0], run, prefix=PREFIX)
-        st.rerun()
-    if run.phases and st.button("Begin again"):
+    columns = st.columns(3)
+    one = left and columns[0].button(f"Run {left[0].label}", type="primary", width="stretch")
+    rest = left and columns[1].button("Run all", width="stretch")
+    again = columns[2].button("Begin again", disabled=not run.phases, width="stretch")
+    if again:
         st.session_state["dilemma"] = Transcript(scenario=scenario.name)
+    for phase in left if rest else left[:1] if one else ():
+        st.subheader(phase.label)
+        run = st.session_state["dilemma"] = _played(st, engine, run, faces)
+    if one or rest or again:
         st.rerun()
-    restart_button(st)
 
 
-def _payoff(st: Any, scenario: Scenario, run: Transcript) -> None:
+def _played(st: Any, engine: Engine, run: Transcript, faces: Faces) -> Transcript:
+    """The transcript with the next phase, whose words are shown while they are said."""
+
+    def play() -> Transcript:
+        engine.service.release(PREFIX)
+        done: Transcript = live(st, engine.desk.steps("phase", NAME, run, PREFIX), faces)
+        return done
+
+    done: Transcript | None = tried(st, play)
+    if done is None:
+        st.stop()
+    assert done is not None, "st.stop does not return"
+    return done
+
+
+def _phase(st: Any, scenario: Scenario, record: PhaseRecord, faces: Faces, *, is_last: bool) -> None:
+    """A phase with a column for each suspect: what it has heard, and what nobody else has."""
+    phase = next(phase for phase in scenario.phases if phase.name == record.name)
+    suspects = [str(agent) for agent in scenario.ui["columns"]]
+    with st.expander(phase.label, expanded=is_last):
+        for column, agent in zip(st.columns(len(suspects)), suspects, strict=True):
+            column.markdown(f"##### What {faces.name(agent)} knows")
+            if agent not in phase.agents:
+                column.caption("Is not here, and hears nothing.")
+                continue
+            for event in record.events:
+                if event.is_known_to(agent):
+                    faces.show(column, event)
+
+
+def _payoff(st: Any, scenario: Scenario, run: Transcript, faces: Faces) -> None:
     """The table of payoffs, with the cell marked that came out."""
     if run.outcome is None or scenario.outcome is None:
         return
     first, second = scenario.outcome.agents
     chosen = tuple(run.outcome.choices[agent] for agent in (first, second))
-    rows = []
+    st.subheader("What each gets")
+    header = [f"{faces.name(first)} ↓ {faces.name(second)} →", *scenario.outcome.choices]
+    lines = [header, ["---"] * len(header)]
     for mine in scenario.outcome.choices:
-        row: dict[str, str] = {first: mine}
+        cells = []
         for other in scenario.outcome.choices:
             paid = scenario.payoff[f"{mine}, {other}"]
             cell = f"{paid[first]:g} / {paid[second]:g}"
-            row[f"{second}: {other}"] = f"**{cell}**" if chosen == (mine, other) else cell
-        rows.append(row)
-    st.subheader("What each gets")
-    st.table(rows)
+            cells.append(f":green-badge[**{cell}**]" if chosen == (mine, other) else cell)
+        lines.append([f"**{mine}**", *cells])
+    st.markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    st.caption(
+        "Years, below zero because less is better. Both chose in secret, after all that they had heard."
+    )

@@ -3,49 +3,77 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-from agent_memory_core import AgentMemory, SessionInfo
-from agent_memory_core.demos.ui.state import service_of
+from agent_memory_core.demos.ui.desk import Stored
+from agent_memory_core.demos.ui.engine import Engine
+from agent_memory_core.demos.ui.state import begin, gauge, tried
+
+MIB = 2**20
 
 
 def show(st: Any) -> None:
     """Draw the page."""
-    st.title("What is stored")
-    memory, _ = service_of(st)
-    sessions = memory.sessions()
-    columns = st.columns(2)
+    engine = begin(
+        st, "What is stored", "Every session on disk, and what it takes. All pages share this store."
+    )
+    sessions: list[Stored] = engine.desk.stored()
+    stats = engine.memory.stats()
+    alone = sum(each.info.nbytes for each in sessions)
+    columns = st.columns(3)
     columns[0].metric("sessions", len(sessions))
-    columns[1].metric("MiB on disk", round(memory.stats().store.bytes / 2**20, 2))
+    columns[1].metric("MiB on disk", f"{stats.store.bytes / MIB:.2f}")
+    columns[2].metric("MiB saved by sharing", f"{max(0, alone - stats.store.bytes) / MIB:.2f}")
+    memory = stats.memory
+    held = memory.block_bytes + memory.live_bytes + memory.reserved_bytes
+    gauge(st, "Keys and values in memory", held / MIB, memory.budget_bytes / MIB)
+    gauge(st, "The store", stats.store.bytes / MIB, stats.store.quota / MIB)
     if not sessions:
-        st.write("Nothing yet.")
+        st.info("Nothing yet: let agents talk on another page.")
         return
-    st.dataframe([_row(info) for info in sessions])
-    _buttons(st, memory, st.selectbox("Session", [info.session_id for info in sessions]))
-    if st.button("Check every file"):
-        report = memory.check()
-        st.write(f"{report.files} files, {len(report.damaged)} damaged, {len(report.missing)} missing.")
+    st.dataframe([_row(each) for each in sessions], hide_index=True)
+    _bytes(st, sessions)
+    _buttons(st, engine, sessions)
 
 
-def _row(info: SessionInfo) -> dict[str, Any]:
+def _row(stored: Stored) -> dict[str, Any]:
+    info = stored.info
     return {
         "session": info.session_id,
+        "tier": stored.tier,
         "tokens": info.tokens,
-        "KiB, shared ones too": round(info.nbytes / 1024),
+        "KiB": round(info.nbytes / 1024),
         "branches": info.branches,
         "pinned": info.pinned,
-        "minutes since its last use": round((time.time() - info.last_use) / 60, 1),
+        "minutes ago": round((time.time() - info.last_use) / 60, 1),
     }
 
 
-def _buttons(st: Any, memory: AgentMemory, session_id: str) -> None:
-    acts: dict[str, Callable[[], object]] = {
-        "Pin": lambda: memory.pin(session_id),
-        "Forget": lambda: memory.forget(session_id),
-        "Fork": lambda: memory.fork(session_id, f"{session_id}-fork-{int(time.time())}"),
+def _bytes(st: Any, sessions: list[Stored]) -> None:
+    largest = sorted(sessions, key=lambda each: -each.info.nbytes)[:12]
+    table = {
+        "session": [each.info.session_id for each in largest],
+        "KiB": [round(each.info.nbytes / 1024) for each in largest],
     }
-    for label, act in acts.items():
-        if st.button(label):
-            act()
+    st.subheader("The largest ones")
+    st.bar_chart(table, x="session", y="KiB", horizontal=True, color="#2563ab", sort="-KiB")
+    st.caption("What sessions share counts for each of them.")
+
+
+def _buttons(st: Any, engine: Engine, sessions: list[Stored]) -> None:
+    by_name = {each.info.session_id: each.info for each in sessions}
+    name = st.selectbox("Session", list(by_name))
+    pinned = by_name[name].pinned
+    columns = st.columns(4)
+    acts = {
+        "Unpin" if pinned else "Pin": lambda: engine.memory.pin(name, pinned=not pinned),
+        "Fork": lambda: engine.memory.fork(name, f"{name}-fork-{int(time.time())}"),
+        "Forget": lambda: engine.memory.forget(name),
+    }
+    for column, (label, act) in zip(columns, acts.items(), strict=False):
+        if column.button(label, width="stretch"):
+            tried(st, act)
             st.rerun()
+    if columns[3].button("Check every file", width="stretch"):
+        report = engine.memory.check()
+        st.success(f"{report.files} files, {len(report.damaged)} damaged, {len(report.missing)} missing.")
