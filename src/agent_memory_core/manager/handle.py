@@ -118,14 +118,15 @@ class ManagedModel:
     kept for longer than a lease may be freed under its holder.
     """
 
-    def __init__(self, pool: Pool, slot: Slot) -> None:
+    def __init__(self, pool: Pool, name: str) -> None:
         self._pool = pool
-        self._slot = slot
+        self.name = name
+        """Its name in the configuration."""
 
     @property
-    def name(self) -> str:
-        """Its name in the configuration."""
-        return self._slot.name
+    def _slot(self) -> Slot:
+        # Looked up, because a new configuration may have put another one in its place.
+        return self._pool.slots[self.name]
 
     @property
     def type(self) -> str:
@@ -162,9 +163,10 @@ class ManagedModel:
 
     def hold(self, timeout: float | None = None) -> tuple[Any, Callable[[], None]]:
         """`lease` without a block: the object of the library, and what gives the lease back, once, in any thread."""
-        self._pool.acquire(self._slot, timeout)
-        assert self._slot.loaded is not None
-        return self._slot.loaded.native, partial(self._pool.release, self._slot)
+        slot = self._slot
+        self._pool.acquire(slot, timeout)
+        assert slot.loaded is not None
+        return slot.loaded.native, partial(self._pool.release, slot)
 
     @property
     def tokenizer(self) -> Any:
@@ -296,8 +298,9 @@ class ManagedModel:
             result = call(native)
             if isinstance(result, Iterator):
                 # It runs the model for as long as it is read.
-                self._pool.acquire(self._slot)
-                return HeldIterator(result, partial(self._pool.release, self._slot))
+                slot = self._slot
+                self._pool.acquire(slot)
+                return HeldIterator(result, partial(self._pool.release, slot))
             return result
 
 

@@ -38,7 +38,7 @@ from agent_memory_core.manager.errors import ModelLoadFailed, UnknownModel
 from agent_memory_core.manager.handle import ManagedModel
 from agent_memory_core.manager.machine import default_limit, gauges
 from agent_memory_core.manager.parameters import near, sampling_of
-from agent_memory_core.manager.pool import Pool, Slot, unwatch, watch
+from agent_memory_core.manager.pool import Pool, Slot, engine_of, unwatch, watch
 
 log = logging.getLogger("agent_memory")
 
@@ -130,17 +130,19 @@ class ModelManager:
         """
         self._pool.check_open()
         new = config if isinstance(config, ManagerConfig) else ManagerConfig.from_file(config)
+        limit = new.max_memory_mb * MIB if new.max_memory_mb is not None else default_limit()
         pool, books = self._pool, self._pool.books
         with pool.changed:
+            slots = [self._slot_for(model, limit) for model in new.models]
             self._config = new
             pool.load_timeout = new.load_timeout
-            books.limit = new.max_memory_mb * MIB if new.max_memory_mb is not None else default_limit()
+            books.limit = limit
             books.fair_after, books.min_loaded_time = new.fair_after, new.min_loaded_time
             books.strict_priority = new.strict_priority
             for slot in pool.slots.values():
                 slot.entry.leaves = True
-            for model in new.models:
-                self._add(model)
+            for slot in slots:
+                self._put(slot)
             self._warn_of_pinned()
             self._preloaded.clear()
             pool.changed.notify_all()
@@ -149,7 +151,7 @@ class ModelManager:
         """Add a model.
 
         Raises:
-            InvalidSetting: there is another one of that name, or the same one under another name.
+            InvalidSetting: there is another one of that name, or the same one under another name; nothing changes.
         """
         self._pool.check_open()
         with self._pool.changed:
@@ -161,18 +163,18 @@ class ModelManager:
             models = (*self._config.models, config)
             check_fallbacks({model.name: model.fallback for model in models})
             check_engines(models)
+            slot = self._slot_for(config, self._pool.books.limit)
             self._config = self._config.model_copy(update={"models": models})
-            self._add(config)
+            self._put(slot)
 
-    def _add(self, config: ModelConfig) -> None:
-        pool = self._pool
-        old = pool.slots.get(config.name)
+    def _slot_for(self, config: ModelConfig, limit: int) -> Slot:
+        """What a model is managed by: what is there for it already, or a new one, which is not managed yet."""
+        old = self._pool.slots.get(config.name)
         if old is not None and old.config == config:
-            old.entry.leaves = False
-            return
-        if old is not None and old.loaded is not None:
+            return old
+        if old is not None and not self._pool.is_idle(old):
             raise InvalidSetting(f"the model {config.name!r} is loaded with other settings: unload it first.")
-        backend, limit = BACKENDS[config.type], pool.books.limit
+        backend = BACKENDS[config.type]
         entry = Entry(
             config.name,
             priority=config.memory_priority,
@@ -181,9 +183,19 @@ class ModelManager:
             need=backend.estimate(config, limit),
         )
         gate = threading.Semaphore(config.concurrency) if config.concurrency is not None else None
-        slot = pool.slots[config.name] = Slot(config, entry, backend, limit, gate=gate)
-        pool.books.entries[config.name] = entry
-        self._handles[config.name] = ManagedModel(pool, slot)
+        slot = Slot(config, entry, backend, limit, gate=gate)
+        engine_of(slot)
+        return slot
+
+    def _put(self, slot: Slot) -> None:
+        """Manage a model from now on."""
+        pool, name = self._pool, slot.name
+        if (old := pool.slots.get(name)) is not None and old is not slot:
+            unwatch(pool, old)
+        pool.slots[name] = slot
+        pool.books.entries[name] = slot.entry
+        slot.entry.leaves = False
+        self._handles.setdefault(name, ManagedModel(pool, name))
         watch(pool, slot)
 
     def _warn_of_pinned(self) -> None:

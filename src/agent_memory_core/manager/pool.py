@@ -200,6 +200,11 @@ class Pool:
         """The slot of an entry of the books."""
         return self.slots[entry.name]
 
+    def is_idle(self, slot: Slot) -> bool:
+        """Whether a model is not in memory, nor on its way, and nobody waits for it. To be asked under the lock."""
+        waited_for = any(ticket.entry is slot.entry for ticket in self.books.line)
+        return slot.entry.state in (State.UNLOADED, State.FAILED) and not waited_for
+
     def begin_preload(self, slot: Slot) -> bool:
         """Make `load` the caller's task for a model that nobody asked for, if that needs nobody else's room."""
         with self.changed:
@@ -345,15 +350,19 @@ class Residence:
             self.pool.release(self._slot)
 
 
+def engine_of(slot: Slot) -> AgentMemory | None:
+    """The engine of a model on MLX, loaded or not; None for the others."""
+    return slot.backend.memory(slot.config, slot.limit) if isinstance(slot.backend, MlxBackend) else None
+
+
 def watch(pool: Pool, slot: Slot) -> None:
     """Let every turn of a model on MLX ask the pool, also those of a framework's models."""
-    if isinstance(slot.backend, MlxBackend):
-        slot.backend.memory(slot.config, slot.limit).residency = Residence(pool, slot)
+    if (memory := engine_of(slot)) is not None:
+        memory.residency = Residence(pool, slot)
 
 
 def unwatch(pool: Pool, slot: Slot) -> None:
     """Let the turns of a model on MLX ask this pool no more."""
-    if isinstance(slot.backend, MlxBackend):
-        memory = slot.backend.memory(slot.config, slot.limit)
-        if isinstance(memory.residency, Residence) and memory.residency.pool is pool:
-            memory.residency = None
+    memory = engine_of(slot)
+    if memory is not None and isinstance(memory.residency, Residence) and memory.residency.pool is pool:
+        memory.residency = None
