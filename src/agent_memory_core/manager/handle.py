@@ -27,7 +27,8 @@ from agent_memory_core import (
 from agent_memory_core.manager.as_memory import AsyncManagedStream, ManagedMemory
 from agent_memory_core.manager.backends.base import CANCELLED, Asked
 from agent_memory_core.manager.config import ModelConfig
-from agent_memory_core.manager.parameters import checked_sampling, sampling_of
+from agent_memory_core.manager.errors import UnknownModel
+from agent_memory_core.manager.parameters import checked_sampling
 from agent_memory_core.manager.pool import Pool, Slot
 
 T = TypeVar("T")
@@ -126,7 +127,10 @@ class ManagedModel:
     @property
     def _slot(self) -> Slot:
         # Looked up, because a new configuration may have put another one in its place.
-        return self._pool.slots[self.name]
+        slot = self._pool.slots.get(self.name)
+        if slot is None:
+            raise UnknownModel(f"the model {self.name!r} was removed from its manager.")
+        return slot
 
     @property
     def type(self) -> str:
@@ -256,7 +260,7 @@ class ManagedModel:
     def _asked(
         self, messages: Conversation, session: SessionKey | str | None, params: Mapping[str, Any]
     ) -> Asked:
-        own = {} if isinstance(messages, ChatRequest) else sampling_of(self.config.parameters)
+        own = {} if isinstance(messages, ChatRequest) else self.config.sampling
         given = own | checked_sampling(params, InvalidRequest)
         return Asked(to_request(self._profile_name, messages, given), given, session)
 

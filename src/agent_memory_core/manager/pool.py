@@ -128,6 +128,17 @@ class Pool:
                 self.books.leave_line(place.ticket)
                 self.changed.notify_all()
 
+    def acquire_at_once(self, slot: Slot) -> bool:
+        """`acquire` where nothing has to be loaded or waited for; False, and nothing done, if something has."""
+        self.check_open()
+        entry = slot.entry
+        with self.changed:
+            if entry.state is not State.READY or entry.draining is not None:
+                return False
+            step = self.books.step(entry, None, self.clock())
+            slot.last_access = time.time()
+            return step.next is Next.USE
+
     def _advance(self, slot: Slot, place: _Place) -> bool:
         """One step on the way to a lease; return whether it is there."""
         victims: list[Entry] = []
@@ -298,6 +309,8 @@ class Pool:
         if force and loading is not None:
             concurrent.futures.wait([loading], timeout)
         with self.changed:
+            if not force:
+                self.changed.wait_for(lambda: not slot.entry.leases, timeout)
             if slot.entry.state is not State.READY or (slot.entry.leases and not force):
                 return False
             begun = self.books.begin_unload(slot.entry)
@@ -343,6 +356,10 @@ class Residence:
         """Take a lease; the load itself needs none."""
         if _loading.get() != id(self._slot):
             self.pool.acquire(self._slot)
+
+    def enter_at_once(self, memory: AgentMemory) -> bool:
+        """Take a lease if the model is loaded and nobody drains it."""
+        return _loading.get() == id(self._slot) or self.pool.acquire_at_once(self._slot)
 
     def leave(self, memory: AgentMemory) -> None:
         """Give it back."""
