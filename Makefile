@@ -115,7 +115,9 @@ ecosystem: $(INSTALLED)
 	$(ECOSYSTEM) benchmarks/ecosystem.py
 	$(BIN)/python benchmarks/report.py
 
-# What runs the other types of models is heavy, so each of them has an environment of its own.
+# What runs the other types of models is heavy, so each of them has an environment of its own. PyTorch is the release
+# that was tried: a newer one may bring gigabytes for another platform.
+TORCH ?= torch==2.13.0
 GGUF := .venv-gguf/bin/python
 test-gguf: $(INSTALLED)
 	$(BIN)/python -m venv .venv-gguf
@@ -125,16 +127,18 @@ test-gguf: $(INSTALLED)
 HUGGINGFACE := .venv-huggingface/bin/python
 test-huggingface: $(INSTALLED)
 	$(BIN)/python -m venv .venv-huggingface
-	$(HUGGINGFACE) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),huggingface,openai,dev]'
+	$(HUGGINGFACE) -m pip install --quiet --disable-pip-version-check '$(TORCH)' --editable '.[$(EXTRAS),huggingface,openai,dev]'
 	$(HUGGINGFACE) -m pytest tests/manager/test_huggingface.py tests/manager/test_guide.py
 
-# MemOS asks for older releases than we do. Its environment has only what the dictionaries are read by there; they are
-# written by our code in ours.
+# MemOS asks for older releases than we do, so no environment can be asked for both. Its own has what it needs. Where our
+# code runs in MemOS, our libraries come before those of MemOS.
 MEMOS := .venv-memos/bin/python
 test-memos: $(INSTALLED)
 	$(BIN)/python -m venv .venv-memos
-	$(MEMOS) -m pip install --quiet --disable-pip-version-check 'MemoryOS==2.0.33' torch accelerate
-	$(BIN)/python tests/support/memos_config.py | $(MEMOS) tests/support/memos_check.py
+	$(MEMOS) -m pip install --quiet --disable-pip-version-check 'MemoryOS==2.0.33' '$(TORCH)' accelerate
+	PYTHONPATH=tests $(BIN)/python tests/support/memos_run.py $(MEMOS)
+	PYTHONPATH=src:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		$(MEMOS) tests/support/memos_register.py
 
 # Agents for the command line are published on npm; those whose package does not fit this machine are skipped.
 CLIENTS := .clients

@@ -10,7 +10,7 @@ import pytest
 from support.docs_page import Page, printed
 
 from agent_memory_core.manager import ManagerConfig, ModelConfig, get_model_manager
-from agent_memory_core.manager.manager import EVENTS
+from agent_memory_core.manager.events import EVENTS
 
 PAGE = Page("model-manager.md")
 EXAMPLES = list(PAGE.examples())

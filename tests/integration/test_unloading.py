@@ -146,6 +146,9 @@ class Book:
             self.inside += 1
             self._empty.clear()
 
+    def enter_at_once(self, memory: AgentMemory) -> bool:
+        return False
+
     def leave(self, memory: AgentMemory) -> None:
         with self._lock:
             self.inside -= 1

@@ -14,6 +14,7 @@ from agent_memory_core import AgentMemory, ChatRequest, InvalidRequest
 from agent_memory_core.server import ServerSettings
 from agent_memory_core.server.anthropic_messages import MessagesBody
 from agent_memory_core.server.errors import ApiError
+from agent_memory_core.server.host import Host
 from agent_memory_core.server.openai_chat import ChatBody
 from agent_memory_core.server.openai_responses import ResponsesBody
 from agent_memory_core.server.requests import Asked, Reader
@@ -114,7 +115,9 @@ RESPONSES = {
     "reasoning": {"effort": "high", "summary": "auto"},
 }
 
-READER = Reader(AgentMemory(cache_dir=None), ServerSettings())
+HOST = Host(AgentMemory(cache_dir=None))
+MODEL = HOST.served
+READER = Reader(HOST, ServerSettings())
 READERS: dict[str, tuple[dict[str, Any], Callable[[Any], Asked]]] = {
     "chat": (CHAT, lambda body: ChatBody.model_validate(body).asked()),
     "messages": (MESSAGES, lambda body: MessagesBody.model_validate(body).asked(strip=True)),
@@ -124,7 +127,7 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Any], Asked]]] = {
 
 def read(dialect: str, body: Any) -> ChatRequest:
     asked = READERS[dialect][1](body)
-    request = READER.request(asked)
+    request = READER.request(asked, MODEL)
     key_of(session_of({}, body), "default", request)
     return request
 

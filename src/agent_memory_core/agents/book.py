@@ -19,7 +19,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agent_memory_core import Cipher, InvalidRequest, Locked, Message, StoreError, StoreFull, ToolCall
+from agent_memory_core import Cipher, Locked, Message, StoreError, StoreFull, ToolCall
+from agent_memory_core.agents.errors import AgentExists
 
 FILE = "agents.db"
 _VERSION = 1
@@ -88,13 +89,11 @@ class AgentBook:
         """Write a new agent down, with what was said so far.
 
         Raises:
-            InvalidRequest: the id is taken.
+            AgentExists: the id is taken.
             StoreError: it cannot be written.
         """
         if self.get(record.agent_id) is not None:
-            raise InvalidRequest(
-                f"agent {record.agent_id!r} exists already: choose another id, or delete it."
-            )
+            raise AgentExists(f"agent {record.agent_id!r} exists already: choose another id, or delete it.")
         about = json.dumps({"system_prompt": record.system_prompt, "metadata": record.metadata})
         columns = (record.agent_type, record.template, record.model, record.created, record.last_access)
         with self._writing() as db:
@@ -111,7 +110,7 @@ class AgentBook:
         """Write a new agent down that is as another one.
 
         Raises:
-            InvalidRequest: the new id is taken.
+            AgentExists: the new id is taken.
             StoreError: it cannot be written.
         """
         record = self.get(agent_id)

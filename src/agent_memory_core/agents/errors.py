@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from agent_memory_core import AgentMemoryError, SessionNotFound, StoreError
+from agent_memory_core import AgentMemoryError, InvalidRequest, SessionNotFound, StoreError
 
 
 class AgentNotFound(SessionNotFound, ValueError):
     """No agent of that id was created in that namespace."""
+
+
+class AgentExists(InvalidRequest):
+    """There is an agent of that id already."""
 
 
 class AgentsBusy(AgentMemoryError, TimeoutError):

@@ -75,7 +75,7 @@ class Keeping:
         """A new agent, whose system prompt, and what was said so far, is read now, so that its first turn need not.
 
         Raises:
-            InvalidRequest: the id is taken.
+            AgentExists: the id is taken.
         """
         agent = Agent(_context(record))
         agent.context.state = "prefilled"
@@ -154,7 +154,7 @@ class Keeping:
         """Write a new agent down that begins as another one is; its keys and values are shared, not copied.
 
         Raises:
-            InvalidRequest: the new id is taken.
+            AgentExists: the new id is taken.
         """
         self._book.copy(agent_id, new_id)
         try:
@@ -165,6 +165,12 @@ class Keeping:
         except BaseException:
             self._book.delete(new_id)
             raise
+
+    def warm(self, agent: Agent) -> TurnReport:
+        """Read all that was said, as far as it is not in memory."""
+        self._read(agent, self.prompt(agent, ()))
+        assert agent.context.last_report is not None
+        return agent.context.last_report
 
     def clear(self, agent: Agent) -> None:
         """Delete what was said to an agent and what it answered; its system prompt is still known afterwards."""

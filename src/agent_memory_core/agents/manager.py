@@ -21,7 +21,6 @@ from typing import Any, Self
 from agent_memory_core import (
     AgentMemory,
     ChatRequest,
-    InvalidRequest,
     InvalidSetting,
     Message,
     TurnReport,
@@ -31,7 +30,7 @@ from agent_memory_core import (
 )
 from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext, AgentInfo, SavedAgent
-from agent_memory_core.agents.errors import AgentNotFound
+from agent_memory_core.agents.errors import AgentExists, AgentNotFound
 from agent_memory_core.agents.keeping import Agent, Keeping
 from agent_memory_core.agents.seats import Seats
 from agent_memory_core.agents.templates import AgentTemplate, find_template, read_templates
@@ -128,7 +127,8 @@ class PersistentAgentManager(AgentTransfers):
             exist_ok: whether an agent of this id, type and system prompt, in memory or on disk, is returned as it is.
 
         Raises:
-            InvalidRequest: the id cannot be used or is taken by another agent, or there is no such template.
+            InvalidRequest: the id cannot be used, or there is no such template.
+            AgentExists: the id is taken by another agent.
             AgentNotSaved: the agent that had to make room cannot be saved. It stays, and the new one is not made.
             AgentsBusy: no agent in memory could make room.
         """
@@ -190,6 +190,25 @@ class PersistentAgentManager(AgentTransfers):
         """
         return self._seats.evict()
 
+    def evict_agent(self, agent_id: str) -> None:
+        """Save an agent and let it leave memory; its next turn reads it from disk.
+
+        Raises:
+            AgentNotFound: there is none of that id.
+            AgentNotSaved: it cannot be written; it stays.
+        """
+        with self._seats.turn(agent_id):
+            self._keeping.leave(self._seats.sitting().get(agent_id) or self._keeping.bring(agent_id))
+            self._seats.drop(agent_id)
+
+    def prewarm_agent(self, agent_id: str) -> TurnReport:
+        """Bring an agent into memory with all that was said, so that its next turn begins at once.
+
+        Raises as `load_agent` does.
+        """
+        with self._seats.turn(agent_id):
+            return self._keeping.warm(self._seat(agent_id))
+
     def delete_agent(self, agent_id: str) -> bool:
         """Delete an agent, its history and its session; say whether there was one. Others keep what they share."""
         with self._seats.turn(agent_id):
@@ -201,7 +220,8 @@ class PersistentAgentManager(AgentTransfers):
 
         Raises:
             AgentNotFound: there is none of the first id.
-            InvalidRequest: the new id cannot be used, or is taken.
+            InvalidRequest: the new id cannot be used.
+            AgentExists: it is taken.
         """
         validate_session_id(new_id)
         with self._seats.turn(agent_id):
@@ -286,9 +306,9 @@ class PersistentAgentManager(AgentTransfers):
     ) -> AgentStream:
         """`generate`, with the answer as it is made. The agent's next turn waits until it was read, or closed."""
         given = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
-        turn, request = self._begin(agent_id, user_input, tools, response_schema, given)
+        turn = self.begin_turn(agent_id, user_input, tools=tools, response_schema=response_schema, **given)
         try:
-            return AgentStream(self.memory.chat(request, self._keeping.key(agent_id), stream=True), turn)
+            return AgentStream(self.memory.chat(turn.request, turn.key, stream=True), turn)
         except BaseException:
             turn.give_up()
             raise
@@ -325,16 +345,54 @@ class PersistentAgentManager(AgentTransfers):
     ) -> AsyncAgentStream:
         """`stream` for coroutines: nothing blocks the event loop."""
         given = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
-        turn, request = await in_thread(
-            lambda: self._begin(agent_id, user_input, tools, response_schema, given),
-            undo=lambda begun: begun[0].give_up(),
+        turn = await self.abegin_turn(
+            agent_id, user_input, tools=tools, response_schema=response_schema, **given
         )
         try:
-            stream = await self.memory.achat(request, self._keeping.key(agent_id), stream=True)
+            stream = await self.memory.achat(turn.request, turn.key, stream=True)
             return AsyncAgentStream(stream, turn)
         except BaseException:
             turn.give_up()
             raise
+
+    def begin_turn(
+        self,
+        agent_id: str,
+        user_input: Said,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        response_schema: Mapping[str, Any] | None = None,
+        **sampling: Any,
+    ) -> AgentTurn:
+        """Wait for an agent's turn, for whoever runs its request himself and tells it what is answered.
+
+        The agent's next turn waits until it has finished or was given up. Arguments and errors are those of `generate`.
+        """
+        ticket = self._seats.begin(agent_id)
+        leave = functools.partial(self._seats.end, agent_id, ticket)
+        try:
+            agent = self._seat(agent_id)
+            new = _messages(user_input)
+            request = ChatRequest(
+                self._keeping.prompt(agent, new),
+                tools=tuple(tools),
+                sampling=sampling_for(self.memory.model_name, self._sampling(agent, sampling)),
+                response_schema=response_schema,
+            )
+        except BaseException:
+            leave()
+            raise
+
+        def ended(answer: Message, report: TurnReport) -> None:
+            self._keeping.answered(agent, new, answer, report)
+
+        return AgentTurn(request, self._keeping.key(agent_id), ended, leave)
+
+    async def abegin_turn(self, agent_id: str, user_input: Said, **options: Any) -> AgentTurn:
+        """`begin_turn` for coroutines: nothing blocks the event loop."""
+        return await in_thread(
+            lambda: self.begin_turn(agent_id, user_input, **options), undo=lambda turn: turn.give_up()
+        )
 
     def generate_concurrent(self, requests: Sequence[tuple[str, str, int]]) -> list[str]:
         """Run turns of several agents at once; return the answers in the order of the requests.
@@ -402,35 +460,6 @@ class PersistentAgentManager(AgentTransfers):
             raise AgentNotFound(f"there is no agent {agent_id!r}: create it first.")
         return self._seats.seat(agent_id, lambda: self._keeping.bring(agent_id))
 
-    def _begin(
-        self,
-        agent_id: str,
-        said: Said,
-        tools: Sequence[Mapping[str, Any]],
-        response_schema: Mapping[str, Any] | None,
-        sampling: Mapping[str, Any],
-    ) -> tuple[AgentTurn, ChatRequest]:
-        """Wait for the agent's turn, and make the request of its whole conversation."""
-        ticket = self._seats.begin(agent_id)
-        leave = functools.partial(self._seats.end, agent_id, ticket)
-        try:
-            agent = self._seat(agent_id)
-            new = _messages(said)
-            request = ChatRequest(
-                self._keeping.prompt(agent, new),
-                tools=tuple(tools),
-                sampling=sampling_for(self.memory.model_name, self._sampling(agent, sampling)),
-                response_schema=response_schema,
-            )
-        except BaseException:
-            leave()
-            raise
-
-        def ended(answer: Message, report: TurnReport) -> None:
-            self._keeping.answered(agent, new, answer, report)
-
-        return AgentTurn(ended, leave), request
-
     def _sampling(self, agent: Agent, given: Mapping[str, Any]) -> dict[str, Any]:
         template = self._templates.get(agent.context.template or "")
         said = {name: value for name, value in given.items() if value is not None}
@@ -445,9 +474,9 @@ def _messages(said: Said) -> list[Message]:
 
 def _check_same(known: AgentRecord, wanted: AgentRecord, exist_ok: bool) -> None:
     if not exist_ok:
-        raise InvalidRequest(f"agent {known.agent_id!r} exists already: choose another id, or delete it.")
+        raise AgentExists(f"agent {known.agent_id!r} exists already: choose another id, or delete it.")
     if (known.agent_type, known.system_prompt) != (wanted.agent_type, wanted.system_prompt):
-        raise InvalidRequest(
+        raise AgentExists(
             f"agent {known.agent_id!r} exists already with another type or system prompt: choose another id, or delete "
             "it."
         )

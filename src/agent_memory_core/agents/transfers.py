@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent_memory_core import AgentMemory, InvalidRequest, Message, validate_session_id
+from agent_memory_core import AgentMemory, Message, validate_session_id
 from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext
+from agent_memory_core.agents.errors import AgentExists
 from agent_memory_core.agents.keeping import Agent, Keeping
 from agent_memory_core.agents.poc import prompt_caches, read_prompt_cache, to_words
 from agent_memory_core.agents.portable import has_session, read_agent, write_agent
@@ -47,7 +48,8 @@ class AgentTransfers:
         With the same model it goes on where it was; with another one its text is computed anew.
 
         Raises:
-            InvalidRequest: the file is none of these, or is damaged, or the id is taken.
+            InvalidRequest: the file is none of these, or is damaged.
+            AgentExists: the id is taken.
         """
         with read_agent(Path(path), new_id) as (record, said, file):
 
@@ -103,7 +105,7 @@ class AgentTransfers:
         validate_session_id(record.agent_id)
         with self._seats.turn(record.agent_id):
             if self._book.get(record.agent_id) is not None:
-                raise InvalidRequest(
+                raise AgentExists(
                     f"agent {record.agent_id!r} exists already: delete it, or import the other under a new id."
                 )
 

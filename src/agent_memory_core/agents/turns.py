@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from agent_memory_core import AsyncChatStream, ChatStream, Delta, Message, TurnReport
+from agent_memory_core import AsyncChatStream, ChatRequest, ChatStream, Delta, Message, SessionKey, TurnReport
 from agent_memory_core.agents.waiting import in_thread
 
 Ended = Callable[[Message, TurnReport], None]
@@ -17,11 +17,16 @@ class AgentTurn:
     """One turn under way, in its agent's queue. It ends once: answered, or given up.
 
     Args:
+        request: the agent's whole conversation, with what is said now.
+        key: the agent's session, an object of this turn alone.
         ended: told of the answer.
         leave: makes place for the agent's next turn.
     """
 
-    def __init__(self, ended: Ended, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, request: ChatRequest, key: SessionKey, ended: Ended, leave: Callable[[], None]
+    ) -> None:
+        self.request, self.key = request, key
         self._ended = ended
         self._leave = leave
         self._deltas: list[Delta] = []
@@ -37,6 +42,10 @@ class AgentTurn:
             self._ended(_answer(self._deltas), report)
         finally:
             self._leave()
+
+    async def afinish(self, report: TurnReport) -> None:
+        """`finish` for coroutines: nothing blocks the event loop."""
+        await in_thread(lambda: self.finish(report))
 
     def give_up(self) -> None:
         """Make place for the next turn; nothing is written down. Nothing happens if the turn has ended."""
@@ -104,7 +113,7 @@ class AsyncAgentStream(AsyncIterator[Delta]):
             await self.aclose()
             raise
         if (report := self._turn.add(delta)) is not None:
-            await in_thread(lambda: self._turn.finish(report))
+            await self._turn.afinish(report)
         return delta
 
     async def aclose(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from agent_memory_core import AgentMemory, InvalidSetting
 from agent_memory_core.cli.options import CacheDir, DiskBudget, Model, err, given
+from agent_memory_core.manager import ManagerConfig, ModelManager
 
 if TYPE_CHECKING:
     from agent_memory_core.server import ServerSettings
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 def serve(
     model: Model = None,
+    models: Annotated[
+        Path | None, typer.Option(help="A configuration of several models, which requests name.")
+    ] = None,
     cache_dir: CacheDir = None,
     disk_budget: DiskBudget = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on [default: 127.0.0.1].")] = None,
@@ -27,9 +32,9 @@ def serve(
         bool, typer.Option("--insecure-no-auth", help="Listen on the network without any key.")
     ] = False,
 ) -> None:
-    """Serve the model over HTTP to clients of OpenAI and Anthropic. AGENT_MEMORY_SERVER_* variables set the rest.
+    """Serve a model, or several, over HTTP to clients of OpenAI and Anthropic.
 
-    Variables may also stand in a file .env in the working directory.
+    AGENT_MEMORY_SERVER_* variables set the rest. They may also stand in a file .env in the working directory.
     """
     server = _server()
     from agent_memory_core.cli.env_file import EnvFile
@@ -54,9 +59,25 @@ def serve(
     def opened(name: str | None) -> AgentMemory:
         return AgentMemory(**given(model=name, cache_dir=cache_dir, disk_budget_mb=disk_budget))
 
-    with opened(model) as memory:
-        err.print(f"serving {memory.model_name} at http://{first.host}:{first.port}", soft_wrap=True)
-        server.serve(memory, first, settings, opened)
+    with _source(models, model, opened) as source:
+        name = source.model_name if isinstance(source, AgentMemory) else source.default_model
+        err.print(f"serving {name} at http://{first.host}:{first.port}", soft_wrap=True)
+        server.serve(source, first, settings, opened)
+
+
+def _source(
+    models: Path | None, model: str | None, opened: Callable[[str | None], AgentMemory]
+) -> AgentMemory | ModelManager:
+    """What is served: the models of a configuration, or one.
+
+    Raises:
+        InvalidSetting: it cannot be used.
+    """
+    if models is None:
+        return opened(model)
+    config = ManagerConfig.from_file(models)
+    named = {} if model is None else {"default_model": model}
+    return ModelManager(config.replaced(**named))
 
 
 def _server() -> Any:

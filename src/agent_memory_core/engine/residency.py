@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +19,10 @@ class Residency(Protocol):
 
         It may take long, and may raise, which is then the outcome of the turn.
         """
+        ...
+
+    def enter_at_once(self, memory: Any) -> bool:
+        """`enter`, if that needs no waiting; False if it would, and nothing was done then."""
         ...
 
     def leave(self, memory: Any) -> None:
@@ -43,18 +49,23 @@ def staying(residency: Residency | None, memory: Any) -> Iterator[None]:
 
 
 async def enter_apart(residency: Residency | None, memory: Any) -> Callable[[], None]:
-    """`enter` on another thread, for coroutines: the event loop goes on."""
+    """`enter` for coroutines: the event loop goes on, on another thread where it has to wait."""
     if residency is None:
         return lambda: None
-    entering = asyncio.ensure_future(asyncio.to_thread(enter, residency, memory))
+    if residency.enter_at_once(memory):
+        return partial(residency.leave, memory)
+    # Of its own: those who wait for one model must not hold the threads that those of another one need.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="agent-memory-enter")
+    entering = thread.submit(copy_context().run, enter, residency, memory)
+    thread.shutdown(wait=False)
     try:
-        return await asyncio.shield(entering)
+        return await asyncio.shield(asyncio.wrap_future(entering))
     except asyncio.CancelledError:
         # The thread cannot be stopped: what it has entered when it is done is left at once.
         entering.add_done_callback(_leave_again)
         raise
 
 
-def _leave_again(entering: asyncio.Future[Callable[[], None]]) -> None:
-    if not entering.cancelled() and entering.exception() is None:
+def _leave_again(entering: Future[Callable[[], None]]) -> None:
+    if entering.exception() is None:
         entering.result()()

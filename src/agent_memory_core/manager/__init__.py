@@ -24,8 +24,9 @@ from agent_memory_core.manager.integration import (
     initialize_model_manager,
     preload_agent_models,
 )
-from agent_memory_core.manager.manager import ModelManager, ModelStats
+from agent_memory_core.manager.manager import ModelManager
 from agent_memory_core.manager.memos import get_llm_for_memos
+from agent_memory_core.manager.stats import ModelStats
 
 __all__ = [
     "LoadTimeout",

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from agent_memory_core import EngineConfig, InvalidSetting
-from agent_memory_core.manager.parameters import ModelType, by_our_names, native_of, near
+from agent_memory_core.manager.parameters import ModelType, by_our_names, native_of, near, sampling_of
 
 log = logging.getLogger("agent_memory")
 
@@ -107,6 +107,11 @@ class ModelConfig(_Config):
         return native_of(self.type, self.parameters)
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """The parameters that say how answers are sampled, as fields of `SamplingParams`."""
+        return sampling_of(self.parameters)
+
+    @property
     def idle_limit(self) -> float | None:
         """Seconds without use after which the model is unloaded; None is never."""
         return self.max_idle_time if self.max_idle_time is not None and self.max_idle_time >= 0 else None
@@ -183,6 +188,14 @@ class ManagerConfig(_Config):
         check_fallbacks({model.name: model.fallback for model in self.models})
         check_engines(self.models)
         return self
+
+    def replaced(self, **values: Any) -> Self:
+        """The same with other values, checked anew.
+
+        Raises:
+            InvalidSetting: they cannot be used, or do not go together.
+        """
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | values)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:

@@ -27,7 +27,8 @@ from agent_memory_core import (
 from agent_memory_core.manager.as_memory import AsyncManagedStream, ManagedMemory
 from agent_memory_core.manager.backends.base import CANCELLED, Asked
 from agent_memory_core.manager.config import ModelConfig
-from agent_memory_core.manager.parameters import checked_sampling, sampling_of
+from agent_memory_core.manager.errors import UnknownModel
+from agent_memory_core.manager.parameters import checked_sampling
 from agent_memory_core.manager.pool import Pool, Slot
 
 T = TypeVar("T")
@@ -118,14 +119,18 @@ class ManagedModel:
     kept for longer than a lease may be freed under its holder.
     """
 
-    def __init__(self, pool: Pool, slot: Slot) -> None:
+    def __init__(self, pool: Pool, name: str) -> None:
         self._pool = pool
-        self._slot = slot
+        self.name = name
+        """Its name in the configuration."""
 
     @property
-    def name(self) -> str:
-        """Its name in the configuration."""
-        return self._slot.name
+    def _slot(self) -> Slot:
+        # Looked up, because a new configuration may have put another one in its place.
+        slot = self._pool.slots.get(self.name)
+        if slot is None:
+            raise UnknownModel(f"the model {self.name!r} was removed from its manager.")
+        return slot
 
     @property
     def type(self) -> str:
@@ -162,9 +167,10 @@ class ManagedModel:
 
     def hold(self, timeout: float | None = None) -> tuple[Any, Callable[[], None]]:
         """`lease` without a block: the object of the library, and what gives the lease back, once, in any thread."""
-        self._pool.acquire(self._slot, timeout)
-        assert self._slot.loaded is not None
-        return self._slot.loaded.native, partial(self._pool.release, self._slot)
+        slot = self._slot
+        self._pool.acquire(slot, timeout)
+        assert slot.loaded is not None
+        return slot.loaded.native, partial(self._pool.release, slot)
 
     @property
     def tokenizer(self) -> Any:
@@ -254,7 +260,7 @@ class ManagedModel:
     def _asked(
         self, messages: Conversation, session: SessionKey | str | None, params: Mapping[str, Any]
     ) -> Asked:
-        own = {} if isinstance(messages, ChatRequest) else sampling_of(self.config.parameters)
+        own = {} if isinstance(messages, ChatRequest) else self.config.sampling
         given = own | checked_sampling(params, InvalidRequest)
         return Asked(to_request(self._profile_name, messages, given), given, session)
 
@@ -296,8 +302,9 @@ class ManagedModel:
             result = call(native)
             if isinstance(result, Iterator):
                 # It runs the model for as long as it is read.
-                self._pool.acquire(self._slot)
-                return HeldIterator(result, partial(self._pool.release, self._slot))
+                slot = self._slot
+                self._pool.acquire(slot)
+                return HeldIterator(result, partial(self._pool.release, slot))
             return result
 
 

@@ -15,37 +15,31 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from agent_memory_core import AgentMemoryError, BackendMissing, InvalidSetting
+from agent_memory_core import AgentMemory, AgentMemoryError, BackendMissing, InvalidSetting
 from agent_memory_core.manager.backends import mlx, openai
 from agent_memory_core.manager.backends.base import Backend
 from agent_memory_core.manager.backends.gguf import GgufBackend
 from agent_memory_core.manager.backends.huggingface import HuggingFaceBackend
-from agent_memory_core.manager.backends.mlx import MlxBackend
+from agent_memory_core.manager.backends.mlx import GivenMlx, MlxBackend, config_of
 from agent_memory_core.manager.backends.openai import OpenAIBackend
 from agent_memory_core.manager.books import Books, Entry, State
 from agent_memory_core.manager.config import (
     MIB,
     ManagerConfig,
     ModelConfig,
-    check_engines,
-    check_fallbacks,
 )
 from agent_memory_core.manager.errors import ModelLoadFailed, UnknownModel
+from agent_memory_core.manager.events import Callbacks
 from agent_memory_core.manager.handle import ManagedModel
 from agent_memory_core.manager.machine import default_limit, gauges
-from agent_memory_core.manager.parameters import near, sampling_of
-from agent_memory_core.manager.pool import Pool, Slot, unwatch, watch
+from agent_memory_core.manager.parameters import near
+from agent_memory_core.manager.pool import Pool, Slot, engine_of, unwatch, watch
+from agent_memory_core.manager.stats import ModelStats, stats_of
 
 log = logging.getLogger("agent_memory")
-
-Event = Literal["loaded", "evicted", "unloaded", "load_failed", "fallback", "over_limit"]
-
-EVENTS: tuple[str, ...] = ("loaded", "evicted", "unloaded", "load_failed", "fallback", "over_limit")
-"""What a callback can be registered for. "evicted" is an unload of the manager's own accord."""
 
 BACKENDS: dict[str, Backend] = {
     "mlx": MlxBackend(),
@@ -57,32 +51,6 @@ BACKENDS: dict[str, Backend] = {
 
 FRAMEWORKS = {"langchain": "langchain_agent_memory", "llama_index": "llama_index_agent_memory"}
 """The packages whose ``managed`` module makes a framework's model of a managed one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStats:
-    """What became of one model so far."""
-
-    access_count: int
-    """Leases that were taken, by calls and by `get_model`."""
-    memory_usage_mb: float
-    """MiB that it takes now, with its KV."""
-    state: str
-    """unloaded, loading, ready, unloading or failed."""
-    leases: int
-    """Uses under way."""
-    load_count: int
-    """How often it was loaded."""
-    load_seconds: float
-    """How long its last load took."""
-    evictions: int
-    """How often it made room, or idled too long."""
-    idle_seconds: float
-    """Since its last use; 0 while it is in use or not loaded."""
-    last_access: float | None
-    """Seconds since the epoch; None if it was never used."""
-    last_error: str
-    """Why its last load failed; empty if it did not."""
 
 
 class ModelManager:
@@ -105,12 +73,12 @@ class ModelManager:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._callbacks: dict[str, list[Callable[[str], object]]] = {event: [] for event in EVENTS}
+        self._callbacks = Callbacks()
         self._config = ManagerConfig()
         self._warned: set[str] = set()
         self._preloaded = threading.Event()
         books = Books(default_limit())
-        self._pool = Pool(books, clock, self._config.load_timeout, self._tell)
+        self._pool = Pool(books, clock, self._config.load_timeout, self._callbacks.tell)
         self._handles: dict[str, ManagedModel] = {}
         if config is not None:
             self.load_config(config)
@@ -130,17 +98,19 @@ class ModelManager:
         """
         self._pool.check_open()
         new = config if isinstance(config, ManagerConfig) else ManagerConfig.from_file(config)
+        limit = new.max_memory_mb * MIB if new.max_memory_mb is not None else default_limit()
         pool, books = self._pool, self._pool.books
         with pool.changed:
+            slots = [self._slot_for(model, limit) for model in new.models]
             self._config = new
             pool.load_timeout = new.load_timeout
-            books.limit = new.max_memory_mb * MIB if new.max_memory_mb is not None else default_limit()
+            books.limit = limit
             books.fair_after, books.min_loaded_time = new.fair_after, new.min_loaded_time
             books.strict_priority = new.strict_priority
             for slot in pool.slots.values():
                 slot.entry.leaves = True
-            for model in new.models:
-                self._add(model)
+            for slot in slots:
+                self._put(slot)
             self._warn_of_pinned()
             self._preloaded.clear()
             pool.changed.notify_all()
@@ -149,30 +119,57 @@ class ModelManager:
         """Add a model.
 
         Raises:
-            InvalidSetting: there is another one of that name, or the same one under another name.
+            InvalidSetting: there is another one of that name, or the same one under another name; nothing changes.
         """
+        self._add(config, None)
+
+    def add_engine(self, memory: AgentMemory) -> ManagedModel:
+        """Add an engine that is there already, under the name of its model. Whoever made it closes it.
+
+        Raises:
+            InvalidSetting: there is another model of that name; nothing changes.
+        """
+        config = config_of(memory)
+        self._add(config, GivenMlx(memory))
+        return self._handles[config.name]
+
+    def _add(self, config: ModelConfig, backend: Backend | None) -> None:
         self._pool.check_open()
         with self._pool.changed:
             known = {model.name: model for model in self._config.models}
             if config.name in known:
-                if known[config.name] == config:
+                if known[config.name] == config and backend is None:
                     return
                 raise InvalidSetting(f"there is another model called {config.name!r}: choose another name.")
-            models = (*self._config.models, config)
-            check_fallbacks({model.name: model.fallback for model in models})
-            check_engines(models)
-            self._config = self._config.model_copy(update={"models": models})
-            self._add(config)
+            changed = self._config.replaced(models=(*self._config.models, config))
+            slot = self._slot_for(config, self._pool.books.limit, backend)
+            self._config = changed
+            self._put(slot)
 
-    def _add(self, config: ModelConfig) -> None:
-        pool = self._pool
-        old = pool.slots.get(config.name)
-        if old is not None and old.config == config:
-            old.entry.leaves = False
-            return
-        if old is not None and old.loaded is not None:
+    def remove_model_config(self, name: str) -> None:
+        """Remove a model that is not in memory.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            InvalidSetting: it is in memory or waited for, or another setting names it; nothing changes.
+        """
+        slot, pool = self._slot(name), self._pool
+        with pool.changed:
+            if not pool.is_idle(slot):
+                raise InvalidSetting(f"the model {name!r} is in memory: unload it first.")
+            rest = tuple(model for model in self._config.models if model.name != name)
+            self._config = self._config.replaced(models=rest)
+            unwatch(pool, slot)
+            del pool.slots[name], pool.books.entries[name], self._handles[name]
+
+    def _slot_for(self, config: ModelConfig, limit: int, backend: Backend | None = None) -> Slot:
+        """What a model is managed by: what is there for it already, or a new one, which is not managed yet."""
+        old = self._pool.slots.get(config.name)
+        if old is not None and old.config == config and backend is None:
+            return old
+        if old is not None and not self._pool.is_idle(old):
             raise InvalidSetting(f"the model {config.name!r} is loaded with other settings: unload it first.")
-        backend, limit = BACKENDS[config.type], pool.books.limit
+        backend = backend or BACKENDS[config.type]
         entry = Entry(
             config.name,
             priority=config.memory_priority,
@@ -181,9 +178,19 @@ class ModelManager:
             need=backend.estimate(config, limit),
         )
         gate = threading.Semaphore(config.concurrency) if config.concurrency is not None else None
-        slot = pool.slots[config.name] = Slot(config, entry, backend, limit, gate=gate)
-        pool.books.entries[config.name] = entry
-        self._handles[config.name] = ManagedModel(pool, slot)
+        slot = Slot(config, entry, backend, limit, gate=gate)
+        engine_of(slot)
+        return slot
+
+    def _put(self, slot: Slot) -> None:
+        """Manage a model from now on."""
+        pool, name = self._pool, slot.name
+        if (old := pool.slots.get(name)) is not None and old is not slot:
+            unwatch(pool, old)
+        pool.slots[name] = slot
+        pool.books.entries[name] = slot.entry
+        slot.entry.leaves = False
+        self._handles.setdefault(name, ManagedModel(pool, name))
         watch(pool, slot)
 
     def _warn_of_pinned(self) -> None:
@@ -244,7 +251,7 @@ class ModelManager:
                 )
             else:
                 log.warning("the model %r is taken in place of %r: %s", model.name, slot.name, error)
-                self._tell("fallback", model.name)
+                self._callbacks.tell("fallback", model.name)
                 return model
         return None
 
@@ -263,6 +270,24 @@ class ModelManager:
         """
         return self.get_model(self.model_name_for_agent(agent_name), load=load)
 
+    @property
+    def default_model(self) -> str | None:
+        """The name of the model of whoever has none of his own; None where no model is configured."""
+        config = self._config
+        return config.default_model or (config.models[0].name if config.models else None)
+
+    def engine(self, name: str) -> AgentMemory:
+        """The engine of a model on MLX, loaded or not. Each of its turns loads it, and holds a lease.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            InvalidSetting: it is of another type.
+        """
+        memory = engine_of(self._slot(name))
+        if memory is None:
+            raise InvalidSetting(f"the model {name!r} has no engine: it is not of the type mlx.")
+        return memory
+
     def model_name_for_agent(self, agent_name: str) -> str:
         """The name of the model of an agent.
 
@@ -272,7 +297,7 @@ class ModelManager:
         config = self._config
         if agent_name in config.agents:
             return config.agents[agent_name]
-        name = config.default_model or (config.models[0].name if config.models else None)
+        name = self.default_model
         if name is None:
             raise UnknownModel(f"there is no model for the agent {agent_name!r}: no model is configured.")
         if agent_name not in self._warned:
@@ -305,7 +330,7 @@ class ModelManager:
         except ImportError as error:
             extra = framework.replace("_", "-")
             raise BackendMissing(f"pip install 'agent-memory-mlx[{extra}]' ({error}).") from error
-        settings = sampling_of(slot.config.parameters) | self.settings_of(slot.config)
+        settings = slot.config.sampling | self.settings_of(slot.config)
         return managed.chat_model(self._handles[name], {**settings, **overrides})
 
     def settings_of(self, config: ModelConfig) -> dict[str, Any]:
@@ -321,12 +346,13 @@ class ModelManager:
 
         Args:
             force: let no new call in, wait for those under way, then withdraw them: their readers get `Cancelled`.
-            timeout: seconds to wait for them; None is ``drain_timeout`` of the configuration.
+            timeout: seconds to wait for them; None is ``drain_timeout`` of the configuration, and 0 without ``force``.
 
         Raises:
             UnknownModel: there is none of that name.
         """
-        patience = self._config.drain_timeout if timeout is None else timeout
+        usual = self._config.drain_timeout if force else 0.0
+        patience = usual if timeout is None else timeout
         return self._pool.unload(self._slot(name), force=force, timeout=patience)
 
     def set_memory_limit(self, mb: int) -> int:
@@ -365,7 +391,7 @@ class ModelManager:
         """What became of each model so far, by its name."""
         with self._pool.changed:
             now = self._pool.clock()
-            return {slot.name: _stats(slot, now) for slot in self._pool.slots.values()}
+            return {slot.name: stats_of(slot, now) for slot in self._pool.slots.values()}
 
     def estimate(self, name: str) -> int:
         """The bytes that a model will take, before it is loaded; what it took, after."""
@@ -384,23 +410,7 @@ class ModelManager:
         Raises:
             InvalidSetting: there is no such event.
         """
-        if event not in EVENTS:
-            raise InvalidSetting(f"event={event!r} is not valid: {near(event, EVENTS)}")
-        self._callbacks[event].append(callback)
-
-        def unregister() -> None:
-            if callback in self._callbacks[event]:
-                self._callbacks[event].remove(callback)
-
-        return unregister
-
-    def _tell(self, event: str, name: str) -> None:
-        for callback in list(self._callbacks[event]):
-            try:
-                callback(name)
-            except Exception:
-                # Somebody else's code: the model is loaded or unloaded all the same.
-                log.exception("a callback for %r failed", event)
+        return self._callbacks.register(event, callback)
 
     # -- its thread, and its end --------------------------------------------------------------------------
 
@@ -439,6 +449,8 @@ class ModelManager:
     def shutdown(self, timeout: float = 30) -> None:
         """Let no more calls in, wait for those under way, withdraw those that stay, and unload all models.
 
+        Engines that were given to it are left to whoever made them.
+
         Args:
             timeout: seconds to wait for calls.
         """
@@ -451,7 +463,8 @@ class ModelManager:
         self._keeper.join()
         end = time.monotonic() + timeout
         for slot in list(pool.slots.values()):
-            pool.unload(slot, force=True, timeout=max(0.0, end - time.monotonic()))
+            if not isinstance(slot.backend, GivenMlx):
+                pool.unload(slot, force=True, timeout=max(0.0, end - time.monotonic()))
             unwatch(pool, slot)
 
     def __enter__(self) -> Self:
@@ -465,23 +478,6 @@ class ModelManager:
 
 def _raise(error: BaseException) -> ManagedModel:
     raise error
-
-
-def _stats(slot: Slot, now: float) -> ModelStats:
-    entry = slot.entry
-    idles = entry.state is State.READY and not entry.leases
-    return ModelStats(
-        access_count=entry.access_count,
-        memory_usage_mb=round(entry.nbytes / MIB, 1),
-        state=entry.state.name.lower(),
-        leases=entry.leases,
-        load_count=entry.load_count,
-        load_seconds=entry.load_seconds,
-        evictions=entry.evictions,
-        idle_seconds=now - entry.last_access if idles else 0.0,
-        last_access=slot.last_access,
-        last_error=str(entry.error) if entry.error is not None else "",
-    )
 
 
 _managers: weakref.WeakSet[ModelManager] = weakref.WeakSet()

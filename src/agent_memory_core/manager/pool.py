@@ -128,6 +128,17 @@ class Pool:
                 self.books.leave_line(place.ticket)
                 self.changed.notify_all()
 
+    def acquire_at_once(self, slot: Slot) -> bool:
+        """`acquire` where nothing has to be loaded or waited for; False, and nothing done, if something has."""
+        self.check_open()
+        entry = slot.entry
+        with self.changed:
+            if entry.state is not State.READY or entry.draining is not None:
+                return False
+            step = self.books.step(entry, None, self.clock())
+            slot.last_access = time.time()
+            return step.next is Next.USE
+
     def _advance(self, slot: Slot, place: _Place) -> bool:
         """One step on the way to a lease; return whether it is there."""
         victims: list[Entry] = []
@@ -199,6 +210,11 @@ class Pool:
     def slot_of(self, entry: Entry) -> Slot:
         """The slot of an entry of the books."""
         return self.slots[entry.name]
+
+    def is_idle(self, slot: Slot) -> bool:
+        """Whether a model is not in memory, nor on its way, and nobody waits for it. To be asked under the lock."""
+        waited_for = any(ticket.entry is slot.entry for ticket in self.books.line)
+        return slot.entry.state in (State.UNLOADED, State.FAILED) and not waited_for
 
     def begin_preload(self, slot: Slot) -> bool:
         """Make `load` the caller's task for a model that nobody asked for, if that needs nobody else's room."""
@@ -293,6 +309,8 @@ class Pool:
         if force and loading is not None:
             concurrent.futures.wait([loading], timeout)
         with self.changed:
+            if not force:
+                self.changed.wait_for(lambda: not slot.entry.leases, timeout)
             if slot.entry.state is not State.READY or (slot.entry.leases and not force):
                 return False
             begun = self.books.begin_unload(slot.entry)
@@ -339,21 +357,29 @@ class Residence:
         if _loading.get() != id(self._slot):
             self.pool.acquire(self._slot)
 
+    def enter_at_once(self, memory: AgentMemory) -> bool:
+        """Take a lease if the model is loaded and nobody drains it."""
+        return _loading.get() == id(self._slot) or self.pool.acquire_at_once(self._slot)
+
     def leave(self, memory: AgentMemory) -> None:
         """Give it back."""
         if _loading.get() != id(self._slot):
             self.pool.release(self._slot)
 
 
+def engine_of(slot: Slot) -> AgentMemory | None:
+    """The engine of a model on MLX, loaded or not; None for the others."""
+    return slot.backend.memory(slot.config, slot.limit) if isinstance(slot.backend, MlxBackend) else None
+
+
 def watch(pool: Pool, slot: Slot) -> None:
     """Let every turn of a model on MLX ask the pool, also those of a framework's models."""
-    if isinstance(slot.backend, MlxBackend):
-        slot.backend.memory(slot.config, slot.limit).residency = Residence(pool, slot)
+    if (memory := engine_of(slot)) is not None:
+        memory.residency = Residence(pool, slot)
 
 
 def unwatch(pool: Pool, slot: Slot) -> None:
     """Let the turns of a model on MLX ask this pool no more."""
-    if isinstance(slot.backend, MlxBackend):
-        memory = slot.backend.memory(slot.config, slot.limit)
-        if isinstance(memory.residency, Residence) and memory.residency.pool is pool:
-            memory.residency = None
+    memory = engine_of(slot)
+    if memory is not None and isinstance(memory.residency, Residence) and memory.residency.pool is pool:
+        memory.residency = None

@@ -31,9 +31,10 @@ class SwapBody(Strict):
     """How long turns in flight get to end."""
 
 
-class TimeBody(Strict):
-    """How long to wait for the turns in flight."""
+class OffloadBody(Strict):
+    """Which model to free, the one that is served where none is named, and how long to wait for its turns."""
 
+    model: str = Field(default="", validation_alias=AliasChoices("model_id", "model"))
     timeout_seconds: float = Field(default=30, ge=0, le=300)
 
 
@@ -80,6 +81,7 @@ class Admin:
         for method, path, endpoint in (
             ("POST", "/admin/swap", self.swap),
             ("POST", "/admin/models/swap", self.swap),
+            ("GET", "/admin/models", self.models),
             ("GET", "/admin/models/current", self.current),
             ("GET", "/admin/models/available", self.available),
             ("POST", "/admin/models/offload", self.offload),
@@ -103,17 +105,24 @@ class Admin:
 
     async def swap(self, body: SwapBody) -> dict[str, Any]:
         """Serve another model."""
-        old = self._host.memory.model_name
-        await self._server.swap(body.model, body.timeout_seconds)
-        new = self._host.memory.model_name
+        old = self._host.served
+        await self._host.swap(body.model, body.timeout_seconds)
+        new = self._host.served
         message = f"{new} is served."
         return {"status": "success", "old_model_id": old, "new_model_id": new, "message": message}
 
+    async def models(self) -> dict[str, Any]:
+        """What became of each model that requests can name, and the MiB that they take and may take."""
+        manager = self._host.manager
+        usage = await asyncio.to_thread(manager.get_memory_usage)
+        stats = {name: asdict(of_one) for name, of_one in manager.get_model_stats().items()}
+        return {"served": self._host.served, "models": stats, "memory": usage}
+
     async def current(self) -> dict[str, Any]:
-        """The model that is served."""
+        """The model that is served where requests name none."""
         memory = self._host.memory
         return {
-            "model_id": memory.model_name,
+            "model_id": self._host.served,
             "loaded": memory.weights_bytes > 0,
             "weights_bytes": memory.weights_bytes,
             "context_length": memory.stated_context_length,
@@ -123,11 +132,12 @@ class Admin:
     async def available(self) -> dict[str, Any]:
         """The models that have a profile; any other folder or hub id can be swapped to as well."""
         profiles, _ = await asyncio.to_thread(list_profiles)
-        return {"models": sorted({profile.model_id for profile in profiles} | {self._host.memory.model_name})}
+        return {"models": sorted({profile.model_id for profile in profiles} | {*self._host.names()})}
 
-    async def offload(self, body: TimeBody | None = None) -> JSONResponse:
-        """Free the model; the next turn loads it again."""
-        done = await self._host.offload((body or TimeBody()).timeout_seconds)
+    async def offload(self, body: OffloadBody | None = None) -> JSONResponse:
+        """Free a model; the next turn loads it again."""
+        asked = body or OffloadBody()
+        done = await self._host.offload(asked.timeout_seconds, self._server.catalog.find(asked.model))
         return JSONResponse({"status": "offloaded" if done else "busy"}, status_code=200 if done else 409)
 
     async def load(self) -> dict[str, Any]:
@@ -201,9 +211,12 @@ class Admin:
     async def prewarm(self, body: ChatBody, namespace: str = "default") -> dict[str, Any]:
         """Compute the prompt of a chat completion, so that a later one that begins with it starts at once."""
         try:
-            request = self._server.reader.request(body.asked())
+            served = self._server.catalog.find(body.model)
+            request = self._server.reader.request(body.asked(), served)
             session = getattr(body, "session_id", None)
-            report = await self._host.memory.aprewarm(request, SessionKey(session, namespace=namespace))
+            report = await self._host.engine(served).aprewarm(
+                request, SessionKey(session, namespace=namespace)
+            )
         except AgentMemoryError as error:
             raise from_core(error) from error
         return {"prompt_tokens": report.usage.prompt_tokens, "cached_tokens": report.usage.cache_read}

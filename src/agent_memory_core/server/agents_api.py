@@ -1,8 +1,13 @@
-"""The paths of agents by an id, see `Agents`."""
+"""The paths of agents by an id, which stand on `PersistentAgentManager`."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -11,22 +16,35 @@ from pydantic import Field
 
 from agent_memory_core import AgentMemoryError
 from agent_memory_core.adapter import measurements
-from agent_memory_core.server.agents import DEFAULT_PROMPT, Agents, Owner, as_messages, described, session_id
+from agent_memory_core.agents import PersistentAgentManager
+from agent_memory_core.server.agents import Agents, Recorder, described
 from agent_memory_core.server.answers import Answer
-from agent_memory_core.server.errors import INVALID, ApiError, from_core
+from agent_memory_core.server.errors import INVALID, NOT_FOUND, ApiError, from_core
 from agent_memory_core.server.openai_chat import SamplingBody, finish_reason, usage
-from agent_memory_core.server.requests import Asked, Client
 from agent_memory_core.server.serving import Server, apart
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.turns import Call
+
+T = TypeVar("T")
+
+DEFAULT_PROMPT = "You are a helpful assistant."
+
+_FILE = "application/octet-stream"
 
 
 class CreateBody(SamplingBody):
     """A new agent."""
 
     agent_id: str | None = Field(default=None, min_length=1)
-    system_prompt: str = Field(default=DEFAULT_PROMPT, min_length=1)
+    agent_type: str | None = Field(default=None, min_length=1)
+    """What it is; without a system prompt, the name of a template."""
+    system_prompt: str | None = Field(default=None, min_length=1)
+    metadata: dict[str, str] = Field(default_factory=dict)
     pinned: bool = False
+
+    def prompt(self) -> str | None:
+        """Its system prompt; None is that of its type."""
+        return DEFAULT_PROMPT if self.system_prompt is self.agent_type is None else self.system_prompt
 
 
 class GenerateBody(SamplingBody):
@@ -43,10 +61,11 @@ class ForkBody(SamplingBody):
 
 
 class AgentPaths:
-    """The paths under /v1/agents."""
+    """The paths under /v1/agents. The query parameter ``model`` says on which of several models the agent is."""
 
     def __init__(self, server: Server) -> None:
-        self._server, self._agents = server, Agents(server.host)
+        self._server, self._agents = server, Agents(server.host, server.settings)
+        self.close = self._agents.close
 
     def add_to(self, app: FastAPI) -> None:
         """Add the paths."""
@@ -55,19 +74,22 @@ class AgentPaths:
             ("GET", "", self.list_all),
             ("GET", "/list", self.list_all),
             ("GET", "/stats", self.stats),
+            ("POST", "/import", self.import_one),
             ("GET", "/{agent_id}", self.one),
             ("DELETE", "/{agent_id}", self.delete),
             ("POST", "/{agent_id}/generate", self.generate),
             ("POST", "/{agent_id}/fork", self.fork),
             ("POST", "/{agent_id}/prewarm", self.prewarm),
             ("GET", "/{agent_id}/messages", self.messages),
+            ("DELETE", "/{agent_id}/messages", self.clear),
+            ("GET", "/{agent_id}/export", self.export),
         ):
             in_schema = path != "/list"
             app.add_api_route(f"/v1/agents{path}", endpoint, methods=[method], include_in_schema=in_schema)
 
     async def create(self, request: Request, body: CreateBody) -> Response:
         """Make an agent."""
-        owner = _owner(request, body.agent_id or uuid4().hex)
+        agent_id, type_ = body.agent_id or uuid4().hex, body.agent_type or "assistant"
         self._server.turns.check_loaded()
         await apart(lambda: self._agents.create(owner, body.system_prompt, pinned=body.pinned))
         return JSONResponse(await apart(lambda: self._agents.info(owner)), status_code=201)
@@ -80,11 +102,26 @@ class AgentPaths:
     async def stats(self, request: Request) -> dict[str, Any]:
         """How many agents there are, and how large."""
         found = await apart(lambda: self._agents.all_of(request.state.tenant.namespace))
+
+        def make(agents: PersistentAgentManager) -> dict[str, Any]:
+            agents.create_agent(agent_id, type_, body.prompt(), metadata=body.metadata, exist_ok=False)
+            if body.pinned:
+                agents.memory.flush()
+                agents.memory.pin(agent_id, agents.namespace)
+            return _one(agents, agent_id)
+
+        return JSONResponse(await self._with(request, make, body.model), status_code=201)
+
+        found = await self._with(request, described)
+        return {"agents": found, "total": len(found)}
+
+        found = await self._with(request, described)
         return {
             "total_count": len(found),
-            "pinned_count": sum(info.pinned for info in found),
-            "total_tokens": sum(info.tokens for info in found),
-            "total_bytes": sum(info.nbytes for info in found),
+            "in_memory_count": sum(agent["in_memory"] for agent in found),
+            "pinned_count": sum(agent["pinned"] for agent in found),
+            "total_tokens": sum(agent["cache_size_tokens"] for agent in found),
+            "total_bytes": sum(agent["file_size_bytes"] for agent in found),
         }
 
     async def one(self, request: Request, agent_id: str) -> dict[str, Any]:
@@ -95,6 +132,19 @@ class AgentPaths:
         """The conversation of an agent."""
         history = await apart(lambda: self._agents.read(_owner(request, agent_id)))
         return {"agent_id": agent_id, "messages": history}
+        return await self._with(request, lambda agents: _one(agents, agent_id))
+
+
+        def read(agents: PersistentAgentManager) -> list[dict[str, str]]:
+            agent = agents.load_agent(agent_id)
+            return [{"role": "system", "content": agent.system_prompt}, *agent.conversation_history]
+
+        return {"agent_id": agent_id, "messages": await self._with(request, read)}
+
+    async def clear(self, request: Request, agent_id: str) -> Response:
+        """Let an agent forget what was said; who it is stays."""
+        await self._with(request, lambda agents: agents.clear_history(agent_id))
+        return Response(status_code=204)
 
     async def generate(self, request: Request, agent_id: str, body: GenerateBody) -> Response:
         """Ask an agent, which remembers the question and its answer."""
@@ -121,6 +171,19 @@ class AgentPaths:
         owner = _owner(request, agent_id)
         async with self._agents.turn_of(owner):
             await apart(lambda: self._agents.fork(owner, body.new_id))
+        self._server.turns.check_loaded()
+        served = self._server.catalog.find(body.model or request.query_params.get("model", ""))
+        agents = await _apart(lambda: self._agents.of(request.state.tenant.namespace, served))
+        call = await self._call(agents, agent_id, body, served)
+        try:
+            return await self._server.run(
+                request, call, lambda call, answer: _answered(agent_id, answer), _no_writer
+            )
+        finally:
+            assert call.recorder is not None
+            call.recorder.give_up()
+
+        await self._with(request, lambda agents: agents.fork_agent(agent_id, body.new_id), body.model)
         return JSONResponse({"agent_id": body.new_id, "forked_from": agent_id}, status_code=201)
 
     async def prewarm(self, request: Request, agent_id: str) -> dict[str, int]:
@@ -133,23 +196,82 @@ class AgentPaths:
         owner = _owner(request, agent_id)
         async with self._agents.turn_of(owner):
             await apart(lambda: (self._agents.release if evict_only else self._agents.delete)(owner))
+        report = await self._with(request, lambda agents: agents.prewarm_agent(agent_id))
+        return {"prompt_tokens": report.usage.prompt_tokens, "cached_tokens": report.usage.cache_read}
+
+    async def export(self, request: Request, agent_id: str) -> Response:
+        """An agent as a file, for another machine."""
+
+        def write(agents: PersistentAgentManager) -> bytes:
+            with tempfile.TemporaryDirectory() as folder:
+                return agents.export_agent(agent_id, Path(folder) / "agent").read_bytes()
+
+        return Response(await self._with(request, write), media_type=_FILE)
+
+    async def import_one(self, request: Request, new_id: str | None = None) -> Response:
+        """Make an agent from such a file."""
+        content = await request.body()
+
+        def read(agents: PersistentAgentManager) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "agent"
+                file.write_bytes(content)
+                return _one(agents, agents.import_agent(file, new_id).agent_id)
+
+        self._server.turns.check_loaded()
+        return JSONResponse(await self._with(request, read), status_code=201)
+
+
+        def leave(agents: PersistentAgentManager) -> None:
+            if evict_only:
+                agents.evict_agent(agent_id)
+            elif not agents.delete_agent(agent_id):
+                raise _missing(agent_id)
+
+        await self._with(request, leave)
         return Response(status_code=204)
 
-    def _call(self, owner: Owner, history: list[dict[str, str]], body: GenerateBody) -> Call:
+    async def _with(
+        self, request: Request, work: Callable[[PersistentAgentManager], T], model: str = ""
+    ) -> T:
+        """What the agents of the key answer, on the model that the request names."""
+        served = self._server.catalog.find(model or request.query_params.get("model", ""))
+        namespace = request.state.tenant.namespace
+        return await _apart(lambda: work(self._agents.of(namespace, served)))
+
+    async def _call(
+        self, agents: PersistentAgentManager, agent_id: str, body: GenerateBody, served: str
+    ) -> Call:
+        """An agent's turn, once those before it have ended."""
         try:
-            asked = Asked(
-                messages=[*as_messages(history)],
-                response_schema=body.response_schema,
-                sampling=body.sampling(),
+            sampling = body.sampling()
+            if self._server.reader.seed is not None:
+                sampling.setdefault("seed", self._server.reader.seed)
+            turn = await agents.abegin_turn(
+                agent_id, body.prompt, response_schema=body.response_schema, **sampling
             )
         except AgentMemoryError as error:
             raise from_core(error) from error
-        client = Client(owner[0], Session(session_id(owner), "agent"))
-        return self._server.reader.call(asked, body, client, stream=False)
+        return Call(
+            replace(turn.request, timeout=self._server.settings.timeout),
+            body.model,
+            served,
+            False,
+            Session(agent_id, "agent"),
+            turn.key,
+            self._server.host.context_of(served),
+            recorder=Recorder(turn),
+        )
 
 
-def _owner(request: Request, agent_id: str) -> Owner:
-    return request.state.tenant.namespace, agent_id
+def _one(agents: PersistentAgentManager, agent_id: str) -> dict[str, Any]:
+    for found in described(agents, agent_id):
+        return found
+    raise _missing(agent_id)
+
+
+def _missing(agent_id: str) -> ApiError:
+    return ApiError(NOT_FOUND, f"There is no agent {agent_id!r}: create it first.")
 
 
 def _answered(agent_id: str, answer: Answer) -> dict[str, Any]:
@@ -167,3 +289,11 @@ def _answered(agent_id: str, answer: Answer) -> dict[str, Any]:
 
 def _no_writer(call: Call) -> Any:
     raise AssertionError("agents answer whole")
+
+
+async def _apart(work: Callable[[], T]) -> T:
+    """The result of what may wait for a disk, or for another turn."""
+    try:
+        return await asyncio.to_thread(work)
+    except AgentMemoryError as error:
+        raise from_core(error) from error

@@ -14,6 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.manager import ModelManager
 from agent_memory_core.server import anthropic_messages, openai_chat, openai_completions
 from agent_memory_core.server.admin import Admin
 from agent_memory_core.server.agents_api import AgentPaths
@@ -36,20 +37,23 @@ from agent_memory_core.server.ui import add_page
 
 
 def create_app(
-    memory: AgentMemory, settings: ServerSettings | None = None, open_model: OpenModel | None = None
+    source: AgentMemory | ModelManager,
+    settings: ServerSettings | None = None,
+    open_model: OpenModel | None = None,
 ) -> FastAPI:
-    """The application that serves ``memory``, which its caller closes.
+    """The application that serves one model, or several, which its caller closes.
 
     Args:
-        memory: what is served.
+        source: what is served: one memory, or a manager whose models are all on MLX. Requests name one of those, which
+            is loaded when it is asked for; its default model is meant where they name none.
         settings: how; None takes them from the environment.
         open_model: makes the memory of another model, without loading it, when the model is swapped; None makes one
             on the same folder, with the settings of that model's profile.
 
     Raises:
-        InvalidSetting: the keys cannot be read.
+        InvalidSetting: the keys cannot be read, or a configured model cannot be served.
     """
-    server = Server(memory, settings or ServerSettings(), open_model)
+    server = Server(source, settings or ServerSettings(), open_model)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -83,6 +87,9 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     add_page(app)
     AgentPaths(server).add_to(app)
     CoordinationPaths(server).add_to(app)
+    agents = AgentPaths(server)
+    agents.add_to(app)
+    server.closing.append(agents.close)
     _add_completions(app, server)
     ResponsePaths(server).add_to(app)
     _add_messages(app, server)

@@ -1,4 +1,4 @@
-"""The model that is served, under each of its names, as the clients' lists of models have it."""
+"""The models that are served, under each of their names, as the clients' lists of models have it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent_memory_core.server.settings import ServerSettings
 
 
 class Catalog:
-    """The names of the model."""
+    """The names of the models."""
 
     def __init__(self, host: Host, settings: ServerSettings) -> None:
         self._host = host
@@ -22,25 +22,31 @@ class Catalog:
         self.read(settings)
 
     def read(self, settings: ServerSettings) -> None:
-        """Take other names for the model."""
-        name = self._host.memory.model_name
-        self._any = settings.any_model
-        self.names = tuple(dict.fromkeys([name, name.rstrip("/").rpartition("/")[2], *settings.model_alias]))
+        """Take other names for the model that is meant where none is named."""
+        self._any, self._aliases = settings.any_model, settings.model_alias
 
-    def check(self, name: str) -> None:
-        """Check that a request asks for the model that is here.
+    @property
+    def names(self) -> dict[str, str]:
+        """The model behind each name, the one that is meant where none is named first."""
+        served, *others = self._host.names()
+        own = (served, served.rstrip("/").rpartition("/")[2], *self._aliases)
+        return dict.fromkeys(own, served) | {other: other for other in others}
+
+    def find(self, name: str) -> str:
+        """The model that a request asks for.
 
         Raises:
-            ApiError: it asks for another one.
+            ApiError: there is none of that name.
         """
-        if name not in (*self.names, "", "default") and not self._any:
-            known = ", ".join(self.names)
+        names = self.names
+        if name not in names and name not in ("", "default") and not self._any:
             raise ApiError(
                 MODEL_NOT_FOUND,
-                f"The model {name!r} does not exist: this server has {known}. Name that one, give the server an alias "
-                "for it, or start it with --any-model.",
+                f"The model {name!r} does not exist: this server has {', '.join(names)}. Name one of them, give the "
+                "server an alias for it, or start it with --any-model.",
                 param="model",
             )
+        return names.get(name, self._host.served)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the paths of models."""
@@ -50,17 +56,16 @@ class Catalog:
 
     async def list(self) -> dict[str, Any]:
         """All names; one object that both SDKs can read."""
-        entries = [self._entry(name) for name in self.names]
-        ends = {"has_more": False, "first_id": self.names[0], "last_id": self.names[-1]}
+        entries = [self._entry(name, model) for name, model in self.names.items()]
+        ends = {"has_more": False, "first_id": entries[0]["id"], "last_id": entries[-1]["id"]}
         return {"object": "list", "data": entries, **ends}
 
     async def one(self, name: str) -> dict[str, Any]:
         """One name, which may hold slashes."""
-        self.check(name)
-        return self._entry(name)
+        return self._entry(name, self.find(name))
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        context = self._host.memory.stated_context_length
+    def _entry(self, name: str, model: str) -> dict[str, Any]:
+        context = self._host.engine(model).stated_context_length
         return {
             "id": name,
             "object": "model",

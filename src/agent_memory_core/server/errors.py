@@ -20,6 +20,8 @@ from agent_memory_core import (
     QueueFull,
     SessionNotFound,
 )
+from agent_memory_core.agents import AgentExists, AgentsBusy
+from agent_memory_core.manager import LoadTimeout, ManagerClosed, UnknownModel
 
 
 class Kind(NamedTuple):
@@ -122,6 +124,11 @@ class ApiError(Exception):
 
 
 _KINDS: tuple[tuple[type[AgentMemoryError], Kind], ...] = (
+    (AgentExists, BUSY),
+    (AgentsBusy, QUEUE_FULL),
+    (UnknownModel, MODEL_NOT_FOUND),
+    (LoadTimeout, LOADING),
+    (ManagerClosed, OVERLOADED),
     (PromptTooLong, TOO_LONG),
     (InvalidRequest, INVALID),
     (SessionNotFound, NOT_FOUND),
@@ -135,10 +142,14 @@ _KINDS: tuple[tuple[type[AgentMemoryError], Kind], ...] = (
 )
 
 
+_PASSING = (OVERLOADED, QUEUE_FULL, LOADING)
+"""What another try a little later may not meet."""
+
+
 def from_core(error: AgentMemoryError) -> ApiError:
     """What an error of the core is to a client."""
     kind = next(kind for cls, kind in _KINDS if isinstance(error, cls))
     tokens = None
     if isinstance(error, PromptTooLong) and error.prompt_tokens is not None and error.limit is not None:
         tokens = (error.prompt_tokens, error.limit)
-    return ApiError(kind, str(error), tokens=tokens, retry_after=5 if kind is OVERLOADED else None)
+    return ApiError(kind, str(error), tokens=tokens, retry_after=5 if kind in _PASSING else None)

@@ -35,7 +35,7 @@ class Health:
             release = version("agent-memory-mlx")
         except PackageNotFoundError:
             release = ""
-        return {"name": "agent-memory", "version": release, "model": self._host.memory.model_name}
+        return {"name": "agent-memory", "version": release, "model": self._host.served}
 
     async def live(self) -> dict[str, str]:
         """The process answers."""

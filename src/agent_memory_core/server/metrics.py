@@ -84,7 +84,7 @@ class Metrics:
         self._computed = counter("computed_tokens", "Tokens of prompts that were computed.")
         self._generated = counter("generated_tokens", "Tokens of answers.")
         self._misses = counter("misses", "Turns that computed what could have been known.", "reason")
-        self._times: dict[int, list[float]] = {}
+        self._times: dict[tuple[int, int], list[float]] = {}
         # A rate needs a beginning.
         for reason in REJECTED.values():
             self._rejected.labels(reason)
@@ -94,7 +94,7 @@ class Metrics:
         self._pages = [registry]
         if dialect == "vllm":
             other = CollectorRegistry()
-            other.register(VllmNames(registry, lambda: host.memory.model_name))
+            other.register(VllmNames(registry, lambda: host.served))
             self._pages.append(other)
         self.close = host.observe(self._observe)
 
@@ -121,7 +121,8 @@ class Metrics:
         """Runs on the engine's thread."""
         if isinstance(event, BlocksEvicted) or event.turn.background:
             return
-        turn_id = event.turn.turn_id
+        # Several engines count their turns each for itself.
+        turn_id = (event.turn.turn_id, id(event.turn.key))
         if isinstance(event, TurnQueued):
             self._times[turn_id] = [perf_counter()]
         elif isinstance(event, (TurnAdmitted, FirstToken)):

@@ -38,9 +38,9 @@ class State(Collector):
         yield _gauge("build_info", "The version.", "version", {_version(): 1})
 
     def _of_model(self) -> Iterator[Metric]:
-        host, memory = self._host, self._host.memory
-        loaded = {memory.model_name: float(memory.weights_bytes > 0)}
-        yield _gauge("model_loaded", "Whether the model is in memory.", "model", loaded)
+        host = self._host
+        loaded = {name: float(host.engine(name).weights_bytes > 0) for name in host.names()}
+        yield _gauge("model_loaded", "Whether a model is in memory.", "model", loaded)
         yield _gauge("model_load_seconds", "What the last load took.", None, {"": host.load_seconds})
         yield _counter(
             "model_swaps", "Changes of the model.", "result", {"done": 0, "failed": 0} | host.swaps

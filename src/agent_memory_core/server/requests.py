@@ -76,33 +76,38 @@ class Reader:
 
     def __init__(self, host: Host, settings: ServerSettings) -> None:
         self._host, self._settings = host, settings
-        self.context = host.memory.stated_context_length or 0
-        """Most tokens of prompt and answer; 0 until the model says it."""
         self.seed: int | None = None
         """Of answers whose requests give none."""
 
-    def call(self, asked: Asked, body: Body, client: Client, *, stream: bool, usage: bool = True) -> Call:
-        """The call of a request.
+    def call(
+        self, asked: Asked, body: Body, client: Client, *, served: str, stream: bool, usage: bool = True
+    ) -> Call:
+        """The call of a request, for the model that is served by that name.
 
         Raises:
             ApiError: a part of it cannot be used.
         """
         try:
-            request = self.request(asked)
+            request = self.request(asked, served)
             key = key_of(client.session, client.namespace, request)
         except AgentMemoryError as error:
             raise from_core(error) from error
-        return Call(request, body.model, stream, client.session, key, self.context, usage)
+        context = self._host.context_of(served)
+        return Call(request, body.model, served, stream, client.session, key, context, usage)
 
-    def request(self, asked: Asked) -> ChatRequest:
-        """The core's request. Raises its errors."""
-        sampling = {"max_tokens": self._settings.max_tokens, **asked.sampling}
+    def request(self, asked: Asked, served: str) -> ChatRequest:
+        """The core's request, with what the model's configuration says of its answers. Raises the core's errors."""
+        sampling = {
+            "max_tokens": self._settings.max_tokens,
+            **self._host.sampling_of(served),
+            **asked.sampling,
+        }
         if self.seed is not None:
             sampling.setdefault("seed", self.seed)
         return ChatRequest(
             messages=merge_leading_systems(_with_names(asked.messages)),
             tools=tuple(asked.tools),
-            sampling=sampling_for(self._host.memory.config.model, sampling),
+            sampling=sampling_for(self._host.engine(served).config.model, sampling),
             template_kwargs=asked.template_kwargs,
             tool_choice=chosen_tool(asked.tool_choice, asked.tools),
             parallel_tool_calls=asked.parallel_tool_calls is not False,

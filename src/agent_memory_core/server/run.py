@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.manager import ModelManager
 from agent_memory_core.server.admin_socket import listening
 from agent_memory_core.server.app import create_app
 from agent_memory_core.server.host import OpenModel
@@ -73,15 +74,15 @@ class GracefulServer(uvicorn.Server):
 
 
 def serve(
-    memory: AgentMemory,
+    source: AgentMemory | ModelManager,
     settings: ServerSettings,
     again: Callable[[], ServerSettings] | None = None,
     open_model: OpenModel | None = None,
 ) -> None:
-    """Serve ``memory`` until a signal ends the process. The caller closes it, which writes what is queued.
+    """Serve one model, or several, until a signal ends the process. The caller closes it, which writes what is queued.
 
     Args:
-        memory: what is served.
+        source: what is served, see `create_app`.
         settings: how.
         again: reads the settings once more when SIGHUP comes; None keeps them, and reads the file of keys again.
         open_model: see `create_app`.
@@ -91,7 +92,7 @@ def serve(
         ModelError: the model cannot be loaded.
     """
     configure(settings.log_level, settings.log_format)
-    app = create_app(memory, settings, open_model)
+    app = create_app(source, settings, open_model)
     server: Server = app.state.server
     server.read_settings = again or (lambda: settings)
     with listening(settings.admin_socket) as admin_socket:

@@ -1,4 +1,4 @@
-"""One memory behind HTTP: what every path that runs turns has in common."""
+"""Models behind HTTP: what every path that runs turns has in common."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
+from agent_memory_core.manager import ModelManager
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.coordination import Talks
@@ -37,13 +38,16 @@ T = TypeVar("T")
 
 
 class Server:
-    """One memory behind HTTP."""
+    """One model behind HTTP, or several, see `Host`."""
 
     def __init__(
-        self, memory: AgentMemory, settings: ServerSettings, open_model: OpenModel | None = None
+        self,
+        source: AgentMemory | ModelManager,
+        settings: ServerSettings,
+        open_model: OpenModel | None = None,
     ) -> None:
         self.settings = settings
-        self.host = Host(memory, open_model)
+        self.host = Host(source, open_model)
         self.keys = Keys(settings)
         self.turns = Turns(self.host, settings)
         self.catalog = Catalog(self.host, settings)
@@ -59,26 +63,18 @@ class Server:
         """What is done where the model cannot be loaded."""
         self.read_settings: Callable[[], ServerSettings] = lambda: settings
         """Reads the settings again."""
+        self.closing: list[Callable[[], None]] = []
+        """What ends with the server."""
 
     async def load(self) -> None:
         """Load the model; meanwhile, and if that fails, the server says that it is not ready."""
         try:
             await self.host.load()
-            await self._read_context()
         except AgentMemoryError as error:
             self.health.failure = error
             self.on_failure()
             return
         self.turns.loaded = True
-
-    async def _read_context(self) -> None:
-        self.reader.context = await asyncio.to_thread(lambda: self.host.memory.context_length)
-
-    async def swap(self, name: str, seconds: float) -> None:
-        """Serve another model; errors as of `Host.swap`."""
-        await self.host.swap(name, seconds)
-        self.catalog.read(self.settings)
-        await self._read_context()
 
     def reload(self) -> bool:
         """Take other keys, limits, names of the model and another log level, while requests go on.
@@ -99,7 +95,9 @@ class Server:
         return True
 
     def close(self) -> None:
-        """Stop watching the memory."""
+        """Stop watching the memory, and close what was opened here."""
+        for close in self.closing:
+            close()
         self.turns.close()
         self.metrics.close()
         self.records.close()
@@ -136,7 +134,7 @@ class Server:
         """
         self.turns.check_loaded()
         try:
-            return await asyncio.to_thread(self.host.memory.count_tokens, call.request)
+            return await asyncio.to_thread(self.host.engine(call.served).count_tokens, call.request)
         except AgentMemoryError as error:
             raise from_core(error) from error
 
@@ -150,9 +148,10 @@ class Server:
         self, request: Request, body: Body, asked: Callable[[], Asked], thread: str = "", **more: Any
     ) -> Call:
         """The call of a request in any dialect."""
-        self.catalog.check(body.model)
+        served = self.catalog.find(body.model)
         try:
             return self.reader.call(asked(), body, self.client(request, body, thread), **more)
+            return self.reader.call(asked(), body, self.client(request, body), served=served, **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
 

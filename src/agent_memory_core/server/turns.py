@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from agent_memory_core import (
     AgentMemoryError,
@@ -35,6 +35,18 @@ from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
 
 
+class Recorder(Protocol):
+    """Takes what is answered."""
+
+    async def add(self, delta: Delta) -> None:
+        """A delta was read, and is not sent yet."""
+        ...
+
+    def give_up(self) -> None:
+        """The turn has ended, in whatever way."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request for one turn, as its dialect has read it."""
@@ -42,6 +54,8 @@ class Call:
     request: ChatRequest
     model: str
     """The model's name as the client wrote it."""
+    served: str
+    """The model's name in the manager."""
     stream: bool
     session: Session
     key: SessionKey
@@ -50,6 +64,8 @@ class Call:
     """Most tokens of prompt and answer together."""
     usage_in_stream: bool = True
     """Whether a stream ends with the usage, in the dialect where clients choose."""
+    recorder: Recorder | None = None
+    """Who keeps what is answered, beside the engine."""
 
     @property
     def is_kept(self) -> bool:
@@ -137,6 +153,8 @@ class Turn:
                     yield Admitted(self._watch.prompt_tokens, self._watch.cached_tokens)
                 else:
                     delta = self._next.result()
+                    if self.call.recorder is not None:
+                        await self.call.recorder.add(delta)
                     yield delta
                     if delta.report is not None:
                         return
@@ -185,6 +203,8 @@ class Turn:
         if self._closed:
             return
         self._closed = True
+        if self.call.recorder is not None:
+            self.call.recorder.give_up()
         await self._stream.aclose()
         self._next.cancel()
         # Before the task can be cancelled again, which would leave the place taken for ever.
@@ -204,7 +224,7 @@ class Turn:
 
 
 class Turns:
-    """The turns of one server on one memory."""
+    """The turns of one server."""
 
     def __init__(self, host: Host, settings: ServerSettings) -> None:
         self._host = host
@@ -238,7 +258,7 @@ class Turns:
         watch = self._watches[id(call.key)] = _Watch(call.key)
         turn: Turn | None = None
         try:
-            stream = await self._host.memory.achat(call.request, call.key, stream=True)
+            stream = await self._host.engine(call.served).achat(call.request, call.key, stream=True)
             turn = Turn(self, call, stream, watch, request_id)
             self._began(turn)
             await turn.accepted()

@@ -69,3 +69,28 @@ class MlxBackend:
         memory = self.memory(config, limit)
         memory.load()
         return LoadedMlx(memory, _kv_mb(config, limit) * MIB)
+
+
+class GivenMlx(MlxBackend):
+    """Runs an engine that somebody else has made, and closes."""
+
+    def __init__(self, memory: AgentMemory) -> None:
+        self._memory = memory
+
+    def memory(self, config: ModelConfig, limit: int) -> AgentMemory:
+        """That engine."""
+        return self._memory
+
+
+def config_of(memory: AgentMemory) -> ModelConfig:
+    """The configuration of an engine that is there already; it stays in memory until its room is needed."""
+    config = memory.config
+    stated = {"memory_budget_mb": config.memory_budget_mb, "cache_dir": config.cache_dir}
+    return ModelConfig(
+        name=memory.model_name,
+        type="mlx",
+        path=memory.model_name,
+        context_length=config.context_length,
+        parameters={name: value for name, value in stated.items() if value is not None},
+        max_idle_time=None,
+    )
