@@ -14,13 +14,14 @@ for the new tokens alone on a live cache: its floor, taken before and after. Sys
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,15 +47,18 @@ from transformers import AutoTokenizer
 
 from agent_memory_core.fast_blas import load_openblas
 
-LAYERS = 4
+LAYERS, BUILT = 4, "built"
 TIMES = ("cold", "hot", "fork", "known", "resumed", "killed", "loaded")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "mlx-lm": (f"mlx-lm=={version('mlx-lm')}", f"mlx[cpu]=={version('mlx')}"),
     "transformers": ("torch>=2.7", f"transformers=={version('transformers')}", "accelerate>=1.0"),
     "llama.cpp": ("xllamacpp>=2026.10", "gguf>=0.17", "safetensors>=0.5", "numpy>=1.26"),
-    "vllm-mlx": ("vllm-mlx>=0.6", "torch>=2.7", "mlx[cpu]"),
+    "vllm-mlx": ("vllm-mlx>=0.6", "mlx[cpu]"),
 }
 """What is installed into each environment. On Linux the CPU's build of PyTorch suffices, which is much smaller."""
+NOT_WANTED: dict[str, tuple[str, ...]] = {"vllm-mlx": ("torch", "torchvision")}
+"""What an environment is better without: where these two do not suit each other, transformers cannot be imported."""
+
 ALONE = "one call runs at a time: a second one waits until the first has ended"
 NO_DISK = "it stores nothing on disk"
 History = list[dict[str, str]]
@@ -104,32 +108,41 @@ def main() -> None:
         systems = [
             system
             for system in all_systems(environments, model)
-            if system.python.exists() and (not options.only or system.name in options.only)
+            if _runs(system) and (not options.only or system.name in options.only)
         ]
-        found = rounds(systems, Path(folder), Script(model), sizes, options.rounds)
-    settings = asdict(sizes) | {
-        "rounds": options.rounds,
-        "systems": {
-            system.name: {"settings": system.settings, "cannot": system.cannot} for system in systems
-        },
-        "lacking": lacking,
-        "load": [round(load, 1) for load in os.getloadavg()],
-        "targets": {},
-    }
-    write_result(options.out, settings, summary(found))
+        settings = asdict(sizes) | {
+            "systems": {
+                system.name: {"settings": system.settings, "cannot": system.cannot} for system in systems
+            },
+            "lacking": lacking,
+            "targets": {},
+        }
+        # After each round, so that a run that is broken off was not for nothing.
+        for number, found in enumerate(rounds(systems, Path(folder), Script(model), sizes), start=1):
+            load = [round(load, 1) for load in os.getloadavg()]
+            write_result(options.out, settings | {"rounds": number, "load": load}, summary(found))
+            if number == options.rounds:
+                break
 
 
 def build(folder: Path, requirements: Sequence[str]) -> str | None:
     """Make an environment if there is none; return why it could not be made."""
-    if (folder / "bin" / "python").exists():
+    if (folder / BUILT).exists():
         return None
-    print(f"installing {' '.join(requirements)} into {folder}")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    done = subprocess.run(
-        [folder / "bin" / "python", *install], stderr=subprocess.PIPE, text=True, check=False
-    )
-    return done.stderr.strip().splitlines()[-1] if done.returncode else None
+    print(f"installing {' '.join(requirements)} into {folder}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "install", *requirements], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1]
+    if unwanted := NOT_WANTED.get(folder.name):
+        subprocess.run([*pip, "uninstall", "--yes", *unwanted], check=True)
+    (folder / BUILT).touch()
+    return None
+
+
+def _runs(system: System) -> bool:
+    return system.python == Path(sys.executable) or (system.python.parents[1] / BUILT).exists()
 
 
 def all_systems(environments: Path, model: str) -> list[System]:
@@ -233,28 +246,28 @@ class Script:
 
 
 def rounds(
-    systems: Sequence[System], folder: Path, script: Script, sizes: Sizes, count: int
-) -> dict[str, list[Any]]:
-    """Let the systems replay the script in turns; a system that fails in a round has its reason there."""
+    systems: Sequence[System], folder: Path, script: Script, sizes: Sizes
+) -> Iterator[dict[str, list[Any]]]:
+    """Let the systems replay the script in turns, as often as is asked for; a failure ends the run with its reason."""
     found: dict[str, list[Any]] = {system.name: [] for system in systems}
-    floor = MlxByHand(
-        "floor", next(s for s in systems if s.name == "mlx-lm by hand").python, systems[0].model, {}, ""
-    )
-    floor.environment = next(s for s in systems if s.name == "mlx-lm by hand").environment
+    mlx = next(system for system in systems if isinstance(system, MlxByHand))
+    floor = MlxByHand("floor", mlx.python, mlx.model, mlx.environment, "")
     floor.start(emptied(folder / "floor"))
-    for number in range(count):
-        turned = number % len(systems)
-        for system in [*systems[turned:], *systems[:turned]]:
-            started = time.monotonic()
-            disk = emptied(folder / "disk")
-            try:
-                found[system.name].append(Round(system, script, sizes, floor, disk, number).replay())
-            finally:
-                if system.process is not None:
-                    system.stop(kill=True)
-            print(f"round {number}, {system.name}: {time.monotonic() - started:.0f} s", flush=True)
-    floor.stop()
-    return found
+    try:
+        for number in itertools.count():
+            turned = number % len(systems)
+            for system in [*systems[turned:], *systems[:turned]]:
+                started = time.monotonic()
+                try:
+                    one = Round(system, script, sizes, floor, emptied(folder / "disk"), number)
+                    found[system.name].append(one.replay())
+                finally:
+                    if system.process is not None:
+                        system.stop(kill=True)
+                print(f"round {number}, {system.name}: {time.monotonic() - started:.0f} s", flush=True)
+            yield found
+    finally:
+        floor.stop(kill=True)
 
 
 class Round:

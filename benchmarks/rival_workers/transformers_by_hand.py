@@ -33,7 +33,7 @@ class ByHand:
         known, cache = self._restored(session) if restore else self._begin(session, of)
         kept = min(common_prefix(known, ids), len(ids) - 1)
         if kept < len(known):
-            cache.crop(kept)
+            cache.crop(kept - len(known))
         answer: list[int] = []
         new = ids[kept:]
         while len(answer) < tokens:
@@ -96,7 +96,7 @@ class ByHand:
             started = time.perf_counter()
             self._logits([list(range(round_, round_ + new))], cache)
             times.append(time.perf_counter() - started)
-            cache.crop(known)
+            cache.crop(-new)
         return min(times[1:])
 
 
