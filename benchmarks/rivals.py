@@ -48,6 +48,11 @@ from transformers import AutoTokenizer
 from agent_memory_core.fast_blas import load_openblas
 
 LAYERS, BUILT = 4, "built"
+TARGETS = {
+    "answers changed by a restart": "<= 0",
+    "tokens computed after a restart": "<= 32",
+    "tokens computed after a kill": "<= 32",
+}
 TIMES = ("cold", "hot", "fork", "known", "resumed", "killed", "loaded")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "mlx-lm": (f"mlx-lm=={version('mlx-lm')}", f"mlx[cpu]=={version('mlx')}"),
@@ -60,6 +65,7 @@ NOT_WANTED: dict[str, tuple[str, ...]] = {"vllm-mlx": ("torch", "torchvision")}
 """What an environment is better without: where these two do not suit each other, transformers cannot be imported."""
 
 ALONE = "one call runs at a time: a second one waits until the first has ended"
+AT_EXIT = "it stores when it is ended as it should be, and not before"
 NO_DISK = "it stores nothing on disk"
 History = list[dict[str, str]]
 
@@ -115,7 +121,7 @@ def main() -> None:
                 system.name: {"settings": system.settings, "cannot": system.cannot} for system in systems
             },
             "lacking": lacking,
-            "targets": {},
+            "targets": TARGETS,
         }
         # After each round, so that a run that is broken off was not for nothing.
         for number, found in enumerate(rounds(systems, Path(folder), Script(model), sizes), start=1):
@@ -204,6 +210,7 @@ def all_systems(environments: Path, model: str) -> list[System]:
             model,
             mlx(python("vllm-mlx")),
             "--continuous-batching --ssd-cache-dir",
+            {"stored": AT_EXIT, "written": AT_EXIT},
             by_ids=False,
         ),
     ]

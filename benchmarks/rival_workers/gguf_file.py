@@ -1,13 +1,13 @@
-"""Writes a Llama model that mlx-lm loads as a GGUF file in float32, with its tokenizer."""
+"""Writes a Llama model of mlx-lm as a GGUF file in float32, with its tokenizer."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter
-from safetensors.numpy import load_file
 
 _NAMES = {
     "input_layernorm": "attn_norm",
@@ -25,13 +25,13 @@ _NAMES = {
 }
 
 
-def write(folder: Path, file: Path) -> None:
-    """Write the model of a folder, whose weights are float32, into a file."""
+def write(folder: Path, file: Path, weights: Mapping[str, Any]) -> None:
+    """Write a model into a file: configuration and tokenizer are those of a folder, the weights arrays of float32."""
     config = json.loads((folder / "config.json").read_text())
     writer = GGUFWriter(str(file), "llama")
     _write_sizes(writer, config)
     _write_tokenizer(writer, folder, config)
-    for name, weight in load_file(str(folder / "model.safetensors")).items():
+    for name, weight in weights.items():
         writer.add_tensor(_name(name), _interleaved(name, weight, config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -56,6 +56,7 @@ def _write_sizes(writer: Any, config: dict[str, Any]) -> None:
 
 def _write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    said = json.loads((folder / "tokenizer_config.json").read_text())
     vocabulary = dict(tokenizer["model"]["vocab"])
     types = dict.fromkeys(vocabulary.values(), 1)
     for token in tokenizer["added_tokens"]:
@@ -63,6 +64,8 @@ def _write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
         types[token["id"]] = 3 if token["special"] else 4
     texts = sorted(vocabulary, key=vocabulary.__getitem__)
     writer.add_tokenizer_model("gpt2")
+    # It takes whole words from the vocabulary as ours does. It splits digits and signs in another way, so that texts
+    # with many of them have other tokens here.
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(texts)
     writer.add_token_types([types[vocabulary[text]] for text in texts])
@@ -70,6 +73,7 @@ def _write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_bos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(False)
+    writer.add_chat_template(said["chat_template"])
 
 
 def _name(name: str) -> str:

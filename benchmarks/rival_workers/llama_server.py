@@ -8,13 +8,14 @@ from pathlib import Path
 
 import xllamacpp
 from gguf_file import write
+from safetensors.numpy import load_file
 
 
 def main(model: str, disk: str, port: str) -> None:
     """Serve on a port of this machine, with slots that can be saved to the folder ``disk``."""
     file = Path(model, "model.gguf")
     if not file.exists():
-        write(Path(model), file)
+        write(Path(model), file, load_file(str(Path(model, "model.safetensors"))))
     settings = xllamacpp.CommonParams()
     settings.model.path = str(file)
     settings.hostnames = ["127.0.0.1"]

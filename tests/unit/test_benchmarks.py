@@ -29,8 +29,24 @@ NAMES = (
     "encryption",
     "reliability",
     "coordination",
+    "eviction",
+    "rivals",
 )
-HELPERS = {"common", "first_day", "record", "report", "talks", "outliers", "quality_plot", "watched"}
+HELPERS = {
+    "agent_traces",
+    "common",
+    "eviction_policies",
+    "first_day",
+    # It runs where Metal or CUDA is, and was not run yet.
+    "geometries",
+    "outliers",
+    "quality_plot",
+    "record",
+    "report",
+    "rival_systems",
+    "talks",
+    "watched",
+}
 
 
 def _load(name: str) -> ModuleType:
@@ -70,6 +86,15 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
         wrong = sum(found[part]["wrong"] for part in ("kills", "damage", "soak"))
         share = found["kills"]["largest_share"]
         return {name: {"lost": found["kills"]["lost"], "wrong": wrong, "largest share of the budget": share}}
+    if name == "rivals":
+        return {
+            system: {
+                "answers changed by a restart": found[system]["changed"],
+                "tokens computed after a restart": found[system]["times"]["resumed"]["computed"],
+                "tokens computed after a kill": found[system]["times"]["killed"]["computed"],
+            }
+            for system in ("agent-memory", "agent-memory, raw")
+        }
     return {name: found["slopes" if name == "append_cost" else "ratios"]}
 
 
