@@ -21,6 +21,7 @@ PAGES = (
     *(
         HERE.parent / "docs" / f"{name}.md"
         for name in ("benchmarks", "coordination", "ecosystem", "encryption", "reliability")
+        for name in ("comparison", "coordination", "decisions", "ecosystem", "encryption", "reliability")
     ),
 )
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
@@ -251,6 +252,66 @@ def _coordination(result: Result) -> str:
     return f"{_grid(rows)}\n\nPersistent / whole history: {ratios}."
 
 
+def _eviction(result: Result) -> str:
+    shares, rules = result["settings"]["shares"], ("LRU", "best other rule", "who knows the future")
+    rows = [["trace", "rule", *(f"1/{round(1 / share)}" for share in shares)]]
+    for trace, curve in result["results"]["curves"].items():
+        others = [min(at[rule]["again"] for rule in at if rule not in ("LRU", "the future")) for at in curve]
+        found = [[at["LRU"]["again"] for at in curve], others, [at["the future"]["again"] for at in curve]]
+        rows += [
+            [trace, rule, *(f"{again:.1%}" for again in line)]
+            for rule, line in zip(rules, found, strict=True)
+        ]
+    return _grid(rows)
+
+
+def _rivals(result: Result) -> str:
+    systems, found = result["settings"]["systems"], result["results"]
+    names = ("cold", "hot", "fork", "known", "resumed", "killed", "loaded")
+    rows = [["time to first token", *names]]
+    kept = [
+        [
+            "bytes, rates",
+            "a session on disk",
+            "written a turn",
+            "answers changed by a restart",
+            "decode alone",
+            "decode, 8 at once",
+            "8 at once, with prefill",
+            "start",
+        ]
+    ]
+    for name, one in found.items():
+        cannot = systems[name]["cannot"]
+        rows.append([name, *(_beside_floor(one["times"].get(part)) for part in names)])
+        sizes = [
+            "\u2013" if part in cannot else f"{one[part] / 1024:,.0f} KiB" for part in ("stored", "written")
+        ]
+        rates = [f"{one['rates'][rate]:.0f} /s" for rate in ("decode 1", "decode 8", "whole 8")]
+        changed = f"{one['changed']} of {len(one['rounds'])}"
+        kept.append([name, *sizes, changed, *rates, _time(one["start"])])
+    lacking = [
+        f"* **{name}** could not be installed: {why}" for name, why in result["settings"]["lacking"].items()
+    ]
+    said = [f"* **{name}**: {_settings(of)}." for name, of in systems.items()]
+    load = result["settings"]["load"][1]
+    note = f"{result['settings']['rounds']} rounds; {load:.0f} programs wanted to run on average meanwhile."
+    return "\n\n".join([_grid(rows), _grid(kept), "\n".join([*said, *lacking]), note])
+
+
+def _beside_floor(time: dict[str, float] | None) -> str:
+    if time is None:
+        return "\u2013"
+    beside = f" ({time['ratio']:.2f} x, {time['above'] * 1000:+,.0f} ms)" if "ratio" in time else ""
+    return f"{time['seconds'] * 1000:,.0f} ms{beside}"
+
+
+def _settings(system: dict[str, Any]) -> str:
+    names = {"loaded": "under load", "stored": "a session on disk", "written": "written a turn"}
+    why = "; ".join(f"no *{names[part]}*, because {reason}" for part, reason in system["cannot"].items())
+    return system["settings"] + (f" ({why})" if why else "")
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -262,6 +323,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "reliability": _reliability,
     "encryption": _encryption,
     "coordination": _coordination,
+    "eviction": _eviction,
+    "rivals": _rivals,
 }
 """The benchmarks, in the order of the README and the pages."""
 

@@ -29,6 +29,8 @@ NAMES = (
     "encryption",
     "reliability",
     "coordination",
+    "eviction",
+    "rivals",
 )
 HELPERS = {
     "common",
@@ -39,6 +41,11 @@ HELPERS = {
     "outliers",
     "quality_plot",
     "ttft_plot",
+    "agent_traces",
+    "eviction_policies",
+    # It runs where Metal or CUDA is, and was not run yet.
+    "geometries",
+    "rival_systems",
     "watched",
 }
 
@@ -81,6 +88,15 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
         wrong = sum(found[part]["wrong"] for part in ("kills", "damage", "soak"))
         share = found["kills"]["largest_share"]
         return {name: {"lost": found["kills"]["lost"], "wrong": wrong, "largest share of the budget": share}}
+    if name == "rivals":
+        return {
+            system: {
+                "answers changed by a restart": found[system]["changed"],
+                "tokens computed after a restart": found[system]["times"]["resumed"]["computed"],
+                "tokens computed after a kill": found[system]["times"]["killed"]["computed"],
+            }
+            for system in ("agent-memory", "agent-memory, raw")
+        }
     return {name: found["slopes" if name == "append_cost" else "ratios"]}
 
 
