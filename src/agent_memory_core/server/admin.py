@@ -186,12 +186,8 @@ class Admin:
         """Drop sessions from memory, or delete them."""
         if not body.confirm:
             raise ApiError(INVALID, "Nothing was dropped: send confirm=true.", param="confirm")
-        try:
-            if body.scope == "all":
-                await self._server.records.forget(body.namespace, body.session_id)
-            return await asyncio.to_thread(self._drop, body)
-        except AgentMemoryError as error:
-            raise from_core(error) from error
+        if body.scope == "all":
+            await self._server.records.forget(body.namespace, body.session_id)
         return await apart(lambda: self._drop(body))
 
     def _drop(self, body: CachesBody) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,17 +90,6 @@ class AgentPaths:
         """Make an agent."""
         agent_id, type_ = body.agent_id or uuid4().hex, body.agent_type or "assistant"
         self._server.turns.check_loaded()
-        await apart(lambda: self._agents.create(owner, body.system_prompt, pinned=body.pinned))
-        return JSONResponse(await apart(lambda: self._agents.info(owner)), status_code=201)
-
-    async def list_all(self, request: Request) -> dict[str, Any]:
-        """All agents of the key."""
-        found = await apart(lambda: self._agents.all_of(request.state.tenant.namespace))
-        return {"agents": [described(info) for info in found], "total": len(found)}
-
-    async def stats(self, request: Request) -> dict[str, Any]:
-        """How many agents there are, and how large."""
-        found = await apart(lambda: self._agents.all_of(request.state.tenant.namespace))
 
         def make(agents: PersistentAgentManager) -> dict[str, Any]:
             agents.create_agent(agent_id, type_, body.prompt(), metadata=body.metadata, exist_ok=False)
@@ -112,9 +100,13 @@ class AgentPaths:
 
         return JSONResponse(await self._with(request, make, body.model), status_code=201)
 
+    async def list_all(self, request: Request) -> dict[str, Any]:
+        """All agents of the key."""
         found = await self._with(request, described)
         return {"agents": found, "total": len(found)}
 
+    async def stats(self, request: Request) -> dict[str, Any]:
+        """How many agents there are, and how large."""
         found = await self._with(request, described)
         return {
             "total_count": len(found),
@@ -126,14 +118,10 @@ class AgentPaths:
 
     async def one(self, request: Request, agent_id: str) -> dict[str, Any]:
         """One agent."""
-        return await apart(lambda: self._agents.info(_owner(request, agent_id)))
+        return await self._with(request, lambda agents: _one(agents, agent_id))
 
     async def messages(self, request: Request, agent_id: str) -> dict[str, Any]:
         """The conversation of an agent."""
-        history = await apart(lambda: self._agents.read(_owner(request, agent_id)))
-        return {"agent_id": agent_id, "messages": history}
-        return await self._with(request, lambda agents: _one(agents, agent_id))
-
 
         def read(agents: PersistentAgentManager) -> list[dict[str, str]]:
             agent = agents.load_agent(agent_id)
@@ -150,30 +138,9 @@ class AgentPaths:
         """Ask an agent, which remembers the question and its answer."""
         if body.stream:
             raise ApiError(INVALID, "stream=true is not valid here: an answer of an agent comes whole.")
-        owner = _owner(request, agent_id)
-        async with self._agents.turn_of(owner):
-            history = await apart(lambda: self._agents.read(owner))
-            history.append({"role": "user", "content": body.prompt})
-            call = self._call(owner, history, body)
-            answers: list[Answer] = []
-
-            def whole(call: Call, answer: Answer) -> dict[str, Any]:
-                answers.append(answer)
-                return _answered(agent_id, answer)
-
-            response = await self._server.run(request, call, whole, _no_writer)
-            history.append({"role": "assistant", "content": answers[0].text()})
-            await apart(lambda: self._agents.write(owner, history))
-        return response
-
-    async def fork(self, request: Request, agent_id: str, body: ForkBody) -> Response:
-        """Make another agent that knows what this one knows."""
-        owner = _owner(request, agent_id)
-        async with self._agents.turn_of(owner):
-            await apart(lambda: self._agents.fork(owner, body.new_id))
         self._server.turns.check_loaded()
         served = self._server.catalog.find(body.model or request.query_params.get("model", ""))
-        agents = await _apart(lambda: self._agents.of(request.state.tenant.namespace, served))
+        agents = await apart(lambda: self._agents.of(request.state.tenant.namespace, served))
         call = await self._call(agents, agent_id, body, served)
         try:
             return await self._server.run(
@@ -183,19 +150,14 @@ class AgentPaths:
             assert call.recorder is not None
             call.recorder.give_up()
 
+    async def fork(self, request: Request, agent_id: str, body: ForkBody) -> Response:
+        """Make another agent that knows what this one knows."""
         await self._with(request, lambda agents: agents.fork_agent(agent_id, body.new_id), body.model)
         return JSONResponse({"agent_id": body.new_id, "forked_from": agent_id}, status_code=201)
 
     async def prewarm(self, request: Request, agent_id: str) -> dict[str, int]:
         """Bring an agent back into memory."""
         self._server.turns.check_loaded()
-        return await apart(lambda: self._agents.prewarm(_owner(request, agent_id)))
-
-    async def delete(self, request: Request, agent_id: str, evict_only: bool = False) -> Response:
-        """Delete an agent, or with ``evict_only`` only what memory holds of it."""
-        owner = _owner(request, agent_id)
-        async with self._agents.turn_of(owner):
-            await apart(lambda: (self._agents.release if evict_only else self._agents.delete)(owner))
         report = await self._with(request, lambda agents: agents.prewarm_agent(agent_id))
         return {"prompt_tokens": report.usage.prompt_tokens, "cached_tokens": report.usage.cache_read}
 
@@ -221,6 +183,8 @@ class AgentPaths:
         self._server.turns.check_loaded()
         return JSONResponse(await self._with(request, read), status_code=201)
 
+    async def delete(self, request: Request, agent_id: str, evict_only: bool = False) -> Response:
+        """Delete an agent, or with ``evict_only`` only what memory holds of it."""
 
         def leave(agents: PersistentAgentManager) -> None:
             if evict_only:
@@ -237,7 +201,7 @@ class AgentPaths:
         """What the agents of the key answer, on the model that the request names."""
         served = self._server.catalog.find(model or request.query_params.get("model", ""))
         namespace = request.state.tenant.namespace
-        return await _apart(lambda: work(self._agents.of(namespace, served)))
+        return await apart(lambda: work(self._agents.of(namespace, served)))
 
     async def _call(
         self, agents: PersistentAgentManager, agent_id: str, body: GenerateBody, served: str
@@ -289,11 +253,3 @@ def _answered(agent_id: str, answer: Answer) -> dict[str, Any]:
 
 def _no_writer(call: Call) -> Any:
     raise AssertionError("agents answer whole")
-
-
-async def _apart(work: Callable[[], T]) -> T:
-    """The result of what may wait for a disk, or for another turn."""
-    try:
-        return await asyncio.to_thread(work)
-    except AgentMemoryError as error:
-        raise from_core(error) from error

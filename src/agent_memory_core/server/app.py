@@ -85,7 +85,6 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.metrics.add_to(app)
     Admin(server).add_to(app)
     add_page(app)
-    AgentPaths(server).add_to(app)
     CoordinationPaths(server).add_to(app)
     agents = AgentPaths(server)
     agents.add_to(app)

@@ -150,8 +150,8 @@ class Server:
         """The call of a request in any dialect."""
         served = self.catalog.find(body.model)
         try:
-            return self.reader.call(asked(), body, self.client(request, body, thread), **more)
-            return self.reader.call(asked(), body, self.client(request, body), served=served, **more)
+            client = self.client(request, body, thread)
+            return self.reader.call(asked(), body, client, served=served, **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
 

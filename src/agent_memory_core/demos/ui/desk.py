@@ -21,7 +21,7 @@ from agent_memory_core.coordination import (
 )
 from agent_memory_core.coordination.scenario import Routing
 from agent_memory_core.manager import ManagerConfig, ModelConfig, ModelManager
-from agent_memory_core.manager.manager import EVENTS
+from agent_memory_core.manager.events import EVENTS
 
 CONFIG_VARIABLE = "AGENT_MEMORY_MANAGER_CONFIG"
 """The same as of `agent-memory manager`."""
