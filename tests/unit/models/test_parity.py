@@ -417,7 +417,7 @@ def test_a_result_is_of_one_model_layout_device_chip_system_and_version(
         (mx, "device_info", {"device_name": "Apple M5"}),
         (platform, "mac_ver", ("26.1", ("", "", ""), "arm64")),
         (platform, "system", "Another"),
-        (parity, "_FORM", 3),
+        (parity, "_FORM", 99),
     ]
     for where, name, value in changes:
         monkeypatch.setattr(where, name, value if name == "_FORM" else lambda *_, value=value: value)
