@@ -166,23 +166,34 @@ def test_a_family_without_batched_caches_is_refused_unseen() -> None:
     assert "no batched form" in result.reason
 
 
-# Rounding as on a GPU, in bfloat16, with as many tokens as real models have
+# Rounding as on a GPU, in bfloat16
 
+MANY = 5_000
+"""Tokens of the vocabulary."""
 HUGE = 150_000
-"""Tokens of the vocabulary. The largest of so many rounding errors is far from the typical one."""
+"""As many as real models have. The largest of so many rounding errors is far from the typical one."""
+
+
+def rounding(scale: float, vocab_size: int = MANY) -> GpuRounding:
+    """A model of bfloat16 weights that rounds as a GPU does; its output head gives float32 logits."""
+    config = tiny_models.LLAMA | {"vocab_size": vocab_size, "tie_word_embeddings": False}
+    model = tiny_models.build(config, dtype=mx.bfloat16)
+    model.lm_head.weight = model.lm_head.weight.astype(mx.float32)
+    return GpuRounding(model, scale)
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["bf16", "4-bit"])
 def on_gpu(request: pytest.FixtureRequest) -> GpuRounding:
-    """A model of bfloat16 weights that rounds as a GPU does; its output head gives float32 logits."""
-    config = tiny_models.LLAMA | {"vocab_size": HUGE, "tie_word_embeddings": False}
-    model = tiny_models.build(config, dtype=mx.bfloat16)
-    model.lm_head.weight = model.lm_head.weight.astype(mx.float32)
-    return GpuRounding(model, request.param)
+    return rounding(request.param)
+
+
+def test_rounding_of_a_gpu_is_no_reason_however_many_tokens_there_are() -> None:
+    model = rounding(4, HUGE)
+    assert check_batched(model, KvLayout(model), HUGE).batched
 
 
 def test_rounding_of_a_gpu_is_no_reason(on_gpu: GpuRounding) -> None:
-    result = check_batched(on_gpu, KvLayout(on_gpu), HUGE)
+    result = check_batched(on_gpu, KvLayout(on_gpu), MANY)
     assert result.limit == LIMITS[mx.bfloat16], "the dtype of the weights counts, not that of the logits"
     assert result.batched_floor is not None
     assert result.batched_floor > 0.01, "nothing was rounded in another way"
@@ -212,13 +223,13 @@ def not_a_number(logits: mx.array) -> mx.array:
 def test_what_is_wrong_is_refused_though_it_rounds_too(
     on_gpu: GpuRounding, spoil: Callable[[mx.array], mx.array]
 ) -> None:
-    result = check_batched(InBatch(on_gpu, spoil), KvLayout(on_gpu), HUGE)
+    result = check_batched(InBatch(on_gpu, spoil), KvLayout(on_gpu), MANY)
     assert not result.batched
 
 
 def test_a_model_that_sees_the_padding_is_refused_though_it_rounds_too(on_gpu: GpuRounding) -> None:
     """In a batch of equal rows there is no padding, so the floor is as low as for a sound model."""
-    result = check_batched(SeesPadding(on_gpu), KvLayout(on_gpu), HUGE)
+    result = check_batched(SeesPadding(on_gpu), KvLayout(on_gpu), MANY)
     assert result.batched_floor is not None
     assert result.batched_floor < MOST_ROUNDING[mx.bfloat16]
     assert not result.batched
@@ -245,9 +256,9 @@ def test_another_likeliest_token_is_a_fault_of_its_own() -> None:
 
 
 def test_a_slight_fault_in_float32_is_refused_however_many_tokens_there_are() -> None:
-    model = tiny_models.build(tiny_models.LLAMA | {"vocab_size": HUGE})
-    assert check_batched(model, KvLayout(model), HUGE).batched
-    assert not check_batched(InBatch(model, noise(0.005)), KvLayout(model), HUGE).batched
+    model = tiny_models.build(tiny_models.LLAMA | {"vocab_size": 4 * MANY})
+    assert check_batched(model, KvLayout(model), 4 * MANY).batched
+    assert not check_batched(InBatch(model, noise(0.005)), KvLayout(model), 4 * MANY).batched
 
 
 @given(
