@@ -295,7 +295,8 @@ def _rivals(result: Result) -> str:
     ]
     said = [f"* **{name}**: {_settings(of)}." for name, of in systems.items()]
     load = result["settings"]["load"][1]
-    note = f"{result['settings']['rounds']} rounds; {load:.0f} programs wanted to run on average meanwhile."
+    rounds = max(len(one["rounds"]) for one in found.values())
+    note = f"{rounds} rounds; {load:.0f} programs wanted to run on average meanwhile."
     return "\n\n".join([_grid(rows), _grid(kept), "\n".join([*said, *lacking]), note])
 
 
