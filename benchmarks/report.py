@@ -318,6 +318,8 @@ def _settings(system: dict[str, Any]) -> str:
     names = {"loaded": "under load", "stored": "a session on disk", "written": "written a turn"}
     why = "; ".join(f"no *{names[part]}*, because {reason}" for part, reason in system["cannot"].items())
     return system["settings"] + (f" ({why})" if why else "")
+
+
 def _cold(result: Result) -> str:
     wanted, stated = result["settings"]["targets"]["cold / prefill"], result["settings"]["link of the target"]
     links = list(next(iter(result["results"].values()))["links"])

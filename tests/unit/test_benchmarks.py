@@ -29,14 +29,11 @@ NAMES = (
     "encryption",
     "reliability",
     "coordination",
-<<<<<<< HEAD
     "eviction",
     "rivals",
-=======
     "cold",
     "raylets",
     "fleet",
->>>>>>> 633e5af (Past one machine: a page, and what raylets of one machine showed)
 )
 HELPERS = {
     "common",
