@@ -57,6 +57,11 @@ class Link:
         await self._carry(found.meta["size"])
         return found
 
+    async def head_async(self, path: str) -> Any:
+        """Look at an object."""
+        await self._carry(0)
+        return await self._bucket.head_async(path)
+
     async def put_async(self, path: str, data: Any, **options: Any) -> Any:
         """Write an object."""
         await self._carry(sum(len(part) for part in data))
