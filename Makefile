@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures bench-eviction bench-rivals bench-geometries
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures bench-eviction bench-rivals bench-geometries test-scale
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -35,6 +35,7 @@ help:
 	@echo 'make docs         the site of the documentation, in build/site; a warning is an error'
 	@echo 'make notebooks    run the notebooks and write what they print and draw into them'
 	@echo 'make test-clients  the agents for the command line, which npm installs, and the tests with them'
+	@echo 'make test-scale   a cluster of Ray on this machine: nodes killed and added, and the table of what moved'
 	@echo 'make test-sdks    the frameworks and tools that call servers, and the tests with them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
@@ -159,6 +160,14 @@ test-sdks: $(INSTALLED)
 	$(OPENAI_LIKE) -m pip install --quiet --disable-pip-version-check 'llama-index-llms-openai-like>=0.8,<1'
 	OPENAI_LIKE_PYTHON=$(OPENAI_LIKE) $(SDKS) -m pytest tests/clients/test_sdks.py tests/clients/test_openai_like.py
 
+# Ray is heavy, and has no wheel for every Python, so it has an environment of its own.
+SCALE := .venv-scale/bin/python
+test-scale: $(INSTALLED)
+	$(BIN)/python -m venv .venv-scale
+	$(SCALE) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),scale,dev]'
+	RAY_USAGE_STATS_ENABLED=0 $(SCALE) benchmarks/raylets.py
+	$(BIN)/python benchmarks/report.py
+
 reliability: $(INSTALLED)
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
@@ -176,6 +185,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/append_cost.py
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/encryption.py
+	$(BIN)/python benchmarks/cold.py
+	$(BIN)/python benchmarks/fleet.py
 	@$(MAKE) quality
 
 bench-eviction: $(INSTALLED)
@@ -221,7 +232,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .venv-sdks .venv-openai-like .clients .venv-rivals
+	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .venv-sdks .venv-openai-like .clients .venv-rivals .venv-scale
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.

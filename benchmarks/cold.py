@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from agent_memory_core import AgentMemory
 from agent_memory_core.storage.cold.tier import ColdTier
 
 LAYERS, NEW, ANSWER = 4, 32, 2
-LENGTHS = (1024, 4096)
+LENGTHS = (512, 2048)
 LINKS = {
     "10 Gbit/s, 10 ms": (1.25e9, 0.01),
     "1 Gbit/s, 30 ms": (1.25e8, 0.03),
@@ -56,6 +57,11 @@ class Link:
         await self._carry(found.meta["size"])
         return found
 
+    async def head_async(self, path: str) -> Any:
+        """Look at an object."""
+        await self._carry(0)
+        return await self._bucket.head_async(path)
+
     async def put_async(self, path: str, data: Any, **options: Any) -> Any:
         """Write an object."""
         await self._carry(sum(len(part) for part in data))
@@ -80,53 +86,51 @@ def main() -> None:
 
 
 def measure(folder: Path, model: str, tokens: int, count: int) -> dict[str, Any]:
-    """The medians of one length: of prefilling, and of resuming over each link."""
+    """The medians of one length: of prefilling, and of resuming over each link.
+
+    They take turns, so that a busy moment of the machine falls on all of them.
+    """
     bucket = MemoryStore()
-    prefill, histories = [], []
-    with opened(folder / f"{tokens} here", model) as memory:
-        connect(memory, bucket)
+    samples: dict[str, list[float]] = {name: [] for name in ("prefill", *LINKS)}
+    with ExitStack() as stack:
+        here = stack.enter_context(opened(folder / f"{tokens} here", model, bucket))
+        links = {
+            name: stack.enter_context(opened(folder / f"{tokens} {name}", model, Link(bucket, *link)))
+            for name, link in LINKS.items()
+        }
         for number in range(1 + count):
-            first = [user(tokens, seed=number, first=True)]
-            seconds, text = timed(memory, first, f"session {number}", ANSWER)
-            prefill.append(seconds)
-            histories.append([*first, assistant(text), user(NEW, seed=1 + number, first=False)])
-        assert memory.cold.flush(60.0)
-        nbytes = memory.cold.status().uploaded_bytes // (1 + count)
-    links = {}
-    for name, link in LINKS.items():
-        # The first one warms up.
-        links[name] = median_of(over(folder / f"{tokens} {name}", model, Link(bucket, *link), histories)[1:])
-    middle = median_of(prefill[1:])
+            first, session = [user(tokens, seed=number, first=True)], f"session {number}"
+            seconds, text = timed(here, first, session, ANSWER)
+            samples["prefill"].append(seconds)
+            assert here.cold.flush(60.0)
+            history = [*first, assistant(text), user(NEW, seed=1 + number, first=False)]
+            # Whoever comes first after a prefill waits longer.
+            turn = number % len(links)
+            for name, there in [*links.items()][turn:] + [*links.items()][:turn]:
+                samples[name].append(timed(there, history, session, 1)[0])
+                assert there.cold.status().pulled == 1 + number
+        nbytes = here.cold.status().uploaded_bytes // (1 + count)
+    # The first session of each warms up.
+    medians = {name: median_of(found[1:]) for name, found in samples.items()}
+    prefill = medians.pop("prefill")
     return {
         "bytes of a session": nbytes,
-        "prefill": middle,
-        "links": links,
-        "ratios": {name: round(seconds / middle, 4) for name, seconds in links.items()},
+        "prefill": prefill,
+        "links": medians,
+        "ratios": {name: round(seconds / prefill, 4) for name, seconds in medians.items()},
     }
 
 
-def over(folder: Path, model: str, link: Link, histories: list[Any]) -> list[float]:
-    """Seconds to the first token of each session, on a machine that knows none of them."""
-    with opened(folder, model) as memory:
-        connect(memory, link)
-        memory.chat("hello", max_tokens=1)
-        found = [timed(memory, history, f"session {n}", 1)[0] for n, history in enumerate(histories)]
-        assert memory.cold.status().pulled == len(histories)
-        return found
-
-
-def opened(folder: Path, model: str) -> AgentMemory:
-    """A memory with a cold tier, whose bucket is to be set."""
-    return AgentMemory(
+def opened(folder: Path, model: str, bucket: Any) -> AgentMemory:
+    """A memory with its model loaded and a cold tier in a bucket."""
+    memory = AgentMemory(
         model=model, cache_dir=folder, cold_url="memory://bench", min_free_mb=0, batching="never"
     )
-
-
-def connect(memory: AgentMemory, bucket: Any) -> None:
-    """Put a bucket behind the cold tier of a memory."""
+    memory.load()
     store = memory._required_store()
     store.mirror.close()
     store.mirror = ColdTier(store, bucket, timeout=120.0)
+    return memory
 
 
 def timed(memory: AgentMemory, history: Any, session: str, answer: int) -> tuple[float, str]:

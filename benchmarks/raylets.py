@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +32,6 @@ from agent_memory_core.scale import deploy, serve_config, status
 
 SESSIONS, TURNS, NODES = 24, 5, 3
 AT_ONCE = 4
-PORT, DASHBOARD_PORT = 8765, 8766
-DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 TARGETS = {
     "steady, moved": "<= 0",
     "killed, lost turns": "<= 0",
@@ -47,6 +47,7 @@ class Talk:
     """One session, as its client holds it."""
 
     name: str
+    port: int
     messages: list[dict[str, str]] = field(default_factory=list)
     node: str = ""
     """that answered last"""
@@ -89,13 +90,15 @@ class Raylets:
         from ray.cluster_utils import Cluster
 
         self._folder = folder
+        self.port, dashboard = _free_ports(2)
+        self._dashboard = f"http://127.0.0.1:{dashboard}"
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
                 "num_cpus": 2,
                 "object_store_memory": 100 * 2**20,
                 "include_dashboard": True,
-                "dashboard_port": DASHBOARD_PORT,
+                "dashboard_port": dashboard,
             },
         )
         self._nodes: dict[str, Any] = {}
@@ -120,8 +123,10 @@ class Raylets:
             "cold_ack": "remote",
             "min_free_mb": 0,
         }
-        deploy(serve_config(nodes, port=PORT, everywhere=False, engine=engine, drain=30.0), DASHBOARD)
-        while Counter(status(DASHBOARD)["replicas"].values())["RUNNING"] != nodes:
+        deploy(
+            serve_config(nodes, port=self.port, everywhere=False, engine=engine, drain=30.0), self._dashboard
+        )
+        while Counter(status(self._dashboard)["replicas"].values())["RUNNING"] != nodes:
             time.sleep(0.2)
 
     def shutdown(self) -> None:
@@ -129,11 +134,20 @@ class Raylets:
         self._cluster.shutdown()
 
 
+def _free_ports(count: int) -> list[int]:
+    """Ports of this machine on which nobody listens."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
 def _children(pid: int) -> list[int]:
     """All processes below one, the deepest first."""
-    import psutil
-
-    return [child.pid for child in reversed(psutil.Process(pid).children(recursive=True))]
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    below = [int(child) for child in found.stdout.split()]
+    return [*(process for child in below for process in _children(child)), *below]
 
 
 def measure(cluster: Raylets) -> dict[str, Any]:
@@ -141,7 +155,7 @@ def measure(cluster: Raylets) -> dict[str, Any]:
     for _ in range(NODES):
         cluster.add()
     cluster.ask_for(NODES)
-    talks = [Talk(f"session-{number}") for number in range(SESSIONS)]
+    talks = [Talk(f"session-{number}", cluster.port) for number in range(SESSIONS)]
     steady = [turn for _ in range(TURNS) for turn in rounds(talks)][SESSIONS:]
     spread = Counter(talk.node for talk in talks)
     (victim, its_own), *_ = spread.most_common()
@@ -213,7 +227,7 @@ def asked(talk: Talk) -> tuple[dict[str, Any], str]:
     """The answer to what a session says, and the node that gave it."""
     body = {"model": "tiny-chat", "messages": talk.messages, "max_tokens": 8}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}/v1/chat/completions",
+        f"http://127.0.0.1:{talk.port}/v1/chat/completions",
         json.dumps(body).encode(),
         {"Content-Type": "application/json", "x-session-id": talk.name},
     )

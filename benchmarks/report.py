@@ -20,8 +20,16 @@ PAGES = (
     README,
     *(
         HERE.parent / "docs" / f"{name}.md"
-        for name in ("benchmarks", "coordination", "ecosystem", "encryption", "reliability")
-        for name in ("comparison", "coordination", "decisions", "ecosystem", "encryption", "reliability")
+        for name in (
+            "benchmarks",
+            "comparison",
+            "coordination",
+            "decisions",
+            "ecosystem",
+            "encryption",
+            "reliability",
+            "scale",
+        )
     ),
 )
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
@@ -313,6 +321,53 @@ def _settings(system: dict[str, Any]) -> str:
     return system["settings"] + (f" ({why})" if why else "")
 
 
+def _cold(result: Result) -> str:
+    wanted, stated = result["settings"]["targets"]["cold / prefill"], result["settings"]["link of the target"]
+    links = list(next(iter(result["results"].values()))["links"])
+    rows = [["tokens", "bytes of the session", "prefilled", *links, f"{stated}, ratio"]]
+    for tokens, found in result["results"].items():
+        times = [_time(found["links"][link]) for link in links]
+        size = f"{found['bytes of a session'] / 2**20:.1f} MiB"
+        rows.append(
+            [f"{int(tokens):,}", size, _time(found["prefill"]), *times, f"{found['ratios'][stated]:.2f}"]
+        )
+    rows.append(["target", "", "", *("" for _ in links), _sign(wanted)])
+    return _grid(rows)
+
+
+def _raylets(result: Result) -> str:
+    found, settings = result["results"], result["settings"]
+    steady, killed, added = found["steady"], found["killed"], found["added"]
+    ratio = found["ratios"]["added, moved / ideal"]
+    wanted = _sign(settings["targets"]["added, moved / ideal"])
+    rows = [
+        ["", "turns", "sessions that moved", "turns lost", "slowest turn"],
+        [f"{settings['nodes']} nodes, {settings['turns']} turns each", *_told(steady, f"{steady['moved']}")],
+        ["one node killed", *_told(killed, f"{killed['moved']}, of {killed['its own']} that it had")],
+        [
+            f"{settings['nodes']} nodes become {settings['nodes'] + 1}",
+            *_told(added, f"{added['moved']}, {ratio:.2f} of the ideal share ({wanted})"),
+        ],
+    ]
+    return _grid(rows)
+
+
+def _told(part: dict[str, Any], moved: str) -> list[str]:
+    return [str(part["turns"]), moved, str(part["lost"]), f"{part['slowest']:.1f} s"]
+
+
+def _fleet(result: Result) -> str:
+    found, wanted = result["results"], result["settings"]["targets"]
+    rows = [["nodes", "sessions that move", "least that can", "moved / least", "largest node / mean"]]
+    for name, ring in found["ring"].items():
+        ratios = [f"{ring[part]:.2f}" for part in ("moved / least", "largest node / mean")]
+        rows.append([name, f"{ring['moved']:.2%}", f"{ring['least']:.2%}", *ratios])
+    rows.append(["target", "", "", *(_sign(wanted[part]) for part in rows[0][3:])])
+    bucket = found["bucket"]
+    lines = "\n".join(f"- {name}: {value:,}" for name, value in bucket.items())
+    return f"{_grid(rows)}\n\nIn the bucket, after a month:\n\n{lines}"
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -326,6 +381,9 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "coordination": _coordination,
     "eviction": _eviction,
     "rivals": _rivals,
+    "cold": _cold,
+    "raylets": _raylets,
+    "fleet": _fleet,
 }
 """The benchmarks, in the order of the README and the pages."""
 

@@ -84,10 +84,12 @@ def test_the_commands_push_pull_and_sweep(
         done = command_line.command("cold", *arguments, "--cache-dir", str(tmp_path / machine))
         return done.stdout
 
-    assert "1 sessions are in the object store" in run("push")
-    assert json.loads(run("status"))["waiting"] == 0
+    assert "1 session in the object store" in run("push")
+    assert json.loads(run("status", "--json"))["waiting"] == 0
+    assert "waiting to be uploaded: 0 sessions" in run("status")
     assert "1 of 2 sessions had news" in run("pull", "ada", "nobody", machine="there")
-    swept = json.loads(run("sweep", "--dry-run"))
+    assert "could be deleted: 0 of the sessions and 0 of the records" in run("sweep", "--dry-run")
+    swept = json.loads(run("sweep", "--json"))
     assert (swept["sessions"], swept["deleted"]) == (1, 0)
     there = open_driver(llama, cache_dir=tmp_path / "there")
     assert there.turn(asked_again(answer), "ada").cache_read > 0

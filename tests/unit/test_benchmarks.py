@@ -31,6 +31,9 @@ NAMES = (
     "coordination",
     "eviction",
     "rivals",
+    "cold",
+    "raylets",
+    "fleet",
 )
 HELPERS = {
     "common",
@@ -75,6 +78,9 @@ def ratios(name: str) -> dict[str, dict[str, float]]:
     found = report.read(name)["results"]
     if name == "quality":
         return {found["default"]: quality.measured(found["codecs"][found["default"]], found["codecs"])}
+    if name == "cold":
+        link = report.read(name)["settings"]["link of the target"]
+        return {tokens: {"cold / prefill": measured["ratios"][link]} for tokens, measured in found.items()}
     if name in ("ttft", "encryption"):
         return {codec: measured["ratios"] for codec, measured in found.items()}
     if name == "families":

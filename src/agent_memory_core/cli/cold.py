@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from agent_memory_core.cli.options import CacheDir, Namespace, err, out, stored_memory
+from agent_memory_core.cli.formats import count, print_json, size
+from agent_memory_core.cli.options import CacheDir, Json, Namespace, err, say, stored_memory
 
 app = typer.Typer(
     no_args_is_help=True, help="The copy of the sessions in an object store, for other machines."
@@ -24,10 +24,18 @@ SomeSessions = Annotated[
 
 
 @app.command()
-def status(cache_dir: CacheDir = None, url: Url = None) -> None:
-    """Print what waits to be uploaded, as JSON."""
+def status(cache_dir: CacheDir = None, url: Url = None, as_json: Json = False) -> None:
+    """Show what waits to be uploaded."""
     with stored_memory(cache_dir=cache_dir, cold_url=url) as memory:
-        out.print_json(json.dumps(memory.cold.status().to_dict()))
+        found = memory.cold.status()
+    if as_json:
+        print_json(found.to_dict())
+        return
+    say(
+        f"waiting to be uploaded: {count(found.waiting, 'session')}; to be forgotten there: {found.forgetting}"
+    )
+    if found.failure:
+        say(f"the last upload failed: {found.failure}")
 
 
 @app.command()
@@ -45,9 +53,7 @@ def push(
             for name in names:
                 cold.push(name, namespace)
         done = cold.status()
-        out.print(
-            f"{len(names)} sessions are in the object store, {done.uploaded_bytes / 2**20:.2f} MiB new."
-        )
+    say(f"{count(len(names), 'session')} in the object store, {size(done.uploaded_bytes)} of it new")
 
 
 @app.command()
@@ -58,7 +64,7 @@ def pull(
     with stored_memory(cache_dir=cache_dir, cold_url=url) as memory, err.status("downloading"):
         found = [name for name in sessions if memory.cold.pull(name, namespace)]
         nbytes = memory.cold.status().downloaded_bytes
-    out.print(f"{len(found)} of {len(sessions)} sessions had news, {nbytes / 2**20:.2f} MiB.")
+    say(f"{len(found)} of {count(len(sessions), 'session')} had news, {size(nbytes)}")
 
 
 @app.command()
@@ -70,9 +76,17 @@ def sweep(
         typer.Option(help="Delete sessions that nobody has used for so many days.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete from the object store what is too old and what no session has any more."""
-    with stored_memory(cache_dir=cache_dir, cold_url=url, cold_ttl_days=ttl_days) as memory:
-        with err.status("reading the heads of all sessions"):
-            done = memory.cold.sweep(dry_run=dry_run)
-        out.print_json(json.dumps(done.to_dict()))
+    opened = stored_memory(cache_dir=cache_dir, cold_url=url, cold_ttl_days=ttl_days)
+    with opened as memory, err.status("reading the heads of all sessions"):
+        done = memory.cold.sweep(dry_run=dry_run)
+    if as_json:
+        print_json(done.to_dict())
+        return
+    say(f"{count(done.sessions, 'session')}, {count(done.records, 'record')} of {size(done.nbytes)}")
+    verb = "could be deleted" if dry_run else "were deleted"
+    say(
+        f"{verb}: {done.expired} of the sessions and {done.deleted} of the records, {size(done.deleted_bytes)}"
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from agent_memory_core.cli.options import CacheDir, Model, err, given, out
+from agent_memory_core.cli.formats import print_json
+from agent_memory_core.cli.options import CacheDir, Json, Model, err, given, say
 from agent_memory_core.scale import deploy as deploy_config, serve_config, status as status_of
 from agent_memory_core.scale.deploy import DASHBOARD
 
@@ -47,14 +47,20 @@ def up(
     )
     config = serve_config(nodes, host=host, port=port, engine=engine, drain=drain)
     if dry:
-        out.print_json(json.dumps(config))
+        print_json(config)
         return
     with err.status("waiting for the replicas"):
         deploy_config(config, dashboard)
-    out.print(f"{nodes} machines serve at http://{host}:{port}")
+    say(f"{nodes} machines serve at http://{host}:{port}")
 
 
 @app.command()
-def status(dashboard: Dashboard = DASHBOARD) -> None:
-    """Print what runs where, as JSON."""
-    out.print_json(json.dumps(status_of(dashboard)))
+def status(dashboard: Dashboard = DASHBOARD, as_json: Json = False) -> None:
+    """Show what runs where."""
+    found = status_of(dashboard)
+    if as_json:
+        print_json(found)
+        return
+    say(" ".join(filter(None, (found["status"], found["message"]))))
+    for node, state in found["replicas"].items():
+        say(f"{node}  {state}")

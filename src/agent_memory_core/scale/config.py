@@ -76,8 +76,8 @@ def serve_config(
             {
                 "name": NAME,
                 "route_prefix": "/",
-                "import_path": "agent_memory_core.scale.app:build",
-                "args": {"arguments": given.model_dump()},
+                "import_path": "agent_memory_core.scale._app:build",
+                "args": given.model_dump(),
                 "deployments": [{"name": DEPLOYMENT, "num_replicas": nodes}],
             }
         ],

@@ -42,7 +42,7 @@ def deploy(config: Mapping[str, Any], dashboard: str = DASHBOARD, timeout: float
 
 
 def status(dashboard: str = DASHBOARD) -> dict[str, Any]:
-    """What Ray says of the application: its ``status``, a ``message``, and its ``replicas`` by node.
+    """What Ray says of the application: its ``status``, a ``message``, and the state of its ``replicas`` by node.
 
     Raises:
         InvalidSetting: there is no dashboard of Ray at that address.
@@ -56,15 +56,17 @@ def status(dashboard: str = DASHBOARD) -> dict[str, Any]:
     return {
         "status": found["status"],
         "message": found["message"],
-        "replicas": {replica["node_id"]: replica["state"] for replica in replicas},
+        "replicas": {
+            replica.get("node_id") or replica["replica_id"]: replica["state"] for replica in replicas
+        },
     }
 
 
 def _ask(dashboard: str, method: str, data: bytes | None = None) -> bytes:
-    request = urllib.request.Request(
-        dashboard.rstrip("/") + _PATH, data, {"Content-Type": "application/json"}, method=method
-    )
     try:
+        request = urllib.request.Request(
+            dashboard.rstrip("/") + _PATH, data, {"Content-Type": "application/json"}, method=method
+        )
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             return bytes(answer.read())
     except urllib.error.HTTPError as error:

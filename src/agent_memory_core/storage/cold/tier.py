@@ -330,6 +330,10 @@ class ColdTier:
                 self._saw(owner)
         except (StoreError, OSError) as error:
             return str(error)
+        except Exception:
+            # The outermost of what this thread does: one fault must not leave a turn waiting, or end all uploads.
+            log.exception("the cold tier met a fault")
+            return "the cold tier met a fault, see the log."
         return ""
 
     def _put_off(self, owner: Owner, why: str) -> None:

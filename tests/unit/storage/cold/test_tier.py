@@ -239,6 +239,20 @@ def test_a_full_bucket_takes_the_turn_when_it_has_room_again(
     assert acknowledged(here) == ""
 
 
+def test_a_fault_of_our_own_leaves_no_turn_waiting(
+    machine: Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    weather = Weather(MemoryStore())
+    weather.fails = lambda: {}["nothing"]
+    here = machine("here", weather, ack="remote")
+    turn(here, LONG)
+    assert "met a fault" in acknowledged(here)
+    assert "KeyError" in caplog.text
+    weather.fails = lambda: False
+    assert uploaded(here)
+    assert asyncio.run(tokens_in(weather)) == [LONG]
+
+
 def test_a_local_acknowledgement_waits_for_nothing(machine: Machines) -> None:
     weather = Weather(MemoryStore())
     weather.is_gone = True

@@ -8,7 +8,6 @@ session in the cold tier, which every replica shares. Ray reads this module by t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import ray
@@ -17,14 +16,9 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from agent_memory_core import AgentMemory, StoreError
+from agent_memory_core.scale.asgi import Named
 from agent_memory_core.scale.config import DEPLOYMENT, ROUTER, Arguments
 from agent_memory_core.server import ServerSettings, create_app
-
-NODE_HEADER = b"x-agent-memory-node"
-"""The header of every answer that names the node which gave it."""
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 
 
 @serve.ingress()
@@ -52,24 +46,6 @@ class Node:
         with contextlib.suppress(StoreError):
             self._memory.cold.flush(self._arguments.drain)
         self._memory.close()
-
-
-class Named:
-    """An ASGI application whose answers name the node."""
-
-    def __init__(self, app: Any, node: str) -> None:
-        self._app = app
-        self._node = node.encode()
-
-    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
-        """Answer a request."""
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (NODE_HEADER, self._node)]
-            await send(message)
-
-        await self._app(scope, receive, named)
 
 
 def build(arguments: dict[str, Any]) -> Application:
