@@ -165,6 +165,7 @@ def _run(options: Options, arguments: Sequence[str], timeout: float, text: str) 
 
 def machine(options: Options) -> Iterator[str]:
     """Step 1."""
+    yield command(options, *AGENT_MEMORY, "doctor")
     for arguments in (("uname", "-m"), ("make", "--version"), ("git", "log", "-1", "--format=%h %s")):
         yield command(options, *arguments)
     yield on_a_mac(options, "sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize")
@@ -260,6 +261,7 @@ with AgentMemory() as memory:
 
 def speed(options: Options) -> Iterator[str]:
     """Step 8."""
+    yield command(options, *AGENT_MEMORY, "bench")
     for name in ("ttft", "throughput"):
         out = options.folder / f"{name}.json"
         yield command(options, sys.executable, f"benchmarks/{name}.py", "--out", str(out))

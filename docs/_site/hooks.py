@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[2]
 FROM_ROOT = {"changes.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 """Pages of the site that are files of the repository's root."""
 
+TO_ROOT = {"../README.md": "index.md", **{f"../{source}": name for name, source in FROM_ROOT.items()}}
+"""Where a link from a page to a file of the root leads on the site."""
+
 
 def on_config(config: Any) -> Any:
     """Put pages that the navigation does not name under a heading of their own, so that none is lost."""
@@ -27,3 +30,10 @@ def on_files(files: Files, config: Any) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lead links to files of the root to their pages."""
+    for link, name in TO_ROOT.items():
+        markdown = markdown.replace(f"]({link})", f"]({name})")
+    return markdown

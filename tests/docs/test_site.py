@@ -111,6 +111,14 @@ def errors() -> set[str]:
     return {name for name in found - {"AgentMemoryError"} if not name.startswith("_")}
 
 
+def test_what_lists_or_shows_prints_json_too() -> None:
+    verbs = {"list", "show", "check", "stats", "doctor", "bench", "prune", "verify"}
+    shown = {path: command for path, command in COMMANDS.items() if path[-1] in verbs}
+    assert len(shown) >= 10
+    for path, command in shown.items():
+        assert any("--json" in param.opts for param in command.params), path
+
+
 def test_troubleshooting_has_every_error_and_no_other() -> None:
     assert {"AgentsBusy", "ModelTooLarge", "StoreFull"} <= errors()
     page = TEXTS[ROOT / "docs" / "troubleshooting.md"]

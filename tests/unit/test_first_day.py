@@ -40,7 +40,7 @@ def test_cheap_steps_run_here_and_are_in_the_report(tmp_path: Path) -> None:
     assert text.count("*Look at:*") == 3
     assert "variables: AGENT_MEMORY_MIN_FREE_MB=0" in text
     assert '"budget_bytes"' in text
-    assert "sound files" in text
+    assert "sound file" in text
     assert "Traceback" not in text
     if sys.platform != "darwin":
         assert "`sw_vers`: not on this system" in text
