@@ -57,10 +57,10 @@ pytestmark = pytest.mark.parametrize("model_of", [chat, responses, held_response
 
 
 def test_a_conversation_whole_and_streamed(server: Running, model_of: Any) -> None:
-    model = model_of(server)
+    model: Any = model_of(server)
     first = model.invoke([ADA])
     chunks = list(model.stream([ADA]))
-    streamed = chunks[0]
+    streamed: Any = chunks[0]
     for chunk in chunks[1:]:
         streamed += chunk
     assert isinstance(streamed, AIMessageChunk)

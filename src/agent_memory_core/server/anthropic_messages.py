@@ -107,7 +107,7 @@ class MessagesBody(CountBody):
     def wanted(self) -> Wanted:
         """What it says of its thread."""
         return Wanted(
-            "msg",
+            "msg_",
             THREAD_NOT_FOUND,
             previous=(self.thread or {}).get("previous_message_id"),
             keeps=self.thread is not None,

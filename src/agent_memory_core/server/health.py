@@ -28,6 +28,7 @@ class Health:
         app.add_api_route("/health", self.ready, methods=["GET"])
         app.add_api_route("/health/ready", self.ready, methods=["GET"])
         app.add_api_route("/health/live", self.live, methods=["GET"])
+        app.add_api_route("/health/startup", self.startup, methods=["GET"])
 
     async def about(self) -> dict[str, str]:
         """What this is."""
@@ -40,6 +41,11 @@ class Health:
     async def live(self) -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
+
+    async def startup(self) -> JSONResponse:
+        """The model was loaded once; with status 503 before. It stays so, whatever comes after."""
+        is_started = self._turns.loaded
+        return JSONResponse({"status": "started" if is_started else "starting"}, 200 if is_started else 503)
 
     async def ready(self) -> JSONResponse:
         """Turns are taken; else why not, with status 503."""

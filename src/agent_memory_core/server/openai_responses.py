@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from pydantic import Field
 
 from agent_memory_core import Message
 from agent_memory_core.adapter import to_response_schema
 from agent_memory_core.server.errors import INVALID, PREVIOUS_NOT_FOUND, UNSUPPORTED, ApiError
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.openai_chat import ROLES, TEXTS
 from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
 from agent_memory_core.server.threads import Wanted
@@ -96,7 +96,7 @@ class ResponsesBody(Body):
             )
         named = self.conversation
         return Wanted(
-            "resp",
+            "resp_",
             PREVIOUS_NOT_FOUND,
             previous=self.previous_response_id,
             conversation=str(named.get("id")) if isinstance(named, dict) else named,
@@ -146,7 +146,7 @@ class ResponsesBody(Body):
 
 def with_ids(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Items of which each has an id and a type."""
-    return [{"id": f"item_{uuid4().hex}", "type": "message", **item} for item in items]
+    return [{"id": new_id("item_"), "type": "message", **item} for item in items]
 
 
 def as_listed(item: dict[str, Any]) -> dict[str, Any]:
