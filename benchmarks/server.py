@@ -203,13 +203,14 @@ def answer_commands(url: str) -> None:
     with httpx.Client(base_url=url, timeout=600) as client:
         for line in sys.stdin:
             name, *arguments = json.loads(line)
-            seconds = {"first_token": http_first_token, "rate": http_rate}[name](client, *arguments)
+            measures: dict[str, Callable[..., float]] = {"first_token": http_first_token, "rate": http_rate}
+            seconds = measures[name](client, *arguments)
             print(json.dumps(seconds), flush=True)
 
 
 def http_first_token(client: httpx.Client, turns: Turns) -> float:
     """Seconds to the first text of a stream."""
-    seconds, usage = 0.0, {}
+    seconds, usage = 0.0, dict[str, Any]()
     began = time.perf_counter()
     with client.stream("POST", CHAT, json=_body(turns, "known", 2)) as answer:
         for line in answer.iter_lines():

@@ -198,6 +198,48 @@ def test_ready_is_answered_while_a_long_prompt_is_computed(memory: AgentMemory) 
     assert len(ready) > 5
 
 
+def test_an_answer_says_in_its_headers_what_was_reused_and_what_was_ignored(server: Running) -> None:
+    body = {
+        "messages": [user("Headers.")],
+        "max_tokens": 2,
+        "tools": [{"type": "web_search_20260101", "name": "w"}],
+    }
+    with server.http() as client:
+        for _ in range(2):
+            answer = client.post("/v1/messages", json=body, headers={"X-Session-ID": "headers"})
+            said = dict(part.split("=") for part in answer.headers["x-agent-memory"].split("; "))
+            usage = answer.json()["usage"]
+            assert int(said["cached"]) == usage["cache_read_input_tokens"]
+            assert int(said["computed"]) == usage["cache_creation_input_tokens"]
+            assert answer.headers["x-agent-memory-ignored"] == "web_search_20260101"
+        response = {"input": "Hi.", "max_output_tokens": 2, "tools": [{"type": "web\r\nsearch"}]}
+        ignored = client.post("/v1/responses", json=response).headers["x-agent-memory-ignored"]
+        assert ignored == "web__search"
+        assert client.post("/api/event_logging/batch", json={"events": []}).status_code == 204
+
+
+def test_a_client_says_how_long_it_waits(server: Running) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
+    body = {"messages": [user("Count.")], "max_tokens": 8000, "response_format": form}
+    with server.http() as client:
+        answer = client.post(CHAT, json=body, headers={"X-Request-Timeout": "0.3"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        for wrong in ("soon", "-1", "nan", "inf"):
+            refused = client.post(CHAT, json=body, headers={"X-Request-Timeout": wrong})
+            assert (refused.status_code, wrong in refused.text) == (400, True)
+
+
+def test_a_full_server_is_not_ready(memory: AgentMemory) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
+    body = {"messages": [user("Count.")], "max_tokens": 8000, "stream": True, "response_format": form}
+    with http_server.serve(memory, max_in_flight=1) as server, server.http() as client:
+        with client.stream("POST", CHAT, json=body) as long:
+            lines = long.iter_lines()
+            next(lines)
+            assert client.get("/health/ready").json()["reason"] == "queue_full"
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+
+
 def test_before_the_model_is_there_the_server_has_not_started(tmp_path: Path) -> None:
     memory = AgentMemory(model=str(tmp_path / "nothing"), cache_dir=None)
     with memory, http_server.serve(memory, ready=False) as server, server.http() as client:
