@@ -20,8 +20,16 @@ PAGES = (
     README,
     *(
         HERE.parent / "docs" / f"{name}.md"
-        for name in ("benchmarks", "coordination", "ecosystem", "encryption", "reliability")
-        for name in ("comparison", "coordination", "decisions", "ecosystem", "encryption", "reliability")
+        for name in (
+            "benchmarks",
+            "comparison",
+            "coordination",
+            "decisions",
+            "ecosystem",
+            "encryption",
+            "reliability",
+            "server",
+        )
     ),
 )
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
