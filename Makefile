@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures load
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -38,6 +38,7 @@ help:
 	@echo 'make test-sdks    the frameworks and tools that call servers, and the tests with them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
+	@echo 'make load         load a server for ten minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make quality      measure only what rounding the KV cache costs'
 	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
@@ -160,6 +161,10 @@ reliability: $(INSTALLED)
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
 
+load: $(INSTALLED)
+	$(BIN)/python benchmarks/server_load.py
+	$(BIN)/python benchmarks/report.py
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -173,6 +178,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/append_cost.py
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/encryption.py
+	$(BIN)/python benchmarks/server.py
 	@$(MAKE) quality
 
 quality: $(INSTALLED)

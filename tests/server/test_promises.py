@@ -198,6 +198,33 @@ def test_ready_is_answered_while_a_long_prompt_is_computed(memory: AgentMemory) 
     assert len(ready) > 5
 
 
+def test_what_an_agent_asks_beside_its_conversation_is_read_and_not_kept(server: Running) -> None:
+    tool = {"name": "look", "input_schema": {"type": "object", "properties": {}}}
+    turn = {"messages": [user("Look around. " * 20)], "max_tokens": 4, "tools": [tool]}
+    title = {"messages": [user("Look around. " * 20)], "max_tokens": 4, "system": "Name this conversation."}
+    with server.http(**{"X-Session-ID": "beside"}) as client:
+
+        def used(body: dict[str, Any]) -> tuple[int, int]:
+            usage = client.post("/v1/messages", json=body).json()["usage"]
+            return usage["cache_creation_input_tokens"], usage["input_tokens"]
+
+        assert used(turn)[0] > 0
+        kept = tokens_of(server, "beside")
+        assert (used(title)[0], used(title)[1] > 0) == (0, True)
+        server.memory.flush()
+        assert tokens_of(server, "beside") == kept
+        # A plain chat begins in the same way, and is kept.
+        with server.http(**{"X-Session-ID": "plain"}) as other:
+            assert other.post("/v1/messages", json=title).json()["usage"]["cache_creation_input_tokens"] > 0
+
+
+def tokens_of(server: Running, session: str) -> int:
+    """The tokens of all branches of a session."""
+    server.memory.flush()
+    (info,) = [info for info in server.memory.sessions() if info.session_id == session]
+    return info.tokens
+
+
 def test_an_answer_says_in_its_headers_what_was_reused_and_what_was_ignored(server: Running) -> None:
     body = {
         "messages": [user("Headers.")],

@@ -31,6 +31,8 @@ NAMES = (
     "coordination",
     "eviction",
     "rivals",
+    "server",
+    "server_load",
 )
 HELPERS = {
     "common",

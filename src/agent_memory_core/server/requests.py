@@ -18,7 +18,7 @@ from agent_memory_core import AgentMemoryError, ChatRequest, Message, ToolCall, 
 from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems, template_kwargs
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError, from_core
 from agent_memory_core.server.host import Host
-from agent_memory_core.server.sessions import Session, key_of
+from agent_memory_core.server.sessions import Session, SessionKeys
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.turns import Call
 
@@ -81,6 +81,7 @@ class Reader:
 
     def __init__(self, host: Host, settings: ServerSettings) -> None:
         self._host, self._settings = host, settings
+        self._keys = SessionKeys()
         self.seed: int | None = None
         """Of answers whose requests give none."""
 
@@ -94,7 +95,7 @@ class Reader:
         """
         try:
             request = self.request(asked, served, client.timeout)
-            key = key_of(client.session, client.namespace, request)
+            key = self._keys.key_of(client.session, client.namespace, request)
         except AgentMemoryError as error:
             raise from_core(error) from error
         return Call(

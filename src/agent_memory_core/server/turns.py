@@ -72,7 +72,7 @@ class Call:
     @property
     def is_kept(self) -> bool:
         """Whether what is computed is there for the session's next turn."""
-        return self.key.session_id is not None
+        return self.key.session_id is not None and not self.key.ephemeral
 
 
 class Admitted(NamedTuple):
