@@ -29,6 +29,7 @@ PAGES = (
             "encryption",
             "reliability",
             "scale",
+            "server",
         )
     ),
 )
@@ -368,6 +369,24 @@ def _fleet(result: Result) -> str:
     return f"{_grid(rows)}\n\nIn the bucket, after a month:\n\n{lines}"
 
 
+def _server(result: Result) -> str:
+    found, targets = result["results"], result["settings"]["targets"]
+    rows = [["", "in process", "HTTP", "median of the differences or ratios", "target"]]
+    for name, compared in zip(found["medians"]["HTTP"], found["ratios"], strict=True):
+        sides = [f"{found['medians'][side][name]:.3g}" for side in ("in process", "HTTP")]
+        rows.append([name, *sides, f"{found['ratios'][compared]:.3g}", _sign(targets.get(compared, ""))])
+    return _grid(rows)
+
+
+def _server_load(result: Result) -> str:
+    found, targets = result["results"], result["settings"]["targets"]
+    rows = [["", "found", "target"]]
+    rows += [[name, f"{found['ratios'][name]:.3g}", _sign(target)] for name, target in targets.items()]
+    done, gone = (f"{found['requests'].get(name, 0):,}" for name in ("done", "gone"))
+    said = f"{done} answers and {gone} clients that went away in {result['settings']['minutes']:g} minutes."
+    return f"{_grid(rows)}\n\n{said}"
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "ttft": _ttft,
     "append_cost": _append_cost,
@@ -384,6 +403,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "cold": _cold,
     "raylets": _raylets,
     "fleet": _fleet,
+    "server": _server,
+    "server_load": _server_load,
 }
 """The benchmarks, in the order of the README and the pages."""
 

@@ -43,9 +43,8 @@ def held_responses(server: Running) -> BaseChatModel:
 
 def messages(server: Running) -> BaseChatModel:
     options: dict[str, Any] = {"base_url": server.url, "api_key": "any", "model": "tiny-chat"}
-    return ChatAnthropic(
-        **options, max_tokens=64, max_retries=0, model_kwargs={"extra_body": {"temperature": 0}}
-    )
+    options |= {"max_tokens": 64, "max_retries": 0, "model_kwargs": {"extra_body": {"temperature": 0}}}
+    return ChatAnthropic(**options)
 
 
 def _openai(server: Running) -> dict[str, Any]:
@@ -57,16 +56,17 @@ pytestmark = pytest.mark.parametrize("model_of", [chat, responses, held_response
 
 
 def test_a_conversation_whole_and_streamed(server: Running, model_of: Any) -> None:
-    model = model_of(server)
+    model: Any = model_of(server)
     first = model.invoke([ADA])
     chunks = list(model.stream([ADA]))
-    streamed = chunks[0]
+    streamed: Any = chunks[0]
     for chunk in chunks[1:]:
         streamed += chunk
-    assert isinstance(streamed, AIMessageChunk)
+    assert type(streamed) is AIMessageChunk
     assert streamed.text == first.text
     assert len(chunks) > 2
-    assert streamed.usage_metadata["total_tokens"] == first.usage_metadata["total_tokens"]
+    usage: Any = streamed.usage_metadata
+    assert usage["total_tokens"] == first.usage_metadata["total_tokens"]
     second = model.invoke([ADA, first, NAME])
     assert "Ada" in second.text
     used = second.usage_metadata

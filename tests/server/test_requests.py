@@ -18,7 +18,7 @@ from agent_memory_core.server.host import Host
 from agent_memory_core.server.openai_chat import ChatBody
 from agent_memory_core.server.openai_responses import ResponsesBody
 from agent_memory_core.server.requests import Asked, Reader
-from agent_memory_core.server.sessions import key_of, session_of
+from agent_memory_core.server.sessions import SessionKeys, session_of
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 FUNCTION = {"name": "get_weather", "description": "The weather.", "parameters": SCHEMA}
@@ -128,7 +128,7 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Any], Asked]]] = {
 def read(dialect: str, body: Any) -> ChatRequest:
     asked = READERS[dialect][1](body)
     request = READER.request(asked, MODEL)
-    key_of(session_of({}, body), "default", request)
+    SessionKeys().key_of(session_of({}, body), "default", request)
     return request
 
 

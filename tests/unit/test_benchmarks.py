@@ -34,6 +34,8 @@ NAMES = (
     "cold",
     "raylets",
     "fleet",
+    "server",
+    "server_load",
 )
 HELPERS = {
     "common",

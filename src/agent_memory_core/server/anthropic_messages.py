@@ -17,6 +17,7 @@ from agent_memory_core.server.requests import (
     Asked,
     Body,
     Part,
+    as_token,
     called,
     content_of,
     effort,
@@ -60,6 +61,7 @@ class CountBody(Body):
         return Asked(
             messages=messages,
             tools=[_tool(tool, f"tools.{i}") for i, tool in enumerate(self.tools or ()) if _is_custom(tool)],
+            ignored=tuple(as_token(tool.get("type")) for tool in self.tools or () if not _is_custom(tool)),
             tool_choice=choice.get("name") or choice.get("type"),
             parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
             response_schema=_schema(config.get("format")),
@@ -107,7 +109,7 @@ class MessagesBody(CountBody):
     def wanted(self) -> Wanted:
         """What it says of its thread."""
         return Wanted(
-            "msg",
+            "msg_",
             THREAD_NOT_FOUND,
             previous=(self.thread or {}).get("previous_message_id"),
             keeps=self.thread is not None,

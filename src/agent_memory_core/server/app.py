@@ -72,7 +72,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(server.settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["DELETE", "GET", "POST"],
             allow_headers=["*"],
         )
     app.add_middleware(Gate, settings=server.settings, keys=server.keys, metrics=server.metrics)

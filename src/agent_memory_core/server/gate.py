@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_memory_core.server.errors import FORBIDDEN, TOO_LARGE, TOO_SLOW, UNAUTHORIZED, ApiError
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.keys import NOBODY, Keys, Tenant, key_hash
 from agent_memory_core.server.logs import log, log_request, short_hash
 from agent_memory_core.server.metrics import Metrics
@@ -29,7 +29,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
-OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready", "/ui"})
+OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready", "/health/startup", "/ui"})
 """What anybody may ask: whether the server lives, and the page for whoever runs it, which shows nothing by itself."""
 
 OPEN_PREFIX = "/ui/"
@@ -65,7 +65,7 @@ class Gate:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req_")
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, headers=headers)
         sent = _Sent(send, request_id)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from agent_memory_core import AgentMemoryError
 from agent_memory_core.server.host import Host
 from agent_memory_core.server.turns import Turns
+
+STALLED = 60
+"""Seconds of one step of the engine after which it is taken to be stuck; a step is made for a quarter of one."""
 
 
 class Health:
@@ -27,7 +31,10 @@ class Health:
         app.add_api_route("/", self.about, methods=["HEAD"], include_in_schema=False)
         app.add_api_route("/health", self.ready, methods=["GET"])
         app.add_api_route("/health/ready", self.ready, methods=["GET"])
+        # Claude Code tells here what it did, and asks again where nobody takes it.
+        app.add_api_route("/api/event_logging/batch", self.noted, methods=["POST"], include_in_schema=False)
         app.add_api_route("/health/live", self.live, methods=["GET"])
+        app.add_api_route("/health/startup", self.startup, methods=["GET"])
 
     async def about(self) -> dict[str, str]:
         """What this is."""
@@ -37,13 +44,22 @@ class Health:
             release = ""
         return {"name": "agent-memory", "version": release, "model": self._host.served}
 
+    async def noted(self) -> Response:
+        """Nothing is done with it."""
+        return Response(status_code=204)
+
     async def live(self) -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
+    async def startup(self) -> JSONResponse:
+        """The model was loaded once; with status 503 before. It stays so, whatever comes after."""
+        is_started = self._turns.loaded
+        return JSONResponse({"status": "started" if is_started else "starting"}, 200 if is_started else 503)
+
     async def ready(self) -> JSONResponse:
         """Turns are taken; else why not, with status 503."""
-        reason = self.reason()
+        reason = self.reason() or await self._stall()
         body: dict[str, Any] = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
         return JSONResponse(body, status_code=503 if reason else 200)
 
@@ -57,4 +73,13 @@ class Health:
             return "draining"
         if self._host.is_changing:
             return "swapping"
-        return "" if self._turns.loaded else "loading"
+        if not self._turns.loaded:
+            return "loading"
+        return "queue_full" if self._turns.is_full else ""
+
+    async def _stall(self) -> str:
+        # What the engine counts is read without it, and from its store, which may wait for a disk.
+        if len(self._turns) == 0:
+            return ""
+        stats = await asyncio.to_thread(self._host.memory.stats)
+        return "engine_stalled" if stats.step_seconds > STALLED else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-from uuid import uuid4
 
 from pydantic import BaseModel, Field
 
@@ -13,6 +12,7 @@ from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
 from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool
 from agent_memory_core.server.sse import data
 from agent_memory_core.server.tool_choice import allowed_tools
@@ -221,7 +221,7 @@ def whole(call: Call, answer: Answer) -> dict[str, Any]:
         "finish_reason": finish_reason(answer.ended),
     }
     return {
-        "id": _new_id(),
+        "id": new_id("chatcmpl-"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": call.model,
@@ -231,16 +231,16 @@ def whole(call: Call, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _new_id() -> str:
-    return f"chatcmpl-{uuid4().hex}"
-
-
 class ChatWriter:
     """Streams a chat completion in chunks."""
 
     def __init__(self, call: Call) -> None:
         self._call, self._reader = call, PieceReader()
-        self._head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
+        self._head = {
+            "id": new_id("chatcmpl-"),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+        }
         self._head["model"] = call.model
         self._calls: list[str] = []
 

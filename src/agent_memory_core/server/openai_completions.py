@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 from agent_memory_core import Delta, Message
 from agent_memory_core.adapter import measurements
 from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import UNSUPPORTED, ApiError
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.openai_chat import DONE, SamplingBody, finish_reason, usage
 from agent_memory_core.server.requests import Asked
 from agent_memory_core.server.sse import data
@@ -54,7 +54,7 @@ class CompletionBody(SamplingBody):
 
 def _head(call: Call) -> dict[str, Any]:
     created = int(time.time())
-    return {"id": f"cmpl-{uuid4().hex}", "object": "text_completion", "created": created, "model": call.model}
+    return {"id": new_id("cmpl-"), "object": "text_completion", "created": created, "model": call.model}
 
 
 def _choice(text: str, finish: str | None) -> list[dict[str, Any]]:

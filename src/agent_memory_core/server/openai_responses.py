@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from pydantic import Field
 
 from agent_memory_core import Message
 from agent_memory_core.adapter import to_response_schema
 from agent_memory_core.server.errors import INVALID, PREVIOUS_NOT_FOUND, UNSUPPORTED, ApiError
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.openai_chat import ROLES, TEXTS
-from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool, parts_of
+from agent_memory_core.server.requests import (
+    Asked,
+    Body,
+    as_token,
+    called,
+    content_of,
+    effort,
+    function_tool,
+    parts_of,
+)
 from agent_memory_core.server.threads import Wanted
 from agent_memory_core.server.tool_choice import allowed_tools, full_name
 
@@ -36,6 +45,8 @@ class Tools:
     schemas: list[dict[str, Any]] = field(default_factory=list)
     wire: dict[str, WireTool] = field(default_factory=dict)
     """By the name that the model knows."""
+    ignored: list[str] = field(default_factory=list)
+    """The types of those that were passed over."""
 
     def add(self, tool: Mapping[str, Any], place: str, namespace: str | None = None) -> None:
         """Add a tool. One that a provider runs itself is passed over, since agents offer those to any model."""
@@ -50,6 +61,8 @@ class Tools:
                 function_tool(full if "name" in tool else None, tool.get("description"), schema, place)
             )
             self.wire[full] = WireTool(name, namespace, kind == "custom")
+        else:
+            self.ignored.append(as_token(kind))
 
 
 class ResponsesBody(Body):
@@ -96,7 +109,7 @@ class ResponsesBody(Body):
             )
         named = self.conversation
         return Wanted(
-            "resp",
+            "resp_",
             PREVIOUS_NOT_FOUND,
             previous=self.previous_response_id,
             conversation=str(named.get("id")) if isinstance(named, dict) else named,
@@ -122,13 +135,15 @@ class ResponsesBody(Body):
         """
         self._check()
         leading = [Message("system", self.instructions)] if self.instructions else []
-        tools, choice = allowed_tools(self.read_tools().schemas, _choice(self.tool_choice))
+        known = self.read_tools()
+        tools, choice = allowed_tools(known.schemas, _choice(self.tool_choice))
         sampling = self.given("temperature", "top_p")
         if self.max_output_tokens is not None:
             sampling["max_tokens"] = self.max_output_tokens
         return Asked(
             messages=[*leading, *_messages([*earlier, *self.items()], len(earlier))],
             tools=tools,
+            ignored=tuple(known.ignored),
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls,
             response_schema=_schema((self.text or {}).get("format")),
@@ -146,7 +161,7 @@ class ResponsesBody(Body):
 
 def with_ids(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Items of which each has an id and a type."""
-    return [{"id": f"item_{uuid4().hex}", "type": "message", **item} for item in items]
+    return [{"id": new_id("item_"), "type": "message", **item} for item in items]
 
 
 def as_listed(item: dict[str, Any]) -> dict[str, Any]:

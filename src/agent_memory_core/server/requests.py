@@ -7,6 +7,7 @@ would change the answer and cannot be done is refused by name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from agent_memory_core import AgentMemoryError, ChatRequest, Message, ToolCall, 
 from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems, template_kwargs
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError, from_core
 from agent_memory_core.server.host import Host
-from agent_memory_core.server.sessions import Session, key_of
+from agent_memory_core.server.sessions import Session, SessionKeys
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.turns import Call
 
@@ -57,6 +58,8 @@ class Asked:
     sampling: dict[str, Any] = field(default_factory=dict)
     """Fields of `SamplingParams`."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    """The types of tools that a provider runs itself, which are left out."""
     continues: bool = False
     """Whether the last message is to be gone on with."""
     is_raw: bool = False
@@ -69,6 +72,8 @@ class Client:
 
     namespace: str
     session: Session
+    timeout: float | None = None
+    """Seconds that it wants to wait at most."""
 
 
 class Reader:
@@ -76,6 +81,7 @@ class Reader:
 
     def __init__(self, host: Host, settings: ServerSettings) -> None:
         self._host, self._settings = host, settings
+        self._keys = SessionKeys()
         self.seed: int | None = None
         """Of answers whose requests give none."""
 
@@ -88,15 +94,27 @@ class Reader:
             ApiError: a part of it cannot be used.
         """
         try:
-            request = self.request(asked, served)
-            key = key_of(client.session, client.namespace, request)
+            request = self.request(asked, served, client.timeout)
+            key = self._keys.key_of(client.session, client.namespace, request)
         except AgentMemoryError as error:
             raise from_core(error) from error
-        context = self._host.context_of(served)
-        return Call(request, body.model, served, stream, client.session, key, context, usage)
+        return Call(
+            request,
+            body.model,
+            served,
+            stream,
+            client.session,
+            key,
+            self._host.context_of(served),
+            asked.ignored,
+            usage_in_stream=usage,
+        )
 
-    def request(self, asked: Asked, served: str) -> ChatRequest:
-        """The core's request, with what the model's configuration says of its answers. Raises the core's errors."""
+    def request(self, asked: Asked, served: str, timeout: float | None = None) -> ChatRequest:
+        """The core's request, with what the model's configuration says of its answers. Raises the core's errors.
+
+        It gets no more seconds than ``timeout`` and the settings allow.
+        """
         sampling = {
             "max_tokens": self._settings.max_tokens,
             **self._host.sampling_of(served),
@@ -114,7 +132,7 @@ class Reader:
             response_schema=asked.response_schema,
             continue_final_message=asked.continues,
             is_raw=asked.is_raw,
-            timeout=self._settings.timeout,
+            timeout=min((t for t in (timeout, self._settings.timeout) if t is not None), default=None),
         )
 
 
@@ -172,6 +190,11 @@ def called(name: object, arguments: object, call_id: object, place: str) -> Tool
             INVALID, f"{place}: a tool call needs a name and arguments that are a JSON object.", param=place
         )
     return ToolCall(name, arguments, str(call_id or ""))
+
+
+def as_token(word: object) -> str:
+    """A word of a client that may stand in a header."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", str(word))[:64]
 
 
 Part = Mapping[str, Any]

@@ -7,18 +7,18 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 from agent_memory_core import Delta, TurnReport, Usage
 from agent_memory_core.adapter import measurements
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import ApiError
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.openai_responses import ResponsesBody, WireTool
 from agent_memory_core.server.sse import data
 from agent_memory_core.server.threads import Place
 from agent_memory_core.server.turns import Admitted, Call
 
-_PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
+_PREFIXES = {"text": "msg_", "reasoning": "rs_", "call": "fc_"}
 
 
 def usage(counted: Usage) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def free_text(piece: Piece) -> str:
 
 def new_item_id(piece: Piece) -> str:
     """An id for an item."""
-    return f"{_PREFIXES[piece.kind]}_{uuid4().hex}"
+    return new_id(_PREFIXES[piece.kind])
 
 
 def whole(call: Call, answer: Answer, body: ResponsesBody, place: Place) -> dict[str, Any]:

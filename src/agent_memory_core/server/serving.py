@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
 
-from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting
+from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting, TurnReport
 from agent_memory_core.manager import ModelManager
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.coordination import Talks
 from agent_memory_core.server.errors import (
     GONE,
+    INVALID,
     ApiError,
     from_core,
 )
@@ -124,7 +126,7 @@ class Server:
             raise from_core(error) from error
         finally:
             await turn.close()
-        return json_response(whole(call, answer), headers)
+        return json_response(whole(call, answer), headers | _of_report(answer.ended))
 
     async def count(self, call: Call) -> int:
         """How many tokens the prompt of a call has.
@@ -142,7 +144,8 @@ class Server:
         """Who asks. ``thread`` is the session of a conversation that the server holds."""
         state = request.state
         said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
-        return Client(state.tenant.namespace, session_of(state.headers, said, thread))
+        session = session_of(state.headers, said, thread)
+        return Client(state.tenant.namespace, session, _timeout(state.headers))
 
     def asked(
         self, request: Request, body: Body, asked: Callable[[], Asked], thread: str = "", **more: Any
@@ -169,8 +172,41 @@ def json_response(value: dict[str, Any], headers: dict[str, str], status: int = 
     return Response(encoded(value), status, headers, "application/json")
 
 
+def _timeout(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a client gives an answer.
+
+    Raises:
+        ApiError: they are no number above zero.
+    """
+    given = headers.get("x-request-timeout")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ApiError(INVALID, f"X-Request-Timeout={given!r} is not valid: seconds above 0.")
+    return seconds
+
+
+def _of_report(report: TurnReport) -> dict[str, str]:
+    """What a turn reused, as a header; streams tell it in their last event."""
+    said = {
+        "hit": report.hit_tier,
+        "cached": report.usage.cache_read,
+        "computed": report.usage.cache_creation,
+        "miss": report.miss_reason,
+        "restore_ms": round(report.restore_seconds * 1000),
+        "ttft_ms": round(report.time_to_first_token * 1000),
+    }
+    return {"X-Agent-Memory": "; ".join(f"{name}={value}" for name, value in said.items())}
+
+
 def _headers(call: Call) -> dict[str, str]:
     headers = {"X-Agent-Memory-Session-Source": call.session.source}
+    if call.ignored:
+        headers["X-Agent-Memory-Ignored"] = ", ".join(sorted(set(call.ignored)))
     if call.session.session_id is not None and call.session.session_id.isascii():
         headers["X-Session-ID"] = call.session.session_id
     return headers

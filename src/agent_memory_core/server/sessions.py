@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,12 @@ CLIENT_HEADERS = (
     "session_id",
 )
 """Headers that clients send by themselves, the more specific ones first."""
+
+THREAD = "thread"
+"""The source of a session that belongs to a conversation which the server holds."""
+
+MAX_AGENTS = 4096
+"""Of how many sessions it is remembered that they had a turn with tools."""
 
 METADATA_NAMES = ("session_id", "thread_id", "conversation_id", "chat_id")
 
@@ -54,7 +61,7 @@ def session_of(headers: Mapping[str, str], body: Mapping[str, Any], thread: str 
 def _names(headers: Mapping[str, str], body: Mapping[str, Any], thread: str) -> Iterator[tuple[str, str]]:
     yield headers.get(OWN_HEADER, ""), f"header {OWN_HEADER}"
     yield _text(body.get("session_id")), "body session_id"
-    yield thread, "thread"
+    yield thread, THREAD
     for name in CLIENT_HEADERS:
         yield headers.get(name, ""), f"header {name}"
     yield _text(body.get("prompt_cache_key")), "body prompt_cache_key"
@@ -80,10 +87,35 @@ def _inner_session(user_id: object) -> str:
     return _text(said.get("session_id")) if isinstance(said, dict) else ""
 
 
-def key_of(session: Session, namespace: str, request: ChatRequest) -> SessionKey:
-    """The key of a turn. Two agents that share a session id are two lanes of it, told apart by system and tools."""
-    lane = lane_of(request.messages[0].content if request.messages[0].role == "system" else "", request.tools)
-    return SessionKey(session.session_id, namespace=namespace, lane=lane)
+class SessionKeys:
+    """Makes the keys of turns.
+
+    Agents with tools ask beside their conversation, under its id, for such things as a title. Such a question reads the
+    session's memory and adds nothing to it. It is known by having no tools and no answer in it, once its session had a
+    turn with tools.
+    """
+
+    def __init__(self) -> None:
+        self._agents: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def key_of(self, session: Session, namespace: str, request: ChatRequest) -> SessionKey:
+        """The key of a turn. Two agents that share a session id are two lanes of it, told apart by system and tools."""
+        first = request.messages[0]
+        lane = lane_of(first.content if first.role == "system" else "", request.tools)
+        aside = session.session_id is not None and self._is_aside((namespace, session.session_id), request)
+        # What a later request goes on from is kept, whatever it looks like.
+        return SessionKey(
+            session.session_id, namespace=namespace, lane=lane, ephemeral=aside and session.source != THREAD
+        )
+
+    def _is_aside(self, owner: tuple[str, str], request: ChatRequest) -> bool:
+        if not request.tools:
+            return owner in self._agents and all(message.role != "assistant" for message in request.messages)
+        self._agents[owner] = None
+        self._agents.move_to_end(owner)
+        if len(self._agents) > MAX_AGENTS:
+            self._agents.popitem(last=False)
+        return False
 
 
 def lane_of(system: str, tools: Sequence[Mapping[str, Any]]) -> str:

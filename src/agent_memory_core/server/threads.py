@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from uuid import uuid4
 
 from agent_memory_core import Usage
 from agent_memory_core.server.comparing import Finding, Outline, compared
 from agent_memory_core.server.errors import NOT_FOUND, ApiError, Kind
+from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.records import Record, Records
 from agent_memory_core.server.turns import Call
 
@@ -107,9 +107,9 @@ class Threads:
         Raises:
             ApiError: what it goes on from is not there.
         """
-        place = Place(self.records, namespace, wanted, f"{wanted.prefix}_{uuid4().hex}", held=wanted.held)
+        place = Place(self.records, namespace, wanted, new_id(wanted.prefix), held=wanted.held)
         if wanted.keeps:
-            place = replace(place, session_id=f"thread:{uuid4().hex}")
+            place = replace(place, session_id=new_id("thread:"))
         if wanted.previous is not None:
             found = await self.records.get(namespace, wanted.previous)
             if found is None or not found.history:
@@ -143,7 +143,7 @@ class Threads:
 
     def begin(self, namespace: str, items: list[Item], metadata: object) -> Record:
         """Begin a conversation."""
-        name = f"conv_{uuid4().hex}"
+        name = new_id("conv_")
         about = {"id": name, "object": "conversation", "created_at": int(time.time()), "metadata": metadata}
         record = Record(name, f"conversation:{name}", items, answer=about)
         self.records.put(namespace, record)

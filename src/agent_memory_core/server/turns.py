@@ -62,6 +62,8 @@ class Call:
     """Whose turn it is; an object of this call alone, by which the engine's events are told apart."""
     context: int
     """Most tokens of prompt and answer together."""
+    ignored: tuple[str, ...] = ()
+    """Tools of the request that nobody here can run, by their types."""
     usage_in_stream: bool = True
     """Whether a stream ends with the usage, in the dialect where clients choose."""
     recorder: Recorder | None = None
@@ -70,7 +72,7 @@ class Call:
     @property
     def is_kept(self) -> bool:
         """Whether what is computed is there for the session's next turn."""
-        return self.key.session_id is not None
+        return self.key.session_id is not None and not self.key.ephemeral
 
 
 class Admitted(NamedTuple):
@@ -248,6 +250,11 @@ class Turns:
     def __len__(self) -> int:
         return len(self._running) + self._places
 
+    @property
+    def is_full(self) -> bool:
+        """Whether further turns are told to come back later."""
+        return len(self) >= self._settings.max_in_flight
+
     async def begin(self, call: Call, request_id: str = "") -> Turn:
         """Start a turn that the engine takes.
 
@@ -275,7 +282,7 @@ class Turns:
     def _check_room(self, namespace: str) -> None:
         self.check_loaded()
         settings = self._settings
-        full = len(self) >= settings.max_in_flight
+        full = self.is_full
         if full or self._by_namespace[namespace] >= settings.max_in_flight_per_key:
             whose = "The server has" if full else "This key has"
             raise ApiError(
