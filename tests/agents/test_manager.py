@@ -210,6 +210,25 @@ def test_saving_writes_nothing_again(open_manager: OpenManager, tmp_path: Path) 
     assert manager.save_all() != []
 
 
+def test_an_agent_leaves_when_it_is_told_to_and_is_read_before_its_turn(open_manager: OpenManager) -> None:
+    manager = open_manager()
+    manager.create_agent("ada", "technical", PROMPT)
+    manager.generate("ada", "Hello.", 4)
+    manager.evict_agent("ada")
+    assert manager.agents == {}
+    manager.evict_agent("ada")
+    warmed = manager.prewarm_agent("ada")
+    assert list(manager.agents) == ["ada"]
+    assert warmed.usage.cache_read > 64
+    manager.generate("ada", "And now?", 4)
+    report = manager.agents["ada"].last_report
+    assert report is not None
+    assert report.usage.cache_read >= warmed.usage.prompt_tokens
+    for unknown in (manager.evict_agent, manager.prewarm_agent):
+        with pytest.raises(AgentNotFound):
+            unknown("nobody")
+
+
 def test_a_fork_knows_what_the_other_knows_and_goes_its_own_way(open_manager: OpenManager) -> None:
     manager = open_manager()
     manager.create_agent("ada", "technical", PROMPT)
