@@ -40,8 +40,10 @@ def test_check_refuses_what_cannot_be_used(tmp_path: Path) -> None:
 def test_load_shows_what_a_model_takes_and_chat_answers(config: str) -> None:
     said = command_line.command("manager", "load", "a", "--config", config).stdout
     assert "loaded in" in said
-    books = next(line for line in said.splitlines() if "by the books" in line).split("│")
+    assert "by the books" in said
+    usage = json.loads(command_line.command("manager", "load", "a", "--config", config, "--json").stdout)
     # What is to be loaded ahead is not: it would be measured, too.
-    assert float(books[2]) == float(books[4]) == 0 < float(books[3])
+    assert usage["before"]["total_mb"] == usage["unloaded"]["total_mb"] == 0
+    assert usage["loaded"]["loaded_models"] == ["a"]
     said = command_line.command("manager", "chat", "a", "--config", config, typed="Hello.\n\n").stdout
     assert said.strip()
