@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,3 +83,22 @@ def test_an_unload_waits_for_those_who_use_a_model_as_long_as_it_is_told_to(make
     tokens = [token for delta in stream for token in delta.token_ids]
     assert len(tokens) == 8
     assert manager.unload_model("a", timeout=30)
+
+
+async def test_coroutines_that_wait_for_one_model_hold_up_no_turn_of_another(make: Make) -> None:
+    manager = make(limit=15, models={"a": {}, "b": {}})
+    loaded, other = manager.engine("a"), manager.engine("b")
+    with manager.get_model("a").lease():
+        # More than there are threads for all coroutines together.
+        waiting = [asyncio.ensure_future(other.achat(HELLO, max_tokens=2)) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        assert (await loaded.achat(HELLO, max_tokens=2)).token_ids
+        assert not any(turn.done() for turn in waiting)
+        for turn in waiting[1:]:
+            turn.cancel()
+    assert (await waiting[0]).token_ids
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert manager.list_loaded_models() == ["b"]
+    while manager.get_model_stats()["b"].leases:
+        await asyncio.sleep(0.01)
+    assert manager.unload_model("b")
