@@ -16,6 +16,8 @@ from support.http_server import Running
 from agent_memory_core import AgentMemory, InvalidSetting
 from agent_memory_core.manager import ManagerConfig, ModelManager
 from agent_memory_core.server import create_app
+from agent_memory_core.server.errors import ApiError
+from agent_memory_core.server.host import Host
 from agent_memory_core.testing import write_random_model
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello. " * 40}], "temperature": 0}
@@ -156,6 +158,28 @@ def test_after_a_swap_the_memory_is_that_of_one_model(tmp_path: Path) -> None:
         after = mx.get_active_memory()
         assert memory.weights_bytes == 0, "the first engine is not the one that is served again"
         assert after <= alone + 2**20
+
+
+async def test_a_turn_that_comes_late_does_not_keep_the_model_before(tmp_path: Path) -> None:
+    """One that was on its way when the model was swapped, and loads it once more."""
+    other = str(write_random_model(tmp_path / "other"))
+    with AgentMemory(cache_dir=None, memory_budget_mb=32) as memory:
+        host = Host(memory)
+        await host.load()
+        late: list[str] = []
+
+        def come_late(name: str) -> None:
+            if name == other:
+                late.append(memory.chat("Hello.", max_tokens=2).text)
+
+        host.manager.register_callback("loaded", come_late)
+        await host.swap(other, 0)
+        assert len(late) == 1
+        assert (host.served, host.names()) == (other, [other])
+        assert (host.manager.list_loaded_models(), memory.weights_bytes) == ([other], 0)
+        with pytest.raises(ApiError, match="on this machine"):
+            await host.swap("no-such-model", 0)
+        host.close()
 
 
 def test_what_cannot_be_served_is_named(tmp_path: Path) -> None:
