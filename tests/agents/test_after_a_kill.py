@@ -69,7 +69,7 @@ def test_damaged_files_cost_time_and_no_answer(open_manager: OpenManager, tmp_pa
     assert len(second.agents["ada"].conversation_history) == 4
 
 
-def test_two_processes_on_one_agent_lose_nothing(open_manager: OpenManager) -> None:
+def test_two_managers_on_one_agent_lose_nothing(open_manager: OpenManager) -> None:
     ours, theirs = open_manager(), open_manager()
     ours.create_agent("ada", "technical", PROMPT)
     for number in range(3):

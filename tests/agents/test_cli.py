@@ -31,6 +31,7 @@ def test_agents_are_listed_shown_and_deleted(store: Path) -> None:
     assert all(words in shown for words in ("'technical'", "field = pumps", "user: Hello."))
     assert "was deleted" in run("delete", "ada")
     assert "no agent 'ada'" in run("delete", "ada", code=1)
+    assert "--type technical makes one" in run("list")
     assert "create it first" in run("show", "ada", code=1)
 
 
@@ -46,7 +47,7 @@ def test_a_conversation_goes_on(store: Path) -> None:
     told = run("chat", "bob", "--type", "technical", "--max-tokens", "4", typed="Hello.\n\n")
     assert "prompt tokens reused" in told
     assert "after 2 messages" in run("chat", "bob", "--max-tokens", "4", typed="Again.\n\n")
-    assert "create it first" in run("chat", "nobody", code=1, typed="\n")
+    assert "--type makes one (" in run("chat", "nobody", code=1, typed="\n")
 
 
 def test_without_a_folder_there_is_nothing_to_list(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,14 +93,14 @@ def test_what_is_not_there_and_what_cannot_be_is_named(open_manager: OpenManager
 
 def test_few_seats_change_no_answer(open_manager: OpenManager, tmp_path: Path) -> None:
     few = open_manager(max_agents=3)
-    many = open_manager(max_agents=10, cache_dir=tmp_path / "other")
-    names = [f"agent {number}" for number in range(10)]
+    many = open_manager(max_agents=7, cache_dir=tmp_path / "other")
+    names = [f"agent {number}" for number in range(7)]
     for manager in (few, many):
         for name in names:
             manager.create_agent(name, "technical", f"{PROMPT} You are {name}.")
             assert len(manager.agents) <= manager.max_agents
     order = random.Random(7)
-    for round_number in range(5):
+    for round_number in range(3):
         for name in order.sample(names, len(names)):
             asked = (name, f"Question {round_number}.", 4)
             assert few.generate(*asked) == many.generate(*asked)
@@ -208,6 +208,25 @@ def test_saving_writes_nothing_again(open_manager: OpenManager, tmp_path: Path) 
         assert (saved.persisted, saved.tokens > 0, saved.nbytes > 0) == (True, True, True)
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == files
     assert manager.save_all() != []
+
+
+def test_an_agent_leaves_when_it_is_told_to_and_is_read_before_its_turn(open_manager: OpenManager) -> None:
+    manager = open_manager()
+    manager.create_agent("ada", "technical", PROMPT)
+    manager.generate("ada", "Hello.", 4)
+    manager.evict_agent("ada")
+    assert manager.agents == {}
+    manager.evict_agent("ada")
+    warmed = manager.prewarm_agent("ada")
+    assert list(manager.agents) == ["ada"]
+    assert warmed.usage.cache_read > 64
+    manager.generate("ada", "And now?", 4)
+    report = manager.agents["ada"].last_report
+    assert report is not None
+    assert report.usage.cache_read >= warmed.usage.prompt_tokens
+    for unknown in (manager.evict_agent, manager.prewarm_agent):
+        with pytest.raises(AgentNotFound):
+            unknown("nobody")
 
 
 def test_a_fork_knows_what_the_other_knows_and_goes_its_own_way(open_manager: OpenManager) -> None:

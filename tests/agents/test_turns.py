@@ -8,7 +8,7 @@ import gc
 import pytest
 from agents.conftest import PROMPT, OpenManager
 
-from agent_memory_core import Message
+from agent_memory_core import Delta, Message
 from agent_memory_core.agents import AgentNotFound, PersistentAgentManager
 
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
@@ -68,3 +68,18 @@ async def test_a_coroutine_that_is_cancelled_frees_its_agent(manager: Persistent
             await waiting
     await manager.agenerate("ada", "Again.", 2)
     assert said(manager)[0] == "Again."
+
+
+async def test_whoever_runs_the_request_himself_tells_what_is_answered(
+    manager: PersistentAgentManager,
+) -> None:
+    turn = await manager.abegin_turn("ada", "Hello.", max_tokens=4)
+    answer = manager.memory.chat(turn.request, turn.key)
+    assert said(manager) == []
+    assert turn.add(Delta(text=answer.text, report=answer.report)) is answer.report
+    await turn.afinish(answer.report)
+    assert said(manager) == ["Hello.", answer.text]
+    given_up = manager.begin_turn("ada", "And now?")
+    given_up.give_up()
+    assert len(said(manager)) == 2
+    assert manager.generate("ada", "Again.", 4)

@@ -251,5 +251,5 @@ class Machine(RuleBasedStateMachine):
         raise AssertionError(f"{[ticket.entry.name for ticket in self.waiting]} wait for ever")
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestBooks = Machine.TestCase

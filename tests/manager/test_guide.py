@@ -137,6 +137,37 @@ manager.shutdown()
 ]
 
 
+OLDER = """
+from models import ModelConfig, get_model_manager
+from models.integration import ModelManagerAdapter, get_llm_for_memos
+
+manager = get_model_manager()
+assert manager is get_model_manager()
+manager.add_model_config(ModelConfig(
+    name="remote", type="openai", path="some-model", context_length=2048,
+    parameters={"api_base": "http://localhost:1/v1", "temperature": 0.01}, memory_priority=5, max_idle_time=1,
+))
+assert "remote" in manager.list_available_models()
+assert manager.get_model("remote") is manager.get_model("remote")
+assert manager.list_loaded_models() == ["remote"]
+before = manager.get_memory_usage()["limit_mb"]
+manager.set_memory_limit(1024)
+assert manager.get_memory_usage()["limit_mb"] == 1024
+manager.set_memory_limit(before)
+assert manager.unload_model("remote", force=True) is True
+assert manager.list_loaded_models() == []
+manager.load_config("other.json")
+assert manager.list_available_models() == ["later"]
+assert manager.get_memory_usage()["limit_mb"] == 2048
+config = get_llm_for_memos(backend="openai", model_path="later")
+assert set(config) == {"backend", "config"}
+adapter = ModelManagerAdapter("AnyAgent")
+assert adapter.agent_name == "AnyAgent"
+assert adapter.get_memory_usage()["total_mb"] == 0
+"""
+"""What tests of `models` ask of it: models of endpoints, a manager that begins empty, and another configuration."""
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project with a model in ``smollm``, and `models` to import."""
@@ -173,6 +204,17 @@ def test_code_for_models_runs(project: Path, type_: str) -> None:
     assert "Using" in said
     assert "Model not found: there is no model 'MyModel'" in said
     assert "accesses" in said
+
+
+def test_what_was_tested_of_models_holds(project: Path) -> None:
+    later = {
+        "name": "later",
+        "type": "openai",
+        "path": "gpt",
+        "parameters": {"api_base": "http://localhost:1/v1"},
+    }
+    (project / "other.json").write_text(json.dumps({"max_memory_mb": 2048, "models": [later]}))
+    printed(OLDER)
 
 
 def test_the_configuration_is_valid_as_it_stands(project: Path) -> None:

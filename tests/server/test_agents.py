@@ -13,6 +13,7 @@ from support import http_server
 from support.http_server import Running
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.agents import PersistentAgentManager
 
 PROMPT = "You are a librarian. You know where every book stands, and you say it in few words."
 ASK: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
@@ -111,9 +112,53 @@ def test_an_agent_outlives_the_server_and_is_its_keys(tmp_path: Path) -> None:
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
 
 
-def test_without_a_folder_there_are_no_agents() -> None:
+def test_without_a_folder_agents_live_as_long_as_the_server() -> None:
     memory = AgentMemory(cache_dir=None, memory_budget_mb=128)
     with memory, http_server.serve(memory) as server, server.http() as client:
-        answer = create(client, "a")
-    assert answer.status_code == 400
-    assert "cache_dir" in answer.json()["error"]["message"]
+        assert create(client, "a").status_code == 201
+        first, second = ask(client, "a", "Where is Moby Dick?"), ask(client, "a", "And Hamlet?")
+        cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= first["usage"]["prompt_tokens"]
+        evicted = client.delete("/v1/agents/a", params={"evict_only": True})
+    assert evicted.status_code == 500
+    assert "cache_dir" in evicted.json()["error"]["message"]
+
+
+def test_an_agent_is_made_from_a_template_and_forgets_what_was_said(client: httpx.Client) -> None:
+    made = client.post("/v1/agents", json={"agent_id": "t", "agent_type": "technical"})
+    assert (made.status_code, made.json()["agent_type"]) == (201, "technical")
+    assert client.post("/v1/agents", json={"agent_type": "no-such"}).status_code == 400
+    ask(client, "t", "Hello.")
+    before = client.get("/v1/agents/t/messages").json()["messages"]
+    assert client.delete("/v1/agents/t/messages").status_code == 204
+    assert client.get("/v1/agents/t/messages").json()["messages"] == before[:1]
+
+
+def test_an_agent_travels_as_a_file(client: httpx.Client, tmp_path: Path) -> None:
+    create(client, "traveller")
+    first = ask(client, "traveller", "Where is Persuasion?")
+    exported = client.get("/v1/agents/traveller/export")
+    assert exported.headers["content-type"] == "application/octet-stream"
+    assert client.post("/v1/agents/import", content=exported.content).status_code == 409
+    assert client.post("/v1/agents/import", content=b"nothing").status_code == 400
+    memory = AgentMemory(
+        cache_dir=tmp_path, memory_budget_mb=128, min_free_mb=0, block_tokens=64, kv_bits=None
+    )
+    with memory, http_server.serve(memory) as server, server.http() as other:
+        made = other.post("/v1/agents/import", content=exported.content, params={"new_id": "arrived"})
+        assert (made.status_code, made.json()["messages"]) == (201, 2)
+        there = ask(other, "arrived", "And Emma?")
+    here = ask(client, "traveller", "And Emma?")
+    assert there["text"] == here["text"]
+    assert there["usage"]["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
+
+
+def test_agents_are_those_of_the_library(client: httpx.Client, memory: AgentMemory) -> None:
+    create(client, "shared")
+    ask(client, "shared", "Where is Dracula?")
+    with PersistentAgentManager(memory=memory) as agents:
+        assert agents.load_agent("shared").conversation_history[0]["content"] == "Where is Dracula?"
+        agents.generate("shared", "And Emma?", max_tokens=4)
+    assert len(client.get("/v1/agents/shared/messages").json()["messages"]) == 3
+    ask(client, "shared", "And Hamlet?")
+    assert len(client.get("/v1/agents/shared/messages").json()["messages"]) == 7

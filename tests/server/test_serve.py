@@ -64,6 +64,7 @@ def test_a_server_that_was_killed_goes_on_and_one_that_is_ended_tells_its_client
     [
         (("--model", "./nothing"), "there is no folder './nothing'"),
         (("--host", "0.0.0.0"), "without keys"),
+        (("--models", "./nothing.json"), "of one model"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(tmp_path: Path, options: tuple[str, ...], says: str) -> None:

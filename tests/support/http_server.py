@@ -15,12 +15,13 @@ import openai
 import uvicorn
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.manager import ModelManager
 from agent_memory_core.server import ServerSettings, create_app
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs, and its memory."""
+    """A server that runs, and the memory that is meant where no model is named."""
 
     url: str
     memory: AgentMemory
@@ -42,16 +43,16 @@ class Running:
 
 
 @contextlib.contextmanager
-def serve(memory: AgentMemory, *, ready: bool = True, **settings: Any) -> Iterator[Running]:
-    """Serve ``memory`` until the block ends; wait for the model unless ``ready`` is off."""
-    app = create_app(memory, ServerSettings(**settings))
+def serve(source: AgentMemory | ModelManager, *, ready: bool = True, **settings: Any) -> Iterator[Running]:
+    """Serve ``source`` until the block ends; wait for the model unless ``ready`` is off."""
+    app = create_app(source, ServerSettings(**settings))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     with contextlib.ExitStack() as clients:
-        running = Running(f"http://127.0.0.1:{port}", memory, clients)
+        running = Running(f"http://127.0.0.1:{port}", app.state.server.host.memory, clients)
         try:
             with running.http() as client:
                 wait_until(lambda: not ready or client.get("/health/ready").status_code == 200)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from agent_memory_core import InvalidSetting
-from agent_memory_core.agents import AgentContext, PersistentAgentManager
+from agent_memory_core.agents import AgentContext, AgentNotFound, PersistentAgentManager
 from agent_memory_core.cli.formats import ago, count, moment, print_json, size, table
 from agent_memory_core.cli.options import (
     CacheDir,
@@ -39,6 +39,9 @@ def list_agents(cache_dir: CacheDir = None, namespace: Namespace = "default", as
         found = manager.list_agents()
     if as_json:
         print_json([dataclasses.asdict(info) | {"nbytes": nbytes[info.agent_id]} for info in found])
+        return
+    if not found:
+        say("there is no agent yet: agent-memory agents chat NAME --type technical makes one.")
         return
     rows = table("agent", "type", "model", "last use", "messages", "size", right=("messages", "size"))
     for info in found:
@@ -167,9 +170,14 @@ def _manager(namespace: str, **options: Any) -> Iterator[PersistentAgentManager]
 def _opened(
     manager: PersistentAgentManager, agent: str, agent_type: str | None, system: str | None
 ) -> AgentContext:
-    is_new = not manager.agent_exists(agent) and (agent_type is not None or system is not None)
-    context = (
-        manager.create_agent(agent, agent_type or "chat", system) if is_new else manager.load_agent(agent)
-    )
+    if manager.agent_exists(agent):
+        context = manager.load_agent(agent)
+    elif agent_type is None and system is None:
+        known = ", ".join(manager.templates)
+        raise AgentNotFound(
+            f"there is no agent {agent!r}: --type makes one ({known}), and so does --system with a text."
+        )
+    else:
+        context = manager.create_agent(agent, agent_type or "chat", system)
     manager.memory.load()
     return context

@@ -24,10 +24,17 @@ Name = Annotated[str, typer.Argument(help="The name of the model.", show_default
 _MIB = 2**20
 
 
+def _manager(file: Path) -> ModelManager:
+    """The models of a file, of which none is loaded before the command asks for it."""
+    config = ManagerConfig.from_file(file)
+    models = tuple(model.model_copy(update={"preload": False}) for model in config.models)
+    return ModelManager(config.replaced(models=models))
+
+
 @app.command()
 def check(config: ConfigFile, as_json: Json = False) -> None:
     """Check a configuration, and show what each model takes and which of them fit together. Loads nothing."""
-    with ModelManager(ManagerConfig.from_file(config)) as manager:
+    with _manager(config) as manager:
         limit = manager.get_memory_usage()["limit_mb"]
         needs = {name: manager.estimate(name) for name in manager.list_available_models()}
         found = [_checked(manager, name, needs, limit) for name in needs]
@@ -64,7 +71,7 @@ def chat(
     session: Annotated[str | None, typer.Option(help="The session, for a model on MLX.")] = None,
 ) -> None:
     """Talk to a model of a configuration; an empty line ends the command."""
-    with ModelManager(config) as manager:
+    with _manager(config) as manager:
         with err.status(f"loading {name}"):
             model = manager.get_model(name)
         history: list[dict[str, str]] = []
@@ -86,7 +93,7 @@ def _answer(model: ManagedModel, history: list[dict[str, str]], session: str | N
 @app.command()
 def load(name: Name, config: ConfigOption = Path("src/models/config.json"), as_json: Json = False) -> None:
     """Load a model, unload it, and show what it took and what is left of that."""
-    with ModelManager(config) as manager:
+    with _manager(config) as manager:
         before = manager.get_memory_usage()
         estimate = manager.estimate(name)
         manager.get_model(name, fallback=False)

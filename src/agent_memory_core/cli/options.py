@@ -69,6 +69,7 @@ def read_line() -> str:
     try:
         return out.input("[bold]> [/bold]", markup=True).strip()
     except EOFError:
+        out.print()
         return ""
 
 

@@ -23,8 +23,8 @@ def serve(
     ] = None,
     cache_dir: CacheDir = None,
     disk_budget: DiskBudget = None,
-    host: Annotated[str | None, typer.Option(help="The address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="The port [default: 8000].")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="The port (default: 8000).")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A TOML file of API keys.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take requests for every model.")] = False,
@@ -59,6 +59,10 @@ def serve(
     def opened(name: str | None) -> AgentMemory:
         return AgentMemory(**given(model=name, cache_dir=cache_dir, disk_budget_mb=disk_budget))
 
+    if models is not None and given(cache_dir=cache_dir, disk_budget_mb=disk_budget):
+        raise InvalidSetting(
+            "--cache-dir and --disk-budget-mb are of one model: with --models they stand in the parameters of each."
+        )
     with _source(models, model, opened) as source:
         name = source.model_name if isinstance(source, AgentMemory) else source.default_model
         err.print(f"serving {name} at http://{first.host}:{first.port}", soft_wrap=True)

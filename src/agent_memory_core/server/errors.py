@@ -126,7 +126,8 @@ class ApiError(Exception):
 _KINDS: tuple[tuple[type[AgentMemoryError], Kind], ...] = (
     (AgentExists, BUSY),
     (AgentsBusy, QUEUE_FULL),
-    (UnknownModel, MODEL_NOT_FOUND),
+    # Its name was known a moment ago: the model was swapped meanwhile.
+    (UnknownModel, LOADING),
     (LoadTimeout, LOADING),
     (ManagerClosed, OVERLOADED),
     (PromptTooLong, TOO_LONG),

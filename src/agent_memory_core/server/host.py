@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -52,13 +51,16 @@ class Host:
         self._contexts: dict[str, int] = {}
         self.swaps: Counter[str] = Counter()
         """How many swaps ended, by "done" and "failed"."""
-        self.load_seconds = 0.0
-        """How long the last load took."""
 
     @property
     def memory(self) -> AgentMemory:
         """The engine that is meant where no model is named."""
         return self.engine(self.served)
+
+    @property
+    def load_seconds(self) -> float:
+        """How long the last load of the model took that is meant where none is named."""
+        return self.manager.get_model_stats()[self.served].load_seconds
 
     def engine(self, name: str) -> AgentMemory:
         """The engine of a model, loaded or not; a turn of it loads it."""
@@ -108,10 +110,8 @@ class Host:
         await asyncio.to_thread(self._load, self.served)
 
     def _load(self, name: str) -> None:
-        began = time.perf_counter()
         self.manager.get_model(name, fallback=False)
         self._contexts[name] = self.engine(name).context_length
-        self.load_seconds = time.perf_counter() - began
 
     async def offload(self, seconds: float, name: str = "") -> bool:
         """Free a model once no turn is in flight, and say whether that was so in time. The next turn loads it."""
@@ -179,6 +179,8 @@ class Host:
         if name not in self._brought or name == unless:
             return
         memory = self.manager.engine(name)
+        # A turn that began before the swap may have loaded it once more.
+        self.manager.unload_model(name, force=True, timeout=0)
         self.manager.remove_model_config(name)
         with self._lock:
             for watched in self._watching.values():
