@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def runoff(votes: Mapping[str, Sequence[str]]) -> str | None:
         left.remove([drink for drink in left if places[drink] == weakest][-1])
 
 
-ORACLES = {
+ORACLES: dict[str, Callable[[Mapping[str, Sequence[str]]], str | None]] = {
     "majority_vote": majority,
     "ranked_choice": runoff,
     "consensus": consensus,
