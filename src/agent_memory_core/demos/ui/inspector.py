@@ -56,12 +56,18 @@ def _row(stored: Stored) -> dict[str, Any]:
 def _bytes(st: Any, sessions: list[Stored]) -> None:
     largest = sorted(sessions, key=lambda each: -each.info.nbytes)[:12]
     table = {
-        "session": [each.info.session_id for each in largest],
+        "session": [_short(each.info.session_id) for each in largest],
         "KiB": [round(each.info.nbytes / 1024) for each in largest],
     }
     st.subheader("The largest ones")
     st.bar_chart(table, x="session", y="KiB", horizontal=True, color="#2563ab", sort="-KiB")
     st.caption("What sessions share counts for each of them.")
+
+
+def _short(session_id: str) -> str:
+    """An id with its last part first: the axis cuts the end off, where the ids of agents differ."""
+    rest, _, last = session_id.rpartition("/")
+    return f"{last}, {rest}" if rest else last
 
 
 def _buttons(st: Any, engine: Engine, sessions: list[Stored]) -> None:
