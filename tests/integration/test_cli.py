@@ -292,4 +292,6 @@ def test_the_demonstration_shows_the_point(tmp_path: Path) -> None:
         assert line.reused >= 0.95 * line.prompt_tokens
         assert line.expected in line.answer, line
     assert outcome.bytes_unshared > 2 * outcome.bytes_shared
-    assert "SIGKILL" in console.export_text()
+    text = console.export_text()
+    assert "SIGKILL" in text
+    assert "agent-memory ui" in text

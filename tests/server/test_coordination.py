@@ -14,6 +14,7 @@ from support import http_server, keys
 from support.http_server import Running, wait_until
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.manager import ManagerConfig, ModelConfig, ModelManager
 
 NAMES = ("ann", "bob", "cyd")
 AGENTS = [{"agent_id": name, "system_prompt": f"You are called {name}."} for name in NAMES]
@@ -238,6 +239,34 @@ def test_sessions_are_their_keys_and_outlive_the_server(tmp_path: Path) -> None:
         fresh = create(client, agents=stay, persistent_cache_prefix="trip")
         post(client, fresh, "turn", speaker="ann", prompt=CODE)
         assert client.get(f"{ROOT}/{fresh}/stats").json()["turns"][0]["hit_tier"] != "warm"
+
+
+def test_agents_may_have_any_model_that_is_served(tmp_path: Path) -> None:
+    models = [
+        ModelConfig(
+            name=name,
+            type="mlx",
+            path="tiny-chat",
+            context_length=context,
+            parameters={"memory_budget_mb": 64},
+        )
+        for name, context in (("first", 8192), ("second", 2048))
+    ]
+    agents = [{"agent_id": "ann"}, {"agent_id": "bob", "model": "second"}]
+    path = tmp_path / "sessions.db"
+    with (
+        ModelManager(ManagerConfig(models=models)) as manager,
+        http_server.serve(manager, coordination_path=path) as running,
+        running.http() as client,
+    ):
+        sid = create(client, agents=agents)
+        assert len(post(client, sid, "round")["messages"]) == 2
+        assert {name: stats.state for name, stats in manager.get_model_stats().items()} == {
+            "first": "ready",
+            "second": "ready",
+        }
+        wrong = client.post(ROOT, json={**SPEC, "agents": [{"agent_id": "ann", "model": "third"}]})
+        assert (wrong.status_code, "'third'" in wrong.text) == (400, True)
 
 
 def test_an_encrypted_store_wants_a_file_for_what_agents_say(

@@ -136,7 +136,8 @@ def stored_page(opened: Any, folder: Path) -> None:
     """What is stored after a phase of the dilemma."""
 
     def act(tab: Tab) -> None:
-        tab.page.goto(tab.page.url.replace("/stored", "/dilemma"))
+        tab.page.get_by_role("link", name="Prisoner's dilemma").click()
+        _settle(tab)
         _press(tab, "Run Room A")
         _press(tab, "Run Room B")
         tab.page.get_by_role("link", name="What is stored").click()
@@ -173,7 +174,8 @@ def _streamlit(opened: Any, folder: Path, name: str, act: Callable[[Tab], None])
         try:
             tab = Tab(opened)
             wait_until(lambda: answers(port))
-            tab.page.goto(f"http://127.0.0.1:{port}/{name}")
+            # The dilemma is where the pages begin.
+            tab.page.goto(f"http://127.0.0.1:{port}/{name.replace('dilemma', '')}")
             _settle(tab)
             act(tab)
             tab.page.mouse.move(0, 0)

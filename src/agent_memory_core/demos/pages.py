@@ -19,6 +19,8 @@ def command(port: int) -> list[str]:
         "server.port": str(port),
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
+        # Its menu offers to publish the pages, which are for this machine.
+        "client.toolbarMode": "minimal",
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     return [sys.executable, "-m", "streamlit", "run", str(APP), *flags]

@@ -142,6 +142,9 @@ def run(console: Console, picture: Path) -> Outcome:
     )
     if draw(outcome, picture):
         console.print(f"the same as a picture: {picture.resolve()}", soft_wrap=True)
+    console.print(
+        "agents that talk and remember, in a browser: agent-memory ui (extra ui)", style="dim", soft_wrap=True
+    )
     return outcome
 
 

@@ -29,26 +29,29 @@ class Talks:
     def __init__(self, host: Host, settings: ServerSettings) -> None:
         self._host, self._path = host, settings.coordination_path
         self._lock = threading.Lock()
-        self._memory: AgentMemory | None = None
+        self._engines: dict[str, AgentMemory] = {}
         self._services: dict[str, CoordinationService] = {}
 
     def service(self, namespace: str) -> CoordinationService:
-        """The service of a namespace, on the model that is served now. It may wait for a disk.
+        """The service of a namespace, on the models that are served now. It may wait for a disk.
 
         Raises:
             ApiError: what agents say may not be written down as it is.
         """
         with self._lock:
-            if self._memory is not self._host.memory:
+            # The first is the one of agents that name no model.
+            engines = {name: self._host.engine(name) for name in self._host.names()}
+            if list(engines.items()) != list(self._engines.items()):
                 self._close()
-                self._memory = self._host.memory
+                self._engines = engines
             if namespace not in self._services:
-                self._services[namespace] = self._opened(self._memory, namespace)
+                self._services[namespace] = self._opened(namespace)
             return self._services[namespace]
 
-    def _opened(self, memory: AgentMemory, namespace: str) -> CoordinationService:
+    def _opened(self, namespace: str) -> CoordinationService:
+        first = next(iter(self._engines.values()))
         try:
-            return CoordinationService(memory, self._path, namespace)
+            return CoordinationService(first, self._path, namespace, self._engines)
         except InvalidSetting as error:
             raise ApiError(
                 UNSUPPORTED,

@@ -6,7 +6,7 @@ from typing import Any
 
 from agent_memory_core.coordination import PhaseRecord, Scenario, Transcript, load_scenario
 from agent_memory_core.demos.ui.engine import Engine
-from agent_memory_core.demos.ui.state import Faces, begin, costs, live, tried
+from agent_memory_core.demos.ui.state import Faces, costs, live, page, tried
 
 PREFIX = "dilemma-page"
 """Under which name the agents are remembered."""
@@ -22,7 +22,11 @@ WORDS = (
 def show(st: Any) -> None:
     """Draw the page."""
     scenario = load_scenario(NAME)
-    engine = begin(st, "Prisoner's dilemma", scenario.description + WORDS)
+    with page(st, "Prisoner's dilemma", scenario.description + WORDS) as engine:
+        _draw(st, engine, scenario)
+
+
+def _draw(st: Any, engine: Engine, scenario: Scenario) -> None:
     run: Transcript = st.session_state.setdefault("dilemma", Transcript(scenario=scenario.name))
     faces = Faces(
         {name: str(fields.get("display_name", name)) for name, fields in scenario.agents.items()},
@@ -45,31 +49,26 @@ def _progress(st: Any, scenario: Scenario, run: Transcript) -> None:
 
 def _buttons(st: Any, engine: Engine, scenario: Scenario, run: Transcript, faces: Faces) -> None:
     left = scenario.phases[len(run.phases) :]
-    columns = st.columns(3)
-    one = left and columns[0].button(f"Run {left[0].label}", type="primary", width="stretch")
-    rest = left and columns[1].button("Run all", width="stretch")
-    again = columns[2].button("Begin again", disabled=not run.phases, width="stretch")
+    row = st.container(horizontal=True)
+    one = left and row.button(f"Run {left[0].label}", type="primary")
+    rest = left and row.button("Run all")
+    again = row.button("Begin again", disabled=not run.phases)
     if again:
         st.session_state["dilemma"] = Transcript(scenario=scenario.name)
     for phase in left if rest else left[:1] if one else ():
         st.subheader(phase.label)
-        run = st.session_state["dilemma"] = _played(st, engine, run, faces)
+        done = tried(st, lambda: _played(st, engine, faces))
+        if done is None:
+            return
+        st.session_state["dilemma"] = done
     if one or rest or again:
         st.rerun()
 
 
-def _played(st: Any, engine: Engine, run: Transcript, faces: Faces) -> Transcript:
+def _played(st: Any, engine: Engine, faces: Faces) -> Transcript:
     """The transcript with the next phase, whose words are shown while they are said."""
-
-    def play() -> Transcript:
-        engine.service.release(PREFIX)
-        done: Transcript = live(st, engine.desk.steps("phase", NAME, run, PREFIX), faces)
-        return done
-
-    done: Transcript | None = tried(st, play)
-    if done is None:
-        st.stop()
-    assert done is not None, "st.stop does not return"
+    engine.service.release(PREFIX)
+    done: Transcript = live(st, engine.desk.steps("phase", NAME, st.session_state["dilemma"], PREFIX), faces)
     return done
 
 

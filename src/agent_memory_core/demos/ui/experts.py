@@ -9,7 +9,7 @@ from typing import Any
 from agent_memory_core.coordination import Scenario, load_scenario
 from agent_memory_core.coordination.scenario import Routing
 from agent_memory_core.demos.ui.engine import Engine
-from agent_memory_core.demos.ui.state import begin, tried
+from agent_memory_core.demos.ui.state import numbers, page, tried
 
 PREFIX = "experts-page"
 CHOOSES = "the router chooses"
@@ -25,7 +25,11 @@ WORDS = (
 
 def show(st: Any) -> None:
     """Draw the page."""
-    engine = begin(st, "Experts that remember", WORDS)
+    with page(st, "Experts that remember", WORDS) as engine:
+        _draw(st, engine)
+
+
+def _draw(st: Any, engine: Engine) -> None:
     scenario = load_scenario("routing")
     routing = scenario.phases[0].routing
     assert routing is not None
@@ -87,10 +91,7 @@ def _answer(st: Any) -> None:
     bubble = st.chat_message(expert, avatar=":material/menu_book:")
     bubble.caption(expert)
     bubble.markdown(answer)
-    columns = st.columns(3)
-    columns[0].metric("tokens of the prompt", row.prompt)
-    columns[1].metric("of these computed", row.new)
-    columns[2].metric("ms to the first token", round(row.ttft * 1000))
+    numbers(st, row)
 
 
 def _times(st: Any) -> None:
@@ -99,16 +100,16 @@ def _times(st: Any) -> None:
     if not times:
         return
     st.subheader("Time to the first token")
-    columns = st.columns(len(TIERS))
+    row = st.container(horizontal=True)
     medians = {}
-    for column, (tier, name) in zip(columns, TIERS.items(), strict=True):
+    for tier, name in TIERS.items():
         if found := times.get(tier):
             medians[name] = round(statistics.median(found) * 1000)
-            column.metric(f"{name}, median of {len(found)}", f"{medians[name]} ms")
+            row.metric(f"{name}, median of {len(found)}", f"{medians[name]} ms")
         else:
-            column.metric(name, "not yet")
+            row.metric(name, "not yet")
     table = {"known before": list(medians), "ms": list(medians.values())}
-    st.bar_chart(table, x="known before", y="ms", horizontal=True, height=180, color="#2563ab")
+    st.bar_chart(table, x="known before", y="ms", x_label="", sort=False, horizontal=True, height=180)
     st.caption(
         "Cold is the same prompt where nothing of it is known. After a kill the answer is the first one of a new "
         "process, which reads from disk."

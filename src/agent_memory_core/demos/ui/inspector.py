@@ -7,23 +7,27 @@ from typing import Any
 
 from agent_memory_core.demos.ui.desk import Stored
 from agent_memory_core.demos.ui.engine import Engine
-from agent_memory_core.demos.ui.state import begin, gauge, tried
+from agent_memory_core.demos.ui.state import gauge, page, tried
 
 MIB = 2**20
+
+WORDS = "Every session on disk, and what it takes. All pages share this store."
 
 
 def show(st: Any) -> None:
     """Draw the page."""
-    engine = begin(
-        st, "What is stored", "Every session on disk, and what it takes. All pages share this store."
-    )
+    with page(st, "What is stored", WORDS) as engine:
+        _draw(st, engine)
+
+
+def _draw(st: Any, engine: Engine) -> None:
     sessions: list[Stored] = engine.desk.stored()
     stats = engine.memory.stats()
     alone = sum(each.info.nbytes for each in sessions)
-    columns = st.columns(3)
-    columns[0].metric("sessions", len(sessions))
-    columns[1].metric("MiB on disk", f"{stats.store.bytes / MIB:.2f}")
-    columns[2].metric("MiB saved by sharing", f"{max(0, alone - stats.store.bytes) / MIB:.2f}")
+    row = st.container(horizontal=True)
+    row.metric("sessions", len(sessions))
+    row.metric("MiB on disk", f"{stats.store.bytes / MIB:.2f}")
+    row.metric("MiB saved by sharing", f"{max(0, alone - stats.store.bytes) / MIB:.2f}")
     memory = stats.memory
     held = memory.block_bytes + memory.live_bytes + memory.reserved_bytes
     gauge(st, "Keys and values in memory", held / MIB, memory.budget_bytes / MIB)
@@ -52,7 +56,7 @@ def _row(stored: Stored) -> dict[str, Any]:
 def _bytes(st: Any, sessions: list[Stored]) -> None:
     largest = sorted(sessions, key=lambda each: -each.info.nbytes)[:12]
     table = {
-        "session": [each.info.session_id for each in largest],
+        "session": [_short(each.info.session_id) for each in largest],
         "KiB": [round(each.info.nbytes / 1024) for each in largest],
     }
     st.subheader("The largest ones")
@@ -60,20 +64,26 @@ def _bytes(st: Any, sessions: list[Stored]) -> None:
     st.caption("What sessions share counts for each of them.")
 
 
+def _short(session_id: str) -> str:
+    """An id with its last part first: the axis cuts the end off, where the ids of agents differ."""
+    rest, _, last = session_id.rpartition("/")
+    return f"{last}, {rest}" if rest else last
+
+
 def _buttons(st: Any, engine: Engine, sessions: list[Stored]) -> None:
     by_name = {each.info.session_id: each.info for each in sessions}
     name = st.selectbox("Session", list(by_name))
     pinned = by_name[name].pinned
-    columns = st.columns(4)
+    row = st.container(horizontal=True)
     acts = {
         "Unpin" if pinned else "Pin": lambda: engine.memory.pin(name, pinned=not pinned),
         "Fork": lambda: engine.memory.fork(name, f"{name}-fork-{int(time.time())}"),
         "Forget": lambda: engine.memory.forget(name),
     }
-    for column, (label, act) in zip(columns, acts.items(), strict=False):
-        if column.button(label, width="stretch"):
+    for label, act in acts.items():
+        if row.button(label):
             tried(st, act)
             st.rerun()
-    if columns[3].button("Check every file", width="stretch"):
+    if row.button("Check every file"):
         report = engine.memory.check()
         st.success(f"{report.files} files, {len(report.damaged)} damaged, {len(report.missing)} missing.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_memory_core.demos.ui.desk import Happened
 from agent_memory_core.demos.ui.engine import Engine
-from agent_memory_core.demos.ui.state import begin, gauge, tried
+from agent_memory_core.demos.ui.state import gauge, page, tried
 
 WORDS = (
     "Several models share one memory. Asking one loads it; where there is no room, the least important one that nobody "
@@ -17,7 +17,11 @@ WORDS = (
 
 def show(st: Any) -> None:
     """Draw the page."""
-    engine = begin(st, "Models", WORDS)
+    with page(st, "Models", WORDS) as engine:
+        _draw(st, engine)
+
+
+def _draw(st: Any, engine: Engine) -> None:
     names = engine.manager.list_available_models()
     _ask(st, engine, names)
     usage = engine.manager.get_memory_usage()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from agent_memory_core import AgentMemoryError
+from agent_memory_core import AgentMemory, AgentMemoryError
 from agent_memory_core.coordination import Event, Step, Token, TurnComplete, TurnStart, TurnStats
 from agent_memory_core.demos.ui.engine import Engine
 
@@ -24,21 +25,32 @@ def engine_of(st: Any) -> Engine:
     return engine
 
 
-def begin(st: Any, title: str, words: str) -> Engine:
-    """The top of a page: what it is about, and the engine's process with a button that kills it."""
+@contextmanager
+def page(st: Any, title: str, words: str) -> Iterator[Engine]:
+    """A page: what it is about, and beside it the engine's process with a button that kills it."""
     st.title(title)
     st.write(words)
     engine = engine_of(st)
-    with st.sidebar:
-        st.subheader("The engine")
-        pid = engine.pid
-        st.write(f"Process {pid} runs." if pid else "It is not running, and starts when it is asked.")
-        help_text = "SIGKILL: the process is told nothing. What it had stored is read from disk afterwards."
-        if st.button("Kill the engine", help=help_text, disabled=pid is None, width="stretch"):
-            engine.kill()
-            st.rerun()
-        st.caption(f"Started {engine.starts} times since these pages were opened.")
-    return engine
+    side = st.sidebar.container()
+    yield engine
+    # Drawn at the end, because what the page asks may have started the process.
+    with side:
+        _process(st, engine)
+
+
+def _process(st: Any, engine: Engine) -> None:
+    st.subheader("The engine")
+    pid = engine.pid
+    st.write(f"Process {pid} runs." if pid else "It is not running. It starts when it is asked.")
+    words = "SIGKILL: the process is told nothing. What it had stored is read from disk afterwards."
+    if st.button("Kill the engine", help=words, disabled=pid is None, width="stretch"):
+        engine.kill()
+        st.rerun()
+    with AgentMemory() as settings:
+        model = settings.model_name
+    st.caption(f"Model: {model}. Processes so far: {engine.starts}.")
+    if model == "tiny-chat":
+        st.caption("It recalls facts and cannot argue. AGENT_MEMORY_MODEL names another one.")
 
 
 def tried(st: Any, work: Callable[[], Any]) -> Any:
@@ -79,7 +91,7 @@ class Faces:
 
     def name(self, sender: str) -> str:
         """What a sender is called."""
-        return self.names.get(sender, sender)
+        return self.names.get(sender, "Announced" if sender == "system" else sender)
 
     def bubble(self, st: Any, sender: str) -> Any:
         """A place for the words of a sender, with its name above them."""
@@ -105,10 +117,7 @@ def costs(st: Any, rows: Sequence[TurnStats]) -> None:
         return
     last = rows[-1]
     st.subheader("What each turn cost")
-    columns = st.columns(3)
-    columns[0].metric("tokens of the last prompt", last.prompt)
-    columns[1].metric("of these computed", last.new)
-    columns[2].metric("ms to the first token", round(last.ttft * 1000))
+    numbers(st, last)
     table = {
         "turn": list(range(1, len(rows) + 1)),
         "in memory": [row.cache_read if row.hit_tier == "hot" else 0 for row in rows],
@@ -118,6 +127,14 @@ def costs(st: Any, rows: Sequence[TurnStats]) -> None:
     st.bar_chart(
         table, x="turn", y=list(COLOURS), color=list(COLOURS.values()), y_label="tokens of the prompt"
     )
+
+
+def numbers(st: Any, row: TurnStats) -> None:
+    """What one turn cost."""
+    columns = st.container(horizontal=True)
+    columns.metric("tokens of the last prompt", row.prompt)
+    columns.metric("of these computed", row.new)
+    columns.metric("ms to the first token", round(row.ttft * 1000))
 
 
 def gauge(st: Any, label: str, part: float, whole: float, unit: str = "MiB") -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from agent_memory_core.coordination import Decision, SessionStatus
 from agent_memory_core.coordination.spec import DebateFormat, DecisionMode, Topology
 from agent_memory_core.demos.ui.engine import Engine
-from agent_memory_core.demos.ui.state import Faces, begin, costs, live, tried
+from agent_memory_core.demos.ui.state import Faces, costs, live, page, tried
 
 ALL = "all"
 YOU = "you"
@@ -17,7 +17,11 @@ WORDS = "Agents of your own talk in the way that you choose. You may speak, whis
 
 def show(st: Any) -> None:
     """Draw the page."""
-    engine = begin(st, "A session of your own", WORDS)
+    with page(st, "A session of your own", WORDS) as engine:
+        _draw(st, engine)
+
+
+def _draw(st: Any, engine: Engine) -> None:
     sid = st.session_state.get("talk")
     known = {status.session_id for status in engine.service.list()} if sid is not None else set()
     with st.expander("Begin a session", expanded=sid not in known):
@@ -29,8 +33,9 @@ def show(st: Any) -> None:
     faces = Faces({agent.agent_id: agent.name for agent in status.spec.agents})
     talk, side = st.columns([3, 2])
     with talk:
-        said = st.container()
-        if status.is_active:
+        controls, said = st.container(), st.container()
+    if status.is_active:
+        with controls:
             _turns(st, engine, status, faces, said)
     with side:
         if status.is_active:
