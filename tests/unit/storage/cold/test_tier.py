@@ -243,7 +243,11 @@ def test_a_fault_of_our_own_leaves_no_turn_waiting(
     machine: Machines, caplog: pytest.LogCaptureFixture
 ) -> None:
     weather = Weather(MemoryStore())
-    weather.fails = lambda: {}["nothing"]
+
+    def fault() -> bool:
+        raise KeyError("a fault")
+
+    weather.fails = fault
     here = machine("here", weather, ack="remote")
     turn(here, LONG)
     assert "met a fault" in acknowledged(here)
