@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures bench-eviction bench-rivals bench-geometries test-scale load
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures bench-eviction bench-rivals bench-geometries test-scale server-load
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -39,7 +39,7 @@ help:
 	@echo 'make test-sdks    the frameworks and tools that call servers, and the tests with them'
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
-	@echo 'make load         load a server for ten minutes, and the table of what was found'
+	@echo 'make server-load  load a server for ten minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
 	@echo 'make bench-eviction  replay traces of agents with other rules of what leaves a full store first'
 	@echo 'make bench-rivals  build mlx-lm, transformers, llama.cpp and vllm-mlx, and replay one conversation on each'
@@ -173,7 +173,7 @@ reliability: $(INSTALLED)
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/report.py
 
-load: $(INSTALLED)
+server-load: $(INSTALLED)
 	$(BIN)/python benchmarks/server_load.py
 	$(BIN)/python benchmarks/report.py
 
