@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures
+.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench bench-eviction bench-rivals bench-geometries quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures
 
 help:
 	@echo 'make demo         see a session survive a restart'
@@ -39,6 +39,9 @@ help:
 	@echo 'make check        format, lint, types, floors'
 	@echo 'make reliability  kill, damage and soak stores for 40 minutes, and the table of what was found'
 	@echo 'make bench        measure speed and quality on this machine'
+	@echo 'make bench-eviction  replay traces of agents with other rules of what leaves a full store first'
+	@echo 'make bench-rivals  build mlx-lm, transformers, llama.cpp and vllm-mlx, and replay one conversation on each'
+	@echo 'make bench-geometries  time to first token on the shapes of published models, where Metal or CUDA is'
 	@echo 'make quality      measure only what rounding the KV cache costs'
 	@echo 'make first-day    ten steps on a new machine, above all a Mac, and one report to send back'
 	@echo 'make dist         the distributions, in dist'
@@ -175,6 +178,20 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/encryption.py
 	@$(MAKE) quality
 
+bench-eviction: $(INSTALLED)
+	$(BIN)/python benchmarks/eviction.py
+	$(BIN)/python benchmarks/report.py
+
+# Each rival has an environment of its own below RIVALS; half an hour for each round.
+RIVALS ?= .venv-rivals
+ROUNDS ?= 5
+bench-rivals: $(INSTALLED)
+	$(BIN)/python benchmarks/rivals.py --environments '$(RIVALS)' --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/report.py
+
+bench-geometries: $(INSTALLED)
+	$(BIN)/python benchmarks/geometries.py
+
 quality: $(INSTALLED)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/quality_plot.py
@@ -204,7 +221,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .venv-sdks .venv-openai-like .clients
+	rm -rf .venv .venv-lowest .venv-newest .venv-wheel .venv-ecosystem .venv-gguf .venv-huggingface .venv-memos .venv-rivals build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .venv-sdks .venv-openai-like .clients
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX has no build for x86_64 on a Mac. Under Rosetta uname says x86_64 too, so the processor itself is asked.

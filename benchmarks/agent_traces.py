@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-BLOCK_TOKENS = 128
+BLOCK_TOKENS, RECORDED_TOKENS = 128, 512
 DAY = 24 * 3600.0
 Blocks = tuple[int, ...]
 
@@ -139,16 +138,10 @@ def make(mix: dict[Actor, int], seed: int, prompts: int = 12) -> list[Turn]:
     return sorted(turns, key=lambda turn: turn.at)
 
 
-def recorded(path: Path, tokens: int = 512) -> list[Turn]:
+def recorded(path: Path) -> list[Turn]:
     """A recorded trace of JSON lines with ``timestamp`` in milliseconds and ``hash_ids``, as the Mooncake project's.
 
-    Each of its names stands for 512 tokens, which are four blocks here.
+    Each of its names stands for `RECORDED_TOKENS` tokens.
     """
-    parts = tokens // BLOCK_TOKENS
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    split = partial(_split, parts)
-    return [Turn(row["timestamp"] / 1000, split(row["hash_ids"])) for row in rows]
-
-
-def _split(parts: int, names: Sequence[int]) -> Blocks:
-    return tuple(name * parts + part for name in names for part in range(parts))
+    return [Turn(row["timestamp"] / 1000, tuple(row["hash_ids"])) for row in rows]

@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent_traces import BLOCK_TOKENS, MIXES, Turn, make, recorded
+from agent_traces import BLOCK_TOKENS, MIXES, RECORDED_TOKENS, Turn, make, recorded
 from eviction_policies import EQUAL_AT, TOKENS_PER_SECOND, Books, Policy, policies, prefill_seconds
 from record import argument_parser, median_of, write_result
 
-KEPT, FUTURE = "LRU", "the future"
+KEPT, FUTURE, RECORDED = "LRU", "the future", "a recorded hour"
 SEEDS = (1, 2, 3)
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 TARGETS = {f"{KEPT} / best rule, all of them": "<= 1.05"}
@@ -31,8 +31,11 @@ def main() -> None:
     options = parser.parse_args()
     traces = {name: [make(mix, seed) for seed in SEEDS] for name, mix in MIXES.items()}
     if options.recorded is not None:
-        traces["recorded"] = [recorded(options.recorded)]
-    curves = {name: averaged([curve(turns, SHARES) for turns in found]) for name, found in traces.items()}
+        traces[RECORDED] = [recorded(options.recorded)]
+    curves = {
+        name: averaged([curve(turns, SHARES, tokens_of(name)) for turns in found])
+        for name, found in traces.items()
+    }
     settings = {
         "block_tokens": BLOCK_TOKENS,
         "tokens_per_second": TOKENS_PER_SECOND,
@@ -50,25 +53,32 @@ def size(turns: Sequence[Turn]) -> dict[str, int]:
     return {"turns": len(turns), "blocks": len({name for turn in turns for name in turn.blocks})}
 
 
-def curve(turns: Sequence[Turn], shares: Sequence[float]) -> Curve:
+def tokens_of(trace: str) -> int:
+    """Tokens of a trace's blocks."""
+    return RECORDED_TOKENS if trace == RECORDED else BLOCK_TOKENS
+
+
+def curve(turns: Sequence[Turn], shares: Sequence[float], tokens: int = BLOCK_TOKENS) -> Curve:
     """For each budget what each rule has to compute again, see `replay`."""
     blocks = size(turns)["blocks"]
     budgets = [max(1, round(blocks * share)) for share in shares]
     return [
-        {name: replay(turns, budget, policy) for name, policy in policies(turns, budget).items()}
+        {name: replay(turns, budget, policy, tokens) for name, policy in policies(turns, budget).items()}
         for budget in budgets
     ]
 
 
-def replay(turns: Sequence[Turn], budget: int, policy: Policy) -> dict[str, float]:
+def replay(
+    turns: Sequence[Turn], budget: int, policy: Policy, tokens: int = BLOCK_TOKENS
+) -> dict[str, float]:
     """The share of known prefill that is done again, in seconds, and the share of known blocks that is found."""
-    books, seen = Books(budget, policy), set[int]()
+    books, seen = Books(budget, policy, tokens), set[int]()
     again = known = found_blocks = known_blocks = 0.0
     for turn in turns:
         before = sum(1 for _ in itertools.takewhile(seen.__contains__, turn.blocks))
         found = min(before, books.turn(turn.blocks))
-        again += sum(prefill_seconds(index) for index in range(found, before))
-        known += sum(prefill_seconds(index) for index in range(before))
+        again += sum(prefill_seconds(index, tokens) for index in range(found, before))
+        known += sum(prefill_seconds(index, tokens) for index in range(before))
         found_blocks, known_blocks = found_blocks + found, known_blocks + before
         seen.update(turn.blocks)
     return {"again": again / known, "hits": found_blocks / known_blocks}

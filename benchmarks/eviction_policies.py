@@ -22,9 +22,9 @@ EQUAL_AT = 30_600
 attention 4 operations for each of 32 layers, 4,096 numbers and tokens before."""
 
 
-def prefill_seconds(index: int) -> float:
-    """Seconds to compute the block at an index of its chain."""
-    return BLOCK_TOKENS / TOKENS_PER_SECOND * (1 + (index + 0.5) * BLOCK_TOKENS / EQUAL_AT)
+def prefill_seconds(index: int, tokens: int = BLOCK_TOKENS) -> float:
+    """Seconds to compute the block at an index of its chain, of blocks of so many tokens."""
+    return tokens / TOKENS_PER_SECOND * (1 + (index + 0.5) * tokens / EQUAL_AT)
 
 
 @dataclass(slots=True, eq=False)
@@ -153,10 +153,10 @@ def _magnitude(number: int) -> int:
 
 
 class Books:
-    """What is at hand of all chains, within a budget of so many blocks."""
+    """What is at hand of all chains, within a budget of so many blocks of so many tokens."""
 
-    def __init__(self, budget: int, policy: Policy) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, policy: Policy, tokens: int = BLOCK_TOKENS) -> None:
+        self.budget, self._tokens = budget, tokens
         self.nodes: dict[int, Node] = {}
         self._policy = policy
         self._now = 0
@@ -192,7 +192,7 @@ class Books:
         return path
 
     def _put(self, name: int, parent: Node | None, index: int, turns: int) -> Node:
-        node = Node(name, parent, prefill_seconds(index), turns, self._now, held=True)
+        node = Node(name, parent, prefill_seconds(index, self._tokens), turns, self._now, held=True)
         self.nodes[name] = node
         if parent is not None:
             parent.children += 1

@@ -20,8 +20,15 @@ PAGES = (
     README,
     *(
         HERE.parent / "docs" / f"{name}.md"
-        for name in ("benchmarks", "coordination", "ecosystem", "encryption", "reliability")
-        for name in ("comparison", "coordination", "decisions", "ecosystem", "encryption", "reliability")
+        for name in (
+            "benchmarks",
+            "comparison",
+            "coordination",
+            "decisions",
+            "ecosystem",
+            "encryption",
+            "reliability",
+        )
     ),
 )
 MARKED = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", re.DOTALL)
@@ -295,7 +302,8 @@ def _rivals(result: Result) -> str:
     ]
     said = [f"* **{name}**: {_settings(of)}." for name, of in systems.items()]
     load = result["settings"]["load"][1]
-    note = f"{result['settings']['rounds']} rounds; {load:.0f} programs wanted to run on average meanwhile."
+    rounds = max(len(one["rounds"]) for one in found.values())
+    note = f"{rounds} rounds; {load:.0f} programs wanted to run on average meanwhile."
     return "\n\n".join([_grid(rows), _grid(kept), "\n".join([*said, *lacking]), note])
 
 

@@ -14,7 +14,6 @@ for the new tokens alone on a live cache: its floor, taken before and after. Sys
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -123,12 +122,10 @@ def main() -> None:
             "lacking": lacking,
             "targets": TARGETS,
         }
-        # After each round, so that a run that is broken off was not for nothing.
-        for number, found in enumerate(rounds(systems, Path(folder), Script(model), sizes), start=1):
+        # After each replay, so that a run that is broken off was not for nothing.
+        for found in rounds(systems, Path(folder), Script(model), sizes, options.rounds):
             load = [round(load, 1) for load in os.getloadavg()]
-            write_result(options.out, settings | {"rounds": number, "load": load}, summary(found))
-            if number == options.rounds:
-                break
+            write_result(options.out, settings | {"load": load}, summary(found))
 
 
 def build(folder: Path, requirements: Sequence[str]) -> str | None:
@@ -253,15 +250,19 @@ class Script:
 
 
 def rounds(
-    systems: Sequence[System], folder: Path, script: Script, sizes: Sizes
+    systems: Sequence[System], folder: Path, script: Script, sizes: Sizes, count: int
 ) -> Iterator[dict[str, list[Any]]]:
-    """Let the systems replay the script in turns, as often as is asked for; a failure ends the run with its reason."""
+    """Let the systems replay the script in turns; after each replay, all that was found so far.
+
+    Raises:
+        RuntimeError: a system failed, with the end of what it said.
+    """
     found: dict[str, list[Any]] = {system.name: [] for system in systems}
     mlx = next(system for system in systems if isinstance(system, MlxByHand))
     floor = MlxByHand("floor", mlx.python, mlx.model, mlx.environment, "")
     floor.start(emptied(folder / "floor"))
     try:
-        for number in itertools.count():
+        for number in range(count):
             turned = number % len(systems)
             for system in [*systems[turned:], *systems[:turned]]:
                 started = time.monotonic()
@@ -272,7 +273,7 @@ def rounds(
                     if system.process is not None:
                         system.stop(kill=True)
                 print(f"round {number}, {system.name}: {time.monotonic() - started:.0f} s", flush=True)
-            yield found
+                yield found
     finally:
         floor.stop(kill=True)
 
@@ -401,7 +402,7 @@ def changed(before: Answer, after: Answer) -> bool:
 
 def summary(found: dict[str, list[Any]]) -> dict[str, Any]:
     """Medians of all rounds, and of each sample's ratio to its own floor and of the time above it."""
-    return {name: _summary(each) | {"rounds": each} for name, each in found.items()}
+    return {name: _summary(each) | {"rounds": each} for name, each in found.items() if each}
 
 
 def _summary(found: list[Any]) -> dict[str, Any]:
