@@ -55,7 +55,7 @@ TARGETS = {
 TIMES = ("cold", "hot", "fork", "known", "resumed", "killed", "loaded")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "mlx-lm": (f"mlx-lm=={version('mlx-lm')}", f"mlx[cpu]=={version('mlx')}"),
-    "transformers": ("torch>=2.7", f"transformers=={version('transformers')}", "accelerate>=1.0"),
+    "transformers": ("torch==2.13.0", f"transformers=={version('transformers')}", "accelerate>=1.0"),
     "llama.cpp": ("xllamacpp>=2026.10", "gguf>=0.17", "safetensors>=0.5", "numpy>=1.26"),
     "vllm-mlx": ("vllm-mlx>=0.6", "mlx[cpu]"),
 }
