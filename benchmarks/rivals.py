@@ -55,7 +55,7 @@ TARGETS = {
 TIMES = ("cold", "hot", "fork", "known", "resumed", "killed", "loaded")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "mlx-lm": (f"mlx-lm=={version('mlx-lm')}", f"mlx[cpu]=={version('mlx')}"),
-    "transformers": ("torch>=2.7", f"transformers=={version('transformers')}", "accelerate>=1.0"),
+    "transformers": ("torch==2.13.0", f"transformers=={version('transformers')}", "accelerate>=1.0"),
     "llama.cpp": ("xllamacpp>=2026.10", "gguf>=0.17", "safetensors>=0.5", "numpy>=1.26"),
     "vllm-mlx": ("vllm-mlx>=0.6", "mlx[cpu]"),
 }
@@ -358,14 +358,16 @@ class Round:
         self._timed("known", self._sizes.system, self.system.known, second, "bob")
 
     def _restart(self, asked: Prompt, answer: Answer) -> tuple[Prompt, Answer]:
-        """Ask a question in a fork, then again after a restart; then go on after a kill."""
+        """Ask a question in a fork; after a restart ask another, which nobody knows, and the first again; then kill."""
         question = self._message()
         known = len(asked.ids) + self._sizes.answer
         forked = self.script.next(asked, answer, question, "ada.fork")
         before = self._timed("fork", known, self.system.fork, forked, "ada")
         self._end(kill=False)
+        other = self.script.next(asked, answer, self._message())
+        self._timed("resumed", known, self.system.resume, other)
         again = self.script.next(asked, answer, question)
-        after = self._timed("resumed", known, self.system.resume, again)
+        after = self.system.resume(again, self._sizes.answer)
         self.system.save("ada")
         self.found["changed"] = changed(before, after)
         self._end(kill=True)
