@@ -19,12 +19,13 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 
 # Recipes are checked by a test: GNU make 3.81, which Apple ships, runs them, and their tools have BSD's options only.
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures bench-eviction bench-rivals bench-geometries test-scale server-load
+.PHONY: help demo unit test test-heavy test-lowest test-newest test-wheel test-gguf test-huggingface test-memos check bench quality first-day dist wheels docs notebooks ecosystem reliability format clean test-clients test-sdks pictures bench-eviction bench-rivals bench-geometries test-scale server-load
 
 help:
 	@echo 'make demo         see a session survive a restart'
 	@echo 'make unit         the tests that run no model, in less than a minute'
 	@echo 'make test         all tests, in several processes'
+	@echo 'make test-heavy   the tests that make test leaves out because they take long'
 	@echo 'make test-lowest  the tests of the adapters, on the oldest frameworks that pyproject.toml allows'
 	@echo 'make ecosystem    the tests inside packages that others wrote, and the table of what they reuse'
 	@echo 'make test-newest  all tests, on the newest mlx-lm and frameworks, whatever pyproject.toml allows'
@@ -60,13 +61,16 @@ demo: $(RUNTIME)
 PYTEST_PARALLEL := -n logical --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 # Tests start many interpreters, and each of them would compile our sources again.
-unit test: export PYTHONDONTWRITEBYTECODE =
+unit test test-heavy: export PYTHONDONTWRITEBYTECODE =
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m 'not model' tests/unit
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m 'not model and not heavy' tests/unit
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_PARALLEL)
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m 'not heavy'
+
+test-heavy: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m heavy
 
 # There are two rounds because LangChain's agents need a newer langchain-core than a chat model does. The SQLite
 # checkpointer of the older one does not run with today's aiosqlite. Old releases warn about the newer ones below them.

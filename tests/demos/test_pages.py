@@ -92,6 +92,7 @@ def test_the_dilemma_is_played_over_a_kill_between_its_phases(engine: Engine) ->
     assert app.session_state["dilemma"].phases == ()
 
 
+@pytest.mark.heavy
 def test_an_expert_answers_cold_hot_and_after_a_kill(engine: Engine) -> None:
     app = page("experts")
     app.selectbox[0].set_value("tides").run()

@@ -42,8 +42,15 @@ def client() -> Iterator[nbclient.NotebookClient]:
         yield client
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # The first and the last one show that the way of running them works.
+        path if path in (NOTEBOOKS[0], NOTEBOOKS[-1]) else pytest.param(path, marks=pytest.mark.heavy)
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_prints_and_draws_what_is_kept_in_it(
     path: Path, tmp_path: Path, client: nbclient.NotebookClient
 ) -> None:

@@ -58,7 +58,7 @@ def calls_eagerly(patch: pytest.MonkeyPatch, memory: AgentMemory, calls: int = 1
     patch.setattr(ModelRunner, "slot", slot)
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [1, pytest.param(2, marks=pytest.mark.heavy)])
 async def test_a_random_models_calls_are_valid_alone_and_in_a_batch(
     memory: AgentMemory, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:

@@ -28,6 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.heavy
 def test_killed_processes_lose_nothing_and_tell_nothing_wrong(found: dict[str, Any]) -> None:
     seen = found["kills"]
     assert (seen["lost"], seen["wrong"], seen["unclean"]) == (0, 0, 0)
@@ -39,6 +40,7 @@ def test_killed_processes_lose_nothing_and_tell_nothing_wrong(found: dict[str, A
     assert len(seen["at_points"]) > 5
 
 
+@pytest.mark.heavy
 def test_damaged_stores_open_and_give_the_same_answers(found: dict[str, Any]) -> None:
     seen = found["damage"]
     assert {name: seen[name] for name in ("refused", "wrong", "not_saved", "unclean")} == {
@@ -50,6 +52,7 @@ def test_damaged_stores_open_and_give_the_same_answers(found: dict[str, Any]) ->
     assert seen["damages"] > 15
 
 
+@pytest.mark.heavy
 def test_under_every_fault_turns_are_answered_and_saved_again_after_it(found: dict[str, Any]) -> None:
     seen = found["faults"]["faults"]
     assert set(seen) == set(faults.FAULTS) - faults.LONG
@@ -59,6 +62,7 @@ def test_under_every_fault_turns_are_answered_and_saved_again_after_it(found: di
         assert one["saved_afterwards"], name
 
 
+@pytest.mark.heavy
 def test_nothing_grows_at_the_edge_of_all_budgets(found: dict[str, Any]) -> None:
     seen = found["soak"]
     assert (seen["wrong"], seen["unclean"]) == (0, 0)

@@ -58,7 +58,7 @@ def run(chat: Any, saver: InMemorySaver, number: int) -> None:
         InMemorySaver.delete_thread(saver, name)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_memory_is_flat_over_500_agent_runs(tmp_path: Path) -> None:
     model = tiny_models.write(tmp_path / "llama", tiny_models.LLAMA)
     llm = ChatMLXPersistent(

@@ -93,7 +93,7 @@ def killed(folder: Path, runs: list[str]) -> list[dict[str, Any]]:
     return answers
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_agents_go_on_after_a_handoff_and_a_kill(tmp_path: Path) -> None:
     unbroken = killed(tmp_path / "unbroken", RUNS)
     before = killed(tmp_path / "broken", RUNS[:1])

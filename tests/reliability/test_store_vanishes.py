@@ -164,7 +164,13 @@ def test_what_happens_to_an_open_store_costs_no_answer_and_saving_goes_on(
     check_alive(opened, folder)
 
 
-@pytest.mark.parametrize("harm", BETWEEN)
+@pytest.mark.parametrize(
+    "harm",
+    [
+        harm if number % 3 == 0 else pytest.param(harm, marks=pytest.mark.heavy)
+        for number, harm in enumerate(BETWEEN)
+    ],
+)
 def test_a_store_opens_whatever_stands_in_its_way(folder: Path, opened: AgentMemory, harm: str) -> None:
     opened.close()
     BETWEEN[harm](folder)

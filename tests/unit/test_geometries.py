@@ -65,7 +65,7 @@ def test_on_a_cpu_the_command_ends_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_every_step_runs_on_a_small_model_of_each_geometry(name: str, tmp_path: Path) -> None:

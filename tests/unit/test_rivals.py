@@ -86,7 +86,7 @@ def test_medians_are_those_of_the_samples() -> None:
     assert (found["rates"]["decode 8"], found["rates"]["whole 1"], found["changed"]) == (50, 25, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.model
 def test_the_script_runs_in_process_and_over_http(tmp_path: Path) -> None:
     """The whole script with the product and with a server, whose environments are this one."""
