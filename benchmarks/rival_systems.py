@@ -63,15 +63,16 @@ class System:
         """Start its process and wait until it can answer."""
         self.disk = disk
         disk.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.process = subprocess.Popen(
-            [str(self.python), *self.command()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if isinstance(self, Worker) else subprocess.DEVNULL,
-            stderr=self.log.open("a"),
-            text=True,
-            env=self.environment,
-            cwd=WORKERS,
-        )
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [str(self.python), *self.command()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if isinstance(self, Worker) else subprocess.DEVNULL,
+                stderr=log,
+                text=True,
+                env=self.environment,
+                cwd=WORKERS,
+            )
         self.ready()
 
     @property
@@ -135,6 +136,9 @@ class System:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def end(self, process: subprocess.Popen[str]) -> None:
         """Ask the process to end."""
