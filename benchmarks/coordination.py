@@ -3,10 +3,11 @@
     persistent       the service as it is; its process restarts between the parts of a conversation
     cold             the same, and what was computed is gone after each restart, so that views are computed anew
     whole history    mlx-lm alone, as a framework calls a model that keeps nothing: every prompt is computed whole
+    LangGraph        the same in a graph whose node asks a chat model of LangChain that keeps nothing
 
 dilemma: two suspects, twenty rounds in four phases, with a restart before each. routing: ten experts have each read one
 article; two rounds of one question for each, with a restart before each round. The model is random and answers in
-words; all three modes are given the same prompts but for what the agents answer.
+words; all modes are given the same prompts but for what the agents answer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from common import write_model
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.graph import START, MessagesState, StateGraph
 from mlx_lm import load, stream_generate
 from record import argument_parser, write_result
 
@@ -62,7 +67,12 @@ def main() -> None:
         for name, part in {"dilemma": dilemma, "routing": routing}.items():
             persistent, prompts = conversation(model, Path(folder, name), part, keep=True)
             cold, _ = conversation(model, Path(folder, f"{name}-cold"), part, keep=False)
-            costs = {"persistent": persistent, "cold": cold, "whole history": whole_history(model, prompts)}
+            costs = {
+                "persistent": persistent,
+                "cold": cold,
+                "whole history": whole_history(model, prompts),
+                "LangGraph": in_langgraph(model, prompts),
+            }
             results["costs"][name] = {mode: vars(cost) for mode, cost in costs.items()}
             print(name, costs, flush=True)
             whole = costs["whole history"]
@@ -163,6 +173,48 @@ def whole_history(model: str, prompts: Sequence[Messages]) -> Cost:
         for _ in stream_generate(loaded, tokenizer, ids, max_tokens=ANSWER):
             pass
         cost.add(1, len(ids), len(ids), time.perf_counter() - started)
+    return cost
+
+
+class Forgetful(BaseChatModel):
+    """A chat model of LangChain on mlx-lm that keeps nothing between calls."""
+
+    loaded: Any
+    tokenizer: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "forgetful"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        ids = list(
+            self.tokenizer.apply_chat_template(
+                convert_to_openai_messages(messages), add_generation_prompt=True
+            )
+        )
+        text = "".join(
+            piece.text for piece in stream_generate(self.loaded, self.tokenizer, ids, max_tokens=ANSWER)
+        )
+        used = {"input_tokens": len(ids), "output_tokens": ANSWER, "total_tokens": len(ids) + ANSWER}
+        answer = AIMessage(text, usage_metadata=used)
+        return ChatResult(generations=[ChatGeneration(message=answer)])
+
+
+def in_langgraph(model: str, prompts: Sequence[Messages]) -> Cost:
+    """The same prompts, each of them the history of a graph's state."""
+    loaded, tokenizer = load(model)[:2]
+    llm = Forgetful(loaded=loaded, tokenizer=tokenizer)
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", lambda state: {"messages": [llm.invoke(state["messages"])]})
+    graph.add_edge(START, "agent")
+    agent = graph.compile()
+    cost = Cost()
+    for messages in prompts:
+        history = [(message.role, message.content) for message in messages]
+        started = time.perf_counter()
+        answer = agent.invoke({"messages": history})["messages"][-1]
+        tokens = answer.usage_metadata["input_tokens"]
+        cost.add(1, tokens, tokens, time.perf_counter() - started)
     return cost
 
 

@@ -30,7 +30,7 @@ from agent_memory_core.manager import (
     ModelTooLarge,
     UnknownModel,
 )
-from agent_memory_core.manager.books import State
+from agent_memory_core.manager.books import State, Ticket
 
 Make = Callable[..., ModelManager]
 HELLO = [{"role": "user", "content": "Hello. " * 30}]
@@ -456,3 +456,26 @@ next(stream)
         timeout=120,
     )
     assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_a_turn_that_begins_while_its_model_is_to_make_way_does_not_wait_for_itself(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream has a lease of its own. Whoever has one already gets the other, although somebody else is next."""
+    manager = make(limit=15, fair_after=0.0)
+    handle = manager.get_model("a")
+    pool, slot = manager._pool, manager._pool.slots["a"]
+    acquire, taken = pool.acquire, 0
+
+    def then_drained(wanted: Any, timeout: float | None = None) -> None:
+        nonlocal taken
+        acquire(wanted, timeout)
+        taken += 1
+        if taken == 1:
+            with pool.changed:
+                slot.entry.draining = Ticket(pool.books.entries["b"], 0.0)
+
+    monkeypatch.setattr(pool, "acquire", then_drained)
+    assert handle.chat(HELLO, max_tokens=2).token_ids
+    assert taken > 1
+    assert leases(manager) == 0

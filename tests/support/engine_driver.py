@@ -13,6 +13,7 @@ import os
 import queue
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,9 @@ def run(engine: SteppedEngine, until: Callable[[], bool], most: int = 2000) -> i
     for steps in range(most):
         if until():
             return steps
-        engine.step()
+        if not engine.step():
+            # A disk is read or written meanwhile.
+            time.sleep(0.005)
         engine.scheduler.check()
     raise AssertionError(f"nothing happened within {most} steps")
 

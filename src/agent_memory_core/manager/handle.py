@@ -266,13 +266,14 @@ class ManagedModel:
 
     def _begin(self, asked: Asked) -> ManagedStream:
         pool, slot = self._pool, self._slot
-        pool.acquire(slot)
-        try:
-            with pool.leased(slot) as loaded:
+        with pool.leased(slot) as loaded:
+            # The stream's own lease. Taken before the block's, it would make the block wait behind others for itself.
+            pool.acquire(slot)
+            try:
                 answer = loaded.chat(asked) if slot.gate is None else _one_of(slot.gate, slot, asked)
-        except BaseException:
-            pool.release(slot)
-            raise
+            except BaseException:
+                pool.release(slot)
+                raise
         stream = ManagedStream(answer, asked, partial(pool.release, slot))
         slot.calls.add(stream)
         return stream

@@ -128,6 +128,8 @@ class Engine:
         try:
             answer: Answer = pickle.load(process.stdout)
         except EOFError:
+            # Its pipe is closed a moment before it is known to have ended.
+            process.wait()
             return Answer(
                 "error", (AgentMemoryError, "The engine's process has ended. Its errors are in the terminal.")
             )
