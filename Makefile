@@ -145,8 +145,8 @@ MEMOS := .venv-memos/bin/python
 test-memos: $(INSTALLED)
 	$(BIN)/python -m venv .venv-memos
 	$(MEMOS) -m pip install --quiet --disable-pip-version-check 'MemoryOS==2.0.33' '$(TORCH)' accelerate
-	PYTHONPATH=tests $(BIN)/python tests/support/memos_run.py $(MEMOS)
-	PYTHONPATH=src:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	MEMOS_BASE_PATH=.venv-memos PYTHONPATH=tests $(BIN)/python tests/support/memos_run.py $(MEMOS)
+	MEMOS_BASE_PATH=.venv-memos PYTHONPATH=src:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 		$(MEMOS) tests/support/memos_register.py
 
 # Agents for the command line are published on npm; those whose package does not fit this machine are skipped.
