@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 import threading
@@ -16,6 +17,11 @@ WANTED_FILES = 2048
 """Open files that a process may have at least, as far as its hard limit allows it; mlx-lm asks for the same."""
 
 _importing = threading.Lock()
+
+
+def physical_memory_bytes() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def require_mlx() -> None:

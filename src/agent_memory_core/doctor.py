@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from agent_memory_core.backend import WANTED_FILES, require_mlx
+from agent_memory_core.backend import WANTED_FILES, physical_memory_bytes, require_mlx
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.environment import KEY_VARIABLE, PREFIX
 from agent_memory_core.errors import AgentMemoryError, BackendMissing
@@ -139,7 +139,7 @@ def _on_cpu() -> Iterator[Finding]:
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = physical_memory_bytes()
     told = f"{total / GIB:.1f} GiB"
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

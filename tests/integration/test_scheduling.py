@@ -185,9 +185,9 @@ def test_several_short_prompts_are_evaluated_in_one_pass_and_answered_as_alone(
     passes: list[int] = []
     together = engine.runner.prefill_together
 
-    def counted(rows: list[DecodeSlot], token_ids: list[list[int]]) -> mx.array:
-        passes.append(len(rows))
-        return together(rows, token_ids)
+    def counted(work: list[tuple[DecodeSlot, list[int]]]) -> list[mx.array]:
+        passes.append(len(work))
+        return together(work)
 
     monkeypatch.setattr(engine.runner, "prefill_together", counted)
     heard = [RecordingSink() for _ in requests]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -144,47 +145,41 @@ class Engine:
 
     def _passes(self, chunks: list[Chunk]) -> list[list[Chunk]]:
         """The chunks of a step in groups that are evaluated together."""
-        found = [chunk for chunk in chunks if chunk.sequence.seq_id in self.turns]
-        if len(found) > 1 and self.runner.may_prefill_together:
-            groups = joint_groups(found, self.scheduler.largest_chunk)
-            if len(groups) < len(found) and self.runner.batches is None:
-                self.runner.batches = self.parity.may_batch()
-            if self.runner.batches:
-                return groups
-        return [[chunk] for chunk in found]
+        alone = [[chunk] for chunk in chunks]
+        if not self.runner.may_prefill_together:
+            return alone
+        groups = joint_groups(chunks, self.scheduler.largest_chunk)
+        if len(groups) < len(chunks) and self.runner.batches is None:
+            self.runner.batches = self.parity.may_batch()
+        return groups if self.runner.batches else alone
 
     def _prefill(self, chunks: list[Chunk]) -> None:
-        turns = [self.turns[chunk.sequence.seq_id] for chunk in chunks]
-        if len(chunks) == 1:
-            self._for_turn(turns[0], self._prefill_one, chunks[0])
-            return
+        found = [(self.turns.get(chunk.sequence.seq_id), chunk) for chunk in chunks]
+        work = [(turn, chunk) for turn, chunk in found if turn is not None]
+        if len(work) == 1:
+            self._for_turn(work[0][0], self._prefill_one, work[0][1])
+        elif work:
+            self._prefill_together(work)
+
+    def _prefill_together(self, work: list[tuple[Turn, Chunk]]) -> None:
+        """Evaluate chunks of several turns in one pass. What that lacks fails all of them, and nobody else."""
         self._survive(self._decoding(), self.gpu.attempt(self.runner.settle))
         logits: list[mx.array] = []
-        self._survive(turns, self.gpu.attempt(self._prefill_together, turns, chunks, logits))
-        for turn, chunk, row in zip(turns, chunks, logits, strict=False):
+        evaluate = partial(self.runner.prefill_together, [(turn.row, chunk.ids) for turn, chunk in work])
+        self._survive([turn for turn, _ in work], self.gpu.attempt(lambda: logits.extend(evaluate())))
+        for (turn, chunk), row in zip(work, logits, strict=False):
             self._for_turn(turn, self._prefilled, chunk, row if chunk.wants_token else None)
 
-    def _prefill_together(self, turns: list[Turn], chunks: list[Chunk], logits: list[mx.array]) -> None:
-        """Evaluate chunks in one pass; add the logits [1, vocab] of each to ``logits``."""
-        slots = [turn.slot for turn in turns if turn.slot is not None]
-        ids = [chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks]
-        together = self.runner.prefill_together(slots, ids)
-        logits += [together[row : row + 1] for row in range(len(chunks))]
-
     def _prefill_one(self, turn: Turn, chunk: Chunk) -> None:
-        assert turn.slot is not None
-        sequence = turn.sequence
-        ids = sequence.token_ids[chunk.start : chunk.stop]
         started = time.perf_counter()
-        logits = self.runner.prefill(turn.slot, ids, logits=chunk.wants_token)
+        logits = self.runner.prefill(turn.row, chunk.ids, logits=chunk.wants_token)
         if self.pace is not None:
-            self.pace.took(len(ids), time.perf_counter() - started)
+            self.pace.took(chunk.stop - chunk.start, time.perf_counter() - started)
             self.scheduler.chunk_tokens = self.pace.tokens
         self._prefilled(turn, chunk, logits)
 
     def _prefilled(self, turn: Turn, chunk: Chunk, logits: mx.array | None) -> None:
         """Go on after a chunk: with the first token, the end of a prewarming, or what is to be kept of the prompt."""
-        assert turn.slot is not None
         sequence = turn.sequence
         self.scheduler.computed(chunk)
         self._observers.tell(events.TurnProgress(turn.info, chunk.start, chunk.stop, sequence.num_prompt))
@@ -192,34 +187,32 @@ class Engine:
             if self._first_token(turn, logits):
                 return
         elif chunk.is_last:
-            self._finish(turn, turn.slot.cache, "stop")
+            self._finish(turn, turn.row.cache, "stop")
             return
-        self._seal(turn, turn.slot.cache, chunk.stop)
+        self._seal(turn, turn.row.cache, chunk.stop)
         is_due = self.committing.is_due(turn)
         if chunk.is_checkpoint or is_due:
-            tail = self._checkpoint(turn, turn.slot.cache, chunk.stop)
+            tail = self._checkpoint(turn, turn.row.cache, chunk.stop)
             if is_due:
                 self.committing.keep(turn, tail)
 
     def _first_token(self, turn: Turn, logits: mx.array) -> bool:
         """Sample the first token; return whether it ends the answer."""
-        assert turn.slot is not None
-        token = self.runner.sample(turn.slot, logits, turn.sequence.token_ids)
+        token = self.runner.sample(turn.row, logits, turn.sequence.token_ids)
         turn.first_token = time.perf_counter()
         self._observers.tell(events.FirstToken(turn.info, token, logits))
         self.scheduler.update(turn.sequence, token)
-        ended = token in self._eos or turn.hand_out(token, turn.slot.logprobs)
+        ended = token in self._eos or turn.hand_out(token, turn.row.logprobs)
         if ended or turn.sequence.max_tokens == 1:
-            self._finish(turn, turn.slot.cache, "stop" if ended else "length")
+            self._finish(turn, turn.row.cache, "stop" if ended else "length")
             return True
         return False
 
     def _join(self, turn: Turn) -> None:
-        assert turn.slot is not None
         ids = turn.sequence.token_ids
         if self.runner.must_decide(len(ids)):
             self.runner.batches = self.parity.may_batch()
-        self.runner.join(turn.slot, ids, turn.sequence.max_tokens - 1)
+        self.runner.join(turn.row, ids, turn.sequence.max_tokens - 1)
 
     def _decoded(self, turn: Turn, step: Step) -> None:
         self.scheduler.update(turn.sequence, step.token)
@@ -306,9 +299,8 @@ class Engine:
             self.cancel(seq_id)
 
     def _keep_computed(self, turn: Turn) -> None:
-        assert turn.slot is not None
-        cache = self.runner.stop(turn.slot)
-        self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.slot.fed))
+        cache = self.runner.stop(turn.row)
+        self.scheduler.keep(turn.sequence, max(turn.sequence.num_computed, turn.row.fed))
         self._seal(turn, cache, turn.sequence.num_computed)
         self.committing.keep(turn, self._checkpoint(turn, cache, turn.sequence.num_computed))
 
@@ -399,12 +391,17 @@ class Engine:
         """How many turns have their place. Any thread may ask."""
         return len(self.scheduler.running)
 
+    @property
+    def waiting(self) -> int:
+        """How many turns wait for their place. Any thread may ask."""
+        return self.scheduler.waiting + self.in_flight.preparing
+
     def stats(self) -> Stats:
         """What was done and what memory holds; of the store only its owner can tell. Any thread may ask."""
         return Stats(
             **self.counters.snapshot(),
             model=self.loaded.name,
-            waiting=self.scheduler.waiting + self.in_flight.preparing,
+            waiting=self.waiting,
             running=self.running,
             unsaved_turns=self.disk.failed,
             memory=self.gpu.stats(self.pool, self._working_bytes()),

@@ -9,7 +9,6 @@ the first engine that needs them, and the last one puts back what was there.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from agent_memory_core.backend import physical_memory_bytes
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.config import DEFAULT_MEMORY_MB, LEAST_MEMORY_MB, EngineConfig
 from agent_memory_core.engine.stats import MemoryStats
@@ -51,11 +51,6 @@ def weight_bytes(model: Any) -> int:
     """Bytes of a loaded model's weights; weights that are shared count once."""
     weights: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     return sum({id(x): int(x.nbytes) for _, x in weights}.values())
-
-
-def physical_memory_bytes() -> int:
-    """Bytes of memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def default_memory_budget_bytes(weight_bytes: int, device: Mapping[str, Any]) -> int:

@@ -169,19 +169,21 @@ class ModelRunner:
     @property
     def may_prefill_together(self) -> bool:
         """Whether several prompts may be evaluated in one pass, once rows may share a batch."""
-        return self.batches is not False and self._layout.stays_live
+        return self.batches is not False and self._layout.may_pad
 
-    def prefill_together(self, rows: ReadOnly[DecodeSlot], token_ids: ReadOnly[ReadOnly[int]]) -> mx.array:
-        """Evaluate two or more prompt tokens on each row's cache; return the logits [rows, vocab] after the last."""
+    def prefill_together(self, work: ReadOnly[tuple[DecodeSlot, ReadOnly[int]]]) -> list[mx.array]:
+        """Evaluate two or more prompt tokens on the cache of each row; return the logits [1, vocab] after the last."""
         assert self.batches
         with mx.stream(generation_stream):
-            logits, caches = prefill_together(self._model, [row.cache for row in rows], token_ids)
+            logits, caches = prefill_together(
+                self._model, [row.cache for row, _ in work], [ids for _, ids in work]
+            )
             mx.eval(logits, [self._layout.arrays(cache) for cache in caches])
-        for row, cache, ids in zip(rows, caches, token_ids, strict=True):
+        for (row, ids), cache in zip(work, caches, strict=True):
             row.cache = cache
             row.fed += len(ids)
         self.vocab_size = logits.shape[-1]
-        return logits
+        return [logits[row : row + 1] for row in range(len(work))]
 
     def sample(self, row: DecodeSlot, logits: mx.array, token_ids: ReadOnly[int]) -> int:
         """Sample the first token of a row from the logits of its prompt ``token_ids``."""

@@ -46,6 +46,11 @@ class Chunk:
         return self.stop == self.sequence.num_prompt
 
     @property
+    def ids(self) -> list[int]:
+        """The tokens."""
+        return self.sequence.token_ids[self.start : self.stop]
+
+    @property
     def wants_token(self) -> bool:
         """Whether a token is to be sampled where the chunk ends."""
         return self.is_last and self.sequence.max_tokens > 0

@@ -94,6 +94,7 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._before: threading.Thread | None = None
         self._in_flight = 0
+        self._queued: set[TurnHandle] = set()
         self._step_began = 0.0
         self._reason: AgentMemoryError = EngineStopped(CLOSED)
         self._closed = _forked_after_start
@@ -154,16 +155,19 @@ class EngineThread:
 
         def end() -> None:
             ended()
+            self._queued.discard(handle)
             self._end_one()
+
+        def begin(engine: Engine) -> None:
+            self._queued.discard(handle)
+            handle.submit(engine, request, key, prewarm, arrived)
 
         guarded = GuardedSink(sink, end)
         handle, arrived = TurnHandle(self, guarded), time.perf_counter()
         self._begin_one()
         try:
-            self._check_room()
-            self._put(
-                _Job(lambda engine: handle.submit(engine, request, key, prewarm, arrived), guarded.fail)
-            )
+            self._queue(handle)
+            self._put(_Job(begin, guarded.fail))
         except AgentMemoryError:
             guarded.end()
             raise
@@ -272,6 +276,7 @@ class EngineThread:
         self._inbox = queue.SimpleQueue()
         self._thread = self._before = self._engine = None
         self._in_flight = 0
+        self._queued = set()
         if refuse:
             self._closed, self._reason = True, EngineStopped(FORKED)
 
@@ -289,14 +294,16 @@ class EngineThread:
         with self._lock:
             self._in_flight += 1
 
-    def _check_room(self) -> None:
-        engine = self._engine
-        waiting = self._in_flight - (engine.running if engine is not None else 0)
-        if waiting > self._max_waiting:
-            raise QueueFull(
-                f"{waiting - 1} turns wait already and max_waiting is {self._max_waiting}: ask again when some have "
-                "ended, or raise max_waiting."
-            )
+    def _queue(self, handle: TurnHandle) -> None:
+        with self._lock:
+            waiting = len(self._queued) + (self._engine.waiting if self._engine is not None else 0)
+            if waiting < self._max_waiting:
+                self._queued.add(handle)
+                return
+        raise QueueFull(
+            f"{waiting} turns wait already and max_waiting is {self._max_waiting}: ask again when some have ended, or "
+            "raise max_waiting."
+        )
 
     def _end_one(self) -> None:
         with self._lock:

@@ -116,12 +116,17 @@ class Turn:
         return self.sequence.checkpoints
 
     @property
+    def row(self) -> DecodeSlot:
+        """What the model holds of it, from when it was restored on."""
+        assert self.slot is not None
+        return self.slot
+
+    @property
     def answered(self) -> int:
         """Tokens that have KV and stand for text that was handed out."""
-        assert self.slot is not None
         if self.detokenizer.stopped:
-            return min(self.slot.fed, self.sequence.num_prompt + self.detokenizer.tokens_before_stop)
-        return self.slot.fed
+            return min(self.row.fed, self.sequence.num_prompt + self.detokenizer.tokens_before_stop)
+        return self.row.fed
 
     def hand_out(self, token: int, logprobs: ReadOnly[tuple[int, float]]) -> bool:
         """Hand out the text of a sampled token, if that is known yet; return whether it ends the answer.

@@ -31,6 +31,7 @@ class AppendLayers(TokenLayers, SettledLayers):
     layer_type = "global"
     home = "block"
     streams = True
+    may_pad = True
 
     @classmethod
     def key_of(cls, leaf: Leaf) -> TokenShape | None:

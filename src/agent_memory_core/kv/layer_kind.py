@@ -111,6 +111,8 @@ class LayerGroup(ABC):
     """The word for such layers in model profiles, one of `cache_spec.LAYER_TYPES`."""
     home: ClassVar[RecordKind]
     """The record kind that holds the full blocks of these leaves; "tail" if only tails hold anything of them."""
+    may_pad: ClassVar[bool] = False
+    """Whether tokens may be followed by padding in a batch, since what follows a token changes nothing of it."""
     layers: tuple[int, ...]
     """Which layers the leaves belong to, as places in the prompt cache."""
     leaves: tuple[int, ...]

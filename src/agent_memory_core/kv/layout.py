@@ -112,6 +112,11 @@ class KvLayout:
         return cache
 
     @property
+    def may_pad(self) -> bool:
+        """Whether prompts of different lengths may be evaluated in one pass, padded on the right."""
+        return self.batches and not self.unknown and all(group.may_pad for group in self.groups)
+
+    @property
     def stays_live(self) -> bool:
         """Whether a live cache can be brought into the form that restoring it would give, see `settle`."""
         return not self.unknown and all(isinstance(group, SettledLayers) for group in self.groups)

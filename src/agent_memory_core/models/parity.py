@@ -228,7 +228,7 @@ def check_batched(model: Any, layout: KvLayout, vocab_size: int) -> ParityResult
         return ParityResult(False, reason=_NO_BATCH)
     try:
         prompts = [_prompt(length, vocab_size) for length in LENGTHS]
-        found = batched_gap(model, prompts, STEPS, together=layout.stays_live)
+        found = batched_gap(model, prompts, STEPS, together=layout.may_pad)
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         # A family that cannot run in a batch at all fails in whatever way its code happens to.
         return ParityResult(False, reason=f"a batch of it fails: {error}")

@@ -33,7 +33,7 @@ class StandIn:
         self.given_up: list[Exception] = []
         self.cancelled: list[int | None] = []
         self.submitted = 0
-        self.running = 0
+        self.waiting = 0
         self.faults = 0
         self.ended = threading.Event()
 
@@ -148,13 +148,34 @@ def test_a_closed_thread_refuses_and_closes_once(started: Any) -> None:
 def test_one_turn_more_than_may_wait_is_refused_and_takes_no_place(started: tuple[EngineThread, Any]) -> None:
     thread, engine = started
     ends: list[int] = []
-    sinks = [QueueSink() for _ in range(9)]
-    for sink in sinks[:8]:
-        thread.submit(REQUEST, SessionKey(), sink)
+    engine.waiting = 8
     with pytest.raises(QueueFull, match="8 turns wait already and max_waiting is 8"):
-        thread.submit(REQUEST, SessionKey(), sinks[8], ended=lambda: ends.append(1))
-    assert (thread.in_flight, ends) == (8, [1])
-    engine.running = 1
-    thread.submit(REQUEST, SessionKey(), sinks[8])
-    assert thread.in_flight == 9
+        thread.submit(REQUEST, SessionKey(), QueueSink(), ended=lambda: ends.append(1))
+    assert (thread.in_flight, ends) == (0, [1])
+    engine.waiting = 7
+    thread.submit(REQUEST, SessionKey(), QueueSink())
+    thread.call(lambda engine: engine).result(60)
+    # It has reached the engine, which says how many wait there.
+    thread.submit(REQUEST, SessionKey(), QueueSink())
+    assert thread.in_flight == 2
     thread.close()
+
+
+def test_turns_that_have_not_reached_the_engine_wait_too_and_leave_when_it_cannot_be_built() -> None:
+    built = threading.Event()
+
+    def build(results: Any) -> Any:
+        assert built.wait(60)
+        raise ModelNotFound("no such model")
+
+    thread = EngineThread(build, max_waiting=2)
+    sinks = [QueueSink(), QueueSink()]
+    for sink in sinks:
+        thread.submit(REQUEST, SessionKey(), sink)
+    with pytest.raises(QueueFull):
+        thread.submit(REQUEST, SessionKey(), QueueSink())
+    built.set()
+    for sink in sinks:
+        with pytest.raises(ModelNotFound):
+            sink.get()
+    assert thread._queued == set()
