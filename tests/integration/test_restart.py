@@ -135,7 +135,7 @@ def test_a_backend_whose_arrays_cannot_be_written_into_loads_the_same_bits(
     seen = []
     for writable in (True, False):
         monkeypatch.setattr(
-            "agent_memory_core.engine.block_io.memory_is_writable", lambda writable=writable: writable
+            "agent_memory_core.engine.block_reader.memory_is_writable", lambda writable=writable: writable
         )
         driver = engine_driver.Driver(config(llama, tmp_path / str(writable), bits))
         driver.turn(history, "s")

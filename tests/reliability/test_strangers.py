@@ -25,7 +25,7 @@ from agent_memory_core import (
     SamplingParams,
     SessionKey,
 )
-from agent_memory_core.engine import block_io
+from agent_memory_core.engine import block_reader
 from agent_memory_core.storage import block_store
 
 ADA, TOM = "Tell me of Ada. " * 20, "Tell me of Tom. " * 20
@@ -96,7 +96,7 @@ def test_a_read_that_hangs_holds_up_its_own_turn_and_not_for_ever(
         return real(*args)
 
     monkeypatch.setattr(block_store, "read_record", read)
-    monkeypatch.setattr(block_io.BlockReader.__init__, "__defaults__", (1.0,))
+    monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (1.0,))
     with memory_of(tmp_path / "store") as again:
         again.load()
         stuck = InBackground(lambda: again.chat(ADA, "ada", max_tokens=2))

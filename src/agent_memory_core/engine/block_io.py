@@ -1,10 +1,10 @@
-"""The two threads between memory and disk: one writer, one reader. Neither ever waits for the engine.
+"""The thread that writes to disk, and the arrays that are written from and read into. It never waits for the engine.
 
 The writer takes host bytes of evaluated arrays and makes a turn durable; its queue is bounded in bytes, and a
-full queue makes the engine wait rather than drop a save. The reader fills newly allocated arrays straight from
-the files. Arrays handed over are evaluated before, since a lazy array belongs to the thread that made it.
+full queue makes the engine wait rather than drop a save. Arrays handed over are evaluated before, since a lazy array
+belongs to the thread that made it.
 
-Neither touches what belongs to the engine: what they did comes back as a value, `Loaded` or `Saved`, through one queue.
+It touches nothing that belongs to the engine: what it did comes back as a value, `Saved`, through one queue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
-from agent_memory_core.engine.results import Loaded, Results, Saved
+from agent_memory_core.engine.results import Results, Saved
 from agent_memory_core.engine.workers import Worker
 from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_store import BlockStore
@@ -40,12 +40,6 @@ ROOM_PATIENCE = 1.0
 
 SAVE_PATIENCE = 10.0
 """Seconds that a turn waits to hear that it was written."""
-
-READERS = 4
-"""Threads that read."""
-
-READ_PATIENCE = 5.0
-"""Seconds that a turn waits for the disk; computing a prompt takes about as long."""
 
 _DTYPES = {
     "U32": mx.uint32,
@@ -352,92 +346,3 @@ class BlockWriter:
         if self._failure is not None:
             self._failure = None
             log.warning("turns are saved again")
-
-
-class _Load:
-    """What was read for one turn, answered once: by the reader at its end, or by a clock that waits for each record."""
-
-    def __init__(self, answer: Callable[[list[Record[Any]]], None], patience: float) -> None:
-        self._answer = answer
-        self._patience = patience
-        self._blocks: list[Record[Any]] = []
-        self._lock = threading.Lock()
-        self.ended = False
-        self._wind()
-
-    def add(self, block: Record[Any]) -> None:
-        """Take a record, after which there is time for the next one."""
-        with self._lock:
-            self._blocks.append(block)
-
-    def end(self) -> None:
-        """Answer with what was read. Whoever comes second is too late."""
-        with self._lock:
-            already, self.ended = self.ended, True
-            self._clock.cancel()
-            if not already:
-                self._answer(list(self._blocks))
-
-    def _wind(self) -> None:
-        self._seen = len(self._blocks)
-        self._clock = threading.Timer(self._patience, self._look)
-        self._clock.daemon = True
-        self._clock.start()
-
-    def _look(self) -> None:
-        with self._lock:
-            if self.ended:
-                return
-            if len(self._blocks) > self._seen:
-                self._wind()
-                return
-        log.warning("the disk has not answered for %g seconds: a turn goes on without it", self._patience)
-        self.end()
-
-
-class BlockReader:
-    """Loads chains of blocks. A chain ends before its first block that cannot be had, or not in time.
-
-    Several threads read, so that a read that hangs holds up its own turn only, and that one not for long.
-
-    Args:
-        store: where the blocks are.
-        results: what was read for a turn is put here as a `Loaded`.
-        patience: seconds without a further record after which a turn goes on with what was read by then.
-    """
-
-    def __init__(self, store: BlockStore, results: Results, patience: float = READ_PATIENCE) -> None:
-        self._store = store
-        self._results = results
-        self._patience = patience
-        self._writes_into_arrays = memory_is_writable()
-        self._worker = Worker("agent-memory-reader", READERS)
-
-    def submit(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
-        """Load records in order, for the turn of that id."""
-        load = _Load(lambda blocks: self._results.put(Loaded(seq_id, blocks)), self._patience)
-
-        def job() -> None:
-            try:
-                self._load(root, keys, load)
-            finally:
-                load.end()
-
-        self._worker.put(job)
-
-    def close(self) -> None:
-        """Finish what is queued, then end."""
-        self._worker.close()
-
-    def _load(self, root: BlockHash, keys: Sequence[BlockHash], load: _Load) -> None:
-        for key in keys:
-            if load.ended:
-                break
-            block = self._store.load(root, key, allocate if self._writes_into_arrays else HostBytes.allocate)
-            if block is None:
-                break
-            if not self._writes_into_arrays:
-                arrays = {name: host.array() for name, host in block.tensors.items()}
-                mx.eval(arrays)
-                block = dataclasses.replace(block, tensors=arrays)
-            load.add(block)

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from agent_memory_core.blocks.block import Block, BlockHash
 from agent_memory_core.blocks.prefix_cache import Tier
-from agent_memory_core.engine.block_io import BlockReader, BlockWriter, Save
+from agent_memory_core.engine.block_io import BlockWriter, Save
+from agent_memory_core.engine.block_reader import BlockReader
 from agent_memory_core.engine.results import Results, Saved
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import SessionOwner
@@ -44,7 +45,7 @@ class Persistence(Protocol):
         ...
 
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
-        """Read records for a turn; they come as a `Loaded`."""
+        """Read records for a turn; they come as one or more `Loaded`."""
         ...
 
     def save(self, save: Save) -> Saved | None:
@@ -65,7 +66,7 @@ class Persistence(Protocol):
 
 
 class Disk:
-    """A store, with a thread that writes to it and one that reads from it."""
+    """A store, with a thread that writes to it and some that read from it."""
 
     keeps_turns = True
 
@@ -97,7 +98,7 @@ class Disk:
         self._writer.later(job)
 
     def load(self, seq_id: int, root: BlockHash, keys: Sequence[BlockHash]) -> None:
-        """Read records for a turn; they come as a `Loaded`."""
+        """Read records for a turn; they come as one or more `Loaded`."""
         self._reader.submit(seq_id, root, keys)
 
     def save(self, save: Save) -> None:

@@ -43,10 +43,17 @@ class Restoring:
         return self._load(turn)
 
     def loaded(self, turn: Turn, result: Loaded) -> bool:
-        """Restore a turn for which the disk has answered, or ask it again for what another match needs."""
+        """Restore a turn for which the disk has answered, or ask it again for what another match needs.
+
+        What has come so far is decoded while the disk reads on.
+        """
         sequence = turn.sequence
         found = {block.hash: block for block in (self._usable(sequence, x) for x in result.blocks) if block}
         lost = self._scheduler.loaded(sequence, found)
+        if not result.is_last:
+            assert turn.restoration is not None
+            turn.restoration.advance()
+            return False
         if lost:
             # The first one is known to be lost; those after it were not even looked at.
             turn.unreadable.add(lost[0])
@@ -60,10 +67,12 @@ class Restoring:
         if (live := self._pool.live.find(sequence.root, sequence.match)) is not None:
             self._resume(turn, live)
             return True
-        missing = [hit.key for hit in turn.sequence.match.missing]
+        turn.restoration = self._blocks.restoring(sequence.match, self._room(sequence))
+        missing = [hit.key for hit in sequence.match.missing]
         if missing:
             turn.tier = "warm"
-            self._disk.load(turn.seq_id, turn.sequence.root, missing)
+            self._disk.load(turn.seq_id, sequence.root, missing)
+            turn.restoration.advance()
             return False
         self._restore(turn)
         return True
@@ -82,9 +91,13 @@ class Restoring:
             return tuple(sequence.token_ids[start:stop])
         return loaded.tokens
 
+    def _room(self, sequence: Sequence) -> int:
+        return min(sequence.remaining + 1, self._prefill_chunk)
+
     def _restore(self, turn: Turn) -> None:
-        room = min(turn.sequence.remaining + 1, self._prefill_chunk)
-        self._start(turn, self._blocks.restore(turn.sequence.match, room))
+        assert turn.restoration is not None
+        self._start(turn, turn.restoration.finish())
+        turn.restoration = None
 
     def _resume(self, turn: Turn, live: LiveCache) -> None:
         """Go on with the live cache of an earlier turn, which is no longer at hand for others then."""

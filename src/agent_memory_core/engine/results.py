@@ -30,7 +30,9 @@ class Loaded:
 
     seq_id: int
     blocks: list[Record[Any]]
-    """In the order that they were asked for, up to the first that could not be had."""
+    """In the order that they were asked for, after those that were told before."""
+    is_last: bool = True
+    """Whether no more come: these were the last, or the next one cannot be had."""
 
 
 @dataclass(frozen=True, slots=True)

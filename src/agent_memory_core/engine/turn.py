@@ -15,6 +15,7 @@ from agent_memory_core.engine.model_runner import DecodeSlot
 from agent_memory_core.engine.sequence import Sequence
 from agent_memory_core.engine.session_book import LiveSession, Owner
 from agent_memory_core.engine.sinks import OutputSink
+from agent_memory_core.kv.restoration import Restoration
 from agent_memory_core.messages import (
     ChatRequest,
     Delta,
@@ -77,6 +78,8 @@ class Turn:
     """Its place on the model; None until what is stored of its prompt was restored."""
     tier: HitTier = "none"
     """Where the restored tokens came from."""
+    restoration: Restoration | None = field(default=None, repr=False)
+    """Its live cache while the disk reads what is stored of its prompt."""
     restore_started: float = 0.0
     """When it was admitted."""
     restore_seconds: float = 0.0

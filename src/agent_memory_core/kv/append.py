@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache
 
 from agent_memory_core.blocks.resume_policy import EveryToken, ResumeRequirement
 from agent_memory_core.kv.codec import Segment
-from agent_memory_core.kv.layer_kind import Leaf, LiveBytes, SettledLayers, TokenShape
+from agent_memory_core.kv.layer_kind import Joining, Leaf, LiveBytes, SettledLayers, TokenShape
 from agent_memory_core.kv.token_layers import TokenLayers, token_shape
 
 GROWTH = 256
@@ -30,7 +30,6 @@ class AppendLayers(TokenLayers, SettledLayers):
     kind = "append"
     layer_type = "global"
     home = "block"
-    streams = True
     may_pad = True
 
     @classmethod
@@ -56,25 +55,18 @@ class AppendLayers(TokenLayers, SettledLayers):
         """Tokens lie in their order, from the first on."""
         return x[0, :, start:stop]
 
-    def join(self, caches: Sequence[Any], segments: Iterable[Segment], length: int, room: int) -> None:
-        """Give each leaf a buffer of its own: views into a shared one would all be copied at the first write.
+    def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
+        """Give each leaf a buffer of its own: views into a shared one would all be copied at the first write."""
+        joining = self.joining(caches, length, room)
+        for segment in segments:
+            joining.add(segment)
+        joining.finish()
 
-        Each segment is written into the buffers at once and can be freed then. Nothing waits for that.
-        """
+    def joining(self, caches: Sequence[Any], length: int, room: int) -> Joining:
+        """Each segment is written into the buffers at once, and can be freed then."""
         capacity = round_up(length + room)
         buffers = {name: [self._zeros(capacity, dim) for _ in caches] for name, dim in self.dims().items()}
-        at = 0
-        for segment in segments:
-            stop = at + next(iter(segment.values())).shape[2]
-            for name, rows in buffers.items():
-                for row, buffer in enumerate(rows):
-                    buffer[:, :, at:stop] = segment[name][row : row + 1]
-            at = stop
-            mx.async_eval(*buffers.values())  # type: ignore[no-untyped-call]
-        assert at == length, f"there is KV of {at} tokens, not of {length}"
-        for row, cache in enumerate(caches):
-            self.fill(cache, {name: rows[row] for name, rows in buffers.items()})
-            cache.offset = length
+        return _Filling(self, caches, length, buffers)
 
     def _zeros(self, tokens: int, dim: int) -> mx.array:
         return mx.zeros((1, self.token.heads, tokens, dim), self.token.dtype)
@@ -98,6 +90,31 @@ class AppendLayers(TokenLayers, SettledLayers):
             self.fill(cache, arrays)
             cache.offset = length
             mx.eval(cache.keys, cache.values)
+
+
+@dataclass(slots=True)
+class _Filling:
+    """Buffers that are filled from the first token on."""
+
+    group: AppendLayers
+    caches: Sequence[Any]
+    length: int
+    buffers: dict[str, list[mx.array]]
+    at: int = 0
+
+    def add(self, segment: Segment) -> None:
+        stop = self.at + next(iter(segment.values())).shape[2]
+        for name, rows in self.buffers.items():
+            for row, buffer in enumerate(rows):
+                buffer[:, :, self.at : stop] = segment[name][row : row + 1]
+        self.at = stop
+        mx.async_eval(*self.buffers.values())  # type: ignore[no-untyped-call]
+
+    def finish(self) -> None:
+        assert self.at == self.length, f"there is KV of {self.at} tokens, not of {self.length}"
+        for row, cache in enumerate(self.caches):
+            self.group.fill(cache, {name: rows[row] for name, rows in self.buffers.items()})
+            cache.offset = self.length
 
 
 def _settled(live: mx.array, stored: Sequence[mx.array], start: int, length: int, capacity: int) -> mx.array:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import mlx.core as mx
 
@@ -94,6 +94,18 @@ class LiveBytes:
             max(self.window, other.window),
             self.fixed + other.fixed,
         )
+
+
+class Joining(Protocol):
+    """New live caches of a group, which are filled with what records hold, segment by segment."""
+
+    def add(self, segment: Segment) -> None:
+        """Take what `LayerGroup.cut` gave for the next tokens. Nothing waits for its arrays."""
+        ...
+
+    def finish(self) -> None:
+        """Set the arrays of the caches: all segments were added, and the last of them ends where the caches are to."""
+        ...
 
 
 class LayerGroup(ABC):
@@ -174,21 +186,41 @@ class LayerGroup(ABC):
     def cut(self, caches: Sequence[Any], start: int, stop: int) -> Segment:
         """Copy what these leaves keep of tokens [start, stop). The result is lazy, and shares no buffer with them."""
 
-    streams: ClassVar[bool] = False
-    """Whether `join` takes segments one by one, so that no more than one of them has to be there at a time."""
-
     @abstractmethod
-    def join(self, caches: Sequence[Any], segments: Any, length: int, room: int) -> None:
+    def join(self, caches: Sequence[Any], segments: Sequence[Segment], length: int, room: int) -> None:
         """Fill new caches with ``length`` tokens; buffers that grow get space for ``room`` more.
 
-        ``segments``, a sequence, or an iterator where the kind ``streams`` them, are what `cut` gave for consecutive
-        ranges of tokens, the last of which ends at ``length``. They
+        ``segments`` are what `cut` gave for consecutive ranges of tokens, the last of which ends at ``length``. They
         hold every token, or at least those of the window; for layers that keep a whole state there is exactly one.
         """
+
+    def joining(self, caches: Sequence[Any], length: int, room: int) -> Joining:
+        """Do what `join` does with segments that come one after the other.
+
+        A kind whose segments need not all be there at once has a `Joining` of its own.
+        """
+        return _Collected(self, caches, length, room)
 
     @abstractmethod
     def fits(self, arrays: Segment, tokens: int) -> bool:
         """Whether arrays that were loaded have the names, shapes and dtypes of a tail of so many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """Segments that wait for the last of them."""
+
+    group: LayerGroup
+    caches: Sequence[Any]
+    length: int
+    room: int
+    segments: list[Segment] = field(default_factory=list)
+
+    def add(self, segment: Segment) -> None:
+        self.segments.append(segment)
+
+    def finish(self) -> None:
+        self.group.join(self.caches, self.segments, self.length, self.room)
 
 
 class SettledLayers(LayerGroup):

@@ -19,7 +19,7 @@ from mlx_lm.models.cache import CacheList, make_prompt_cache
 from agent_memory_core.blocks.block import RecordKind
 from agent_memory_core.kv.append import AppendLayers
 from agent_memory_core.kv.codec import Segment
-from agent_memory_core.kv.layer_kind import LayerGroup, Leaf, LiveBytes, SettledLayers
+from agent_memory_core.kv.layer_kind import Joining, LayerGroup, Leaf, LiveBytes, SettledLayers
 from agent_memory_core.kv.snapshot import SnapshotLayers, arrays_of, attribute_shapes
 from agent_memory_core.kv.state import StateLayers
 from agent_memory_core.kv.window import WindowLayers
@@ -97,19 +97,18 @@ class KvLayout:
 
     def join(self, segments: Segments, length: int, room: int) -> list[Any]:
         """Build a live cache of ``length`` tokens, with space for ``room`` more. Its buffers are not waited for."""
+        building = self.building(length, room)
+        for home, found in segments.items():
+            for segment in found:
+                building.add(home, segment)
+        return building.finish()
+
+    def building(self, length: int, room: int) -> Building:
+        """Do what `join` does with segments that come one after the other."""
         cache: list[Any] = make_prompt_cache(self._model)
-        if length == 0:
-            return cache
         leaves = _leaves(cache)
-        homes = [group.home for group in self.groups]
-        # What several groups read cannot be consumed by the first of them.
-        found = {
-            home: list(segments[home]) if homes.count(home) > 1 else segments[home] for home in set(homes)
-        }
-        for number, group in enumerate(self.groups):
-            own = (self._of_group(number, segment) for segment in found[group.home])
-            group.join(_own(group, leaves), own if group.streams else list(own), length, room)
-        return cache
+        joins = [group.joining(_own(group, leaves), length, room) for group in self.groups] if length else []
+        return Building(self, cache, joins)
 
     @property
     def may_pad(self) -> bool:
@@ -130,7 +129,7 @@ class KvLayout:
         leaves = _leaves(cache)
         for number, group in enumerate(self.groups):
             assert isinstance(group, SettledLayers), "see `stays_live`"
-            own = [self._of_group(number, segment) for segment in segments[group.home]]
+            own = [_of_group(number, segment) for segment in segments[group.home]]
             group.settle(_own(group, leaves), own, start, length, room)
 
     def trimmed(self, cache: Sequence[Any], length: int, room: int) -> list[Any]:
@@ -148,7 +147,7 @@ class KvLayout:
 
     def fits_tail(self, arrays: Segment, tokens: int) -> bool:
         """Whether arrays that were loaded have the names, shapes and dtypes of a tail of so many tokens."""
-        own = [self._of_group(number, arrays) for number in range(len(self.groups))]
+        own = [_of_group(number, arrays) for number in range(len(self.groups))]
         return sum(map(len, own)) == len(arrays) and all(
             group.fits(found, tokens) for group, found in zip(self.groups, own, strict=True)
         )
@@ -160,9 +159,27 @@ class KvLayout:
     def _at_home(self, record: RecordKind) -> Iterator[tuple[int, LayerGroup]]:
         return ((number, group) for number, group in enumerate(self.groups) if group.home == record)
 
-    def _of_group(self, number: int, segment: Segment) -> Segment:
-        prefix = f"{number}."
-        return {name.removeprefix(prefix): x for name, x in segment.items() if name.startswith(prefix)}
+
+class Building:
+    """A live cache that is filled with segments as they come, see `KvLayout.building`."""
+
+    def __init__(self, layout: KvLayout, cache: list[Any], joins: Sequence[Joining]) -> None:
+        """``joins`` are one for each group of the layout; none at all if no token is to be put in."""
+        self._homes = [group.home for group in layout.groups]
+        self._cache = cache
+        self._joins = joins
+
+    def add(self, home: RecordKind, segment: Segment) -> None:
+        """Take the next segment of the layers with this home."""
+        for number, join in enumerate(self._joins):
+            if self._homes[number] == home:
+                join.add(_of_group(number, segment))
+
+    def finish(self) -> list[Any]:
+        """The live cache, after the last segment. Its buffers are not waited for."""
+        for join in self._joins:
+            join.finish()
+        return self._cache
 
 
 def _probe(model: Any) -> list[Leaf]:
@@ -201,6 +218,12 @@ def _opened(cache: Any) -> Iterator[Any]:
             yield from _opened(inner)
     else:
         yield cache
+
+
+def _of_group(number: int, segment: Segment) -> Segment:
+    """Those arrays of a segment that belong to one group, under their own names."""
+    prefix = f"{number}."
+    return {name.removeprefix(prefix): x for name, x in segment.items() if name.startswith(prefix)}
 
 
 def _own(group: LayerGroup, leaves: Sequence[Any]) -> list[Any]:

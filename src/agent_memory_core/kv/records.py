@@ -7,8 +7,7 @@ computes nothing again and adds no rounding; only a tail can hold the state of l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence as ReadOnly
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence as ReadOnly
 from typing import Any
 
 import mlx.core as mx
@@ -16,13 +15,14 @@ import mlx.core as mx
 from agent_memory_core.blocks.block import Block, BlockHash, RecordKind, record_hash
 from agent_memory_core.blocks.chain import TokenChain
 from agent_memory_core.blocks.live_caches import LiveCache
-from agent_memory_core.blocks.match import Hit, Match
+from agent_memory_core.blocks.match import Match
 from agent_memory_core.blocks.resume_policy import ResumePolicy
 from agent_memory_core.config import KvBits
 from agent_memory_core.kv.append import GROWTH, round_up
 from agent_memory_core.kv.codec import KvCodec, Segment, nbytes
 from agent_memory_core.kv.layer_kind import shapes_of
 from agent_memory_core.kv.layout import KvLayout
+from agent_memory_core.kv.restoration import Restoration
 
 ENCODED_RECORDS: tuple[RecordKind, ...] = ("block", "window")
 """Kinds of records that are made of full blocks and encoded."""
@@ -68,34 +68,11 @@ class KvBlocks:
 
     def restore(self, match: Match, room: int) -> list[Any]:
         """Build a live cache from a match whose records are all in memory, with space for ``room`` more tokens."""
-        assert not match.missing
-        end = match.end
-        is_block = end is not None and end.kind == "block"
-        blocks = [*match.blocks, *([end] if end is not None and is_block else [])]
-        surplus = self._block_tokens - end.take if end is not None and is_block else 0
-        tail = end if end is not None and end.kind == "tail" else None
-        segments: dict[RecordKind, Iterable[Segment]] = {
-            "block": chain(self._decoded("block", blocks, surplus), self._of_tail("block", tail)),
-            "window": chain(self._decoded("window", match.windows, surplus), self._of_tail("window", tail)),
-            "tail": [] if tail is None else [_block(tail).kv],
-        }
-        cache = self.layout.join(segments, match.tokens, room)
-        mx.eval(self.layout.arrays(cache))
-        return cache
+        return self.restoring(match, room).finish()
 
-    def _decoded(self, record: RecordKind, hits: ReadOnly[Hit], surplus: int) -> Iterator[Segment]:
-        """The KV of consecutive full blocks, each in a segment, the last one without its last ``surplus`` tokens."""
-        codec = self._codecs[record]
-        for left, hit in enumerate(hits if not codec.is_empty else (), 1 - len(hits)):
-            segment = codec.decode([_block(hit).kv])
-            yield segment if left else {name: x[:, :, : x.shape[2] - surplus] for name, x in segment.items()}
-
-    def _of_tail(self, record: RecordKind, end: Hit | None) -> list[Segment]:
-        """What a tail holds of layers that can be cut: the tokens that the match takes."""
-        own = self.layout.at_home(_block(end).kv, record) if end is not None else {}
-        if end is None or not end.take or not own:
-            return []
-        return [{name: x[:, :, : end.take] for name, x in own.items()}]
+    def restoring(self, match: Match, room: int) -> Restoration:
+        """Do what `restore` does while records still come from disk."""
+        return Restoration(self.layout, self._codecs, self._block_tokens, match, room)
 
     # -- live caches that are kept ------------------------------------------------------------------------
 
@@ -183,8 +160,3 @@ def _token_tail(parent: BlockHash, tokens: tuple[int, ...]) -> Block | None:
 def _tokens(sequence: TokenChain, index: int) -> tuple[int, ...]:
     start, stop = sequence.block_range(index)
     return tuple(sequence.token_ids[start:stop])
-
-
-def _block(hit: Hit) -> Block:
-    assert hit.block is not None
-    return hit.block

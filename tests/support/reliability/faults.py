@@ -19,7 +19,8 @@ from unittest import mock
 from support.reliability.talk import Child, Talks, Tell, open_memory
 
 from agent_memory_core import AgentMemory, TurnReport
-from agent_memory_core.engine.block_io import READ_PATIENCE, SAVE_PATIENCE
+from agent_memory_core.engine.block_io import SAVE_PATIENCE
+from agent_memory_core.engine.block_reader import READ_PATIENCE
 from agent_memory_core.storage import block_store
 from agent_memory_core.storage.record_files import RecordFiles
 

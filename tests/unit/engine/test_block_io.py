@@ -1,10 +1,9 @@
-"""The writer and the reader say what they did as values, in the order they were asked, and touch nothing else."""
+"""The writer says what it did as values, in the order it was asked, and touches nothing else."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import pytest
 from support.stored_turns import BLOCK, IDENTITY, ROOT, ids, wanted
 
 from agent_memory_core.blocks.block import Block, record_hash
-from agent_memory_core.engine.block_io import ROOM_PATIENCE, BlockReader, BlockWriter, Save
-from agent_memory_core.engine.results import Loaded, Saved
+from agent_memory_core.engine.block_io import ROOM_PATIENCE, BlockWriter, Save
+from agent_memory_core.engine.results import Saved
 from agent_memory_core.errors import StoreFull
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import BranchCommit, BranchRow
 from agent_memory_core.storage.record import HostTensor, Record
 
-Results = queue.SimpleQueue[Loaded | Saved]
+Results = queue.SimpleQueue[Saved]
 
 
 class FailsOnce(BlockStore):
@@ -84,9 +83,7 @@ def test_two_turns_of_one_branch_that_wait_together_are_one_branch(
 
 
 def next_saved(results: Results) -> Saved:
-    outcome = results.get(timeout=60)
-    assert isinstance(outcome, Saved)
-    return outcome
+    return results.get(timeout=60)
 
 
 def test_a_turn_after_one_that_failed_begins_where_that_one_began(tmp_path: Path, results: Results) -> None:
@@ -175,63 +172,3 @@ def test_flushing_after_the_end_returns_at_once(store: BlockStore, results: Resu
     writer = BlockWriter(store, results)
     writer.close()
     writer.flush()
-
-
-def test_what_was_written_is_read_up_to_the_first_gap(store: BlockStore, results: Results) -> None:
-    writer, reader = BlockWriter(store, results), BlockReader(store, results)
-    saved = save(1, 3)
-    writer.submit(saved)
-    writer.flush()
-    results.get_nowait()
-    names = [block.hash for block in saved.blocks]
-    reader.submit(7, ROOT, [*names[:2], bytes(32), names[2]])
-    reader.submit(8, ROOT, [])
-    reader.close()
-    writer.close()
-    answers = {
-        loaded.seq_id: loaded
-        for loaded in (results.get_nowait(), results.get_nowait())
-        if isinstance(loaded, Loaded)
-    }
-    loaded, nothing = answers[7], answers[8]
-    assert [record.key for record in loaded.blocks] == names[:2]
-    for record, block in zip(loaded.blocks, saved.blocks, strict=False):
-        assert mx.array_equal(record.tensors["0.v"], block.kv["0.v"])
-    assert nothing == Loaded(8, [])
-
-
-class Late:
-    """A store whose every record takes its time; reading the one that is named never ends before it is let go."""
-
-    def __init__(self, hangs_at: bytes | None = None, seconds: float = 0.0) -> None:
-        self.hangs_at, self.seconds, self.go_on = hangs_at, seconds, threading.Event()
-
-    def load(self, root: bytes, key: bytes, allocate: Any) -> Record[Any]:
-        if key == self.hangs_at:
-            self.go_on.wait(30)
-        time.sleep(self.seconds)
-        return Record(key, root, (), "block", {})
-
-
-def test_a_slow_disk_is_waited_for_as_long_as_it_answers(results: Results) -> None:
-    """Together its records take far longer than a turn waits for one."""
-    reader = BlockReader(Late(seconds=0.15), results, patience=0.3)
-    keys = [bytes([n]) for n in range(6)]
-    reader.submit(1, ROOT, keys)
-    reader.close()
-    loaded = results.get_nowait()
-    assert isinstance(loaded, Loaded)
-    assert [record.key for record in loaded.blocks] == keys
-
-
-def test_what_was_read_before_a_read_that_hangs_is_used_and_nothing_comes_after_it(results: Results) -> None:
-    keys = [bytes([n]) for n in range(4)]
-    store = Late(hangs_at=keys[2])
-    reader = BlockReader(store, results, patience=0.2)
-    reader.submit(1, ROOT, keys)
-    loaded = results.get(timeout=20)
-    assert isinstance(loaded, Loaded)
-    assert [record.key for record in loaded.blocks] == keys[:2]
-    store.go_on.set()
-    reader.close()
-    assert results.empty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from random import Random
 from typing import Any
 
 import mlx.core as mx
@@ -76,6 +77,31 @@ def test_a_match_of_all_that_was_kept_restores_the_live_cache(
     assert one.keys() == other.keys()
     for key, x in one.items():
         assert error(other[key], x) <= (0.15 if kv_bits is not None and key[-2:] in (".k", ".v") else 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(FAMILIES), st.integers(1, 150), st.sampled_from([None, "6/4"]), st.randoms())
+def test_records_that_come_one_by_one_in_any_order_restore_the_same_bits(
+    name: str, length: int, kv_bits: KvBits, luck: Random
+) -> None:
+    _, blocks = built(name, kv_bits)
+    pool, _ = stored(name, length, kv_bits)
+    prompt = [*IDS[:length], 5]
+    found = PrefixCache(pool, blocks.resume).match(ROOT, prompt, chain_of(length).hashes, None)
+    at_once = blocks.restore(found, 8)
+    held = [(hit, hit.block) for hit in found.hits]
+    luck.shuffle(held)
+    here = luck.randrange(len(held) + 1)
+    for hit, _ in held[here:]:
+        hit.block = None
+    restoration = blocks.restoring(found, 8)
+    restoration.advance()
+    for hit, block in held[here:]:
+        hit.block = block
+        restoration.advance()
+    wanted, came = (blocks.layout.arrays(cache) for cache in (at_once, restoration.finish()))
+    assert len(wanted) == len(came)
+    assert all(mx.array_equal(one, other) for one, other in zip(wanted, came, strict=True))
 
 
 @settings(max_examples=25, deadline=None)
