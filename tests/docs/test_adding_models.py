@@ -29,7 +29,7 @@ def model_command() -> str:
     return found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_newcomer_gets_there_by_the_commands_alone(tmp_path: Path) -> None:
     shim = tmp_path / "bin" / "agent-memory"
     shim.parent.mkdir()

@@ -46,7 +46,7 @@ def client() -> Iterator[nbclient.NotebookClient]:
     "path",
     [
         # The first and the last one show that the way of running them works.
-        path if path in (NOTEBOOKS[0], NOTEBOOKS[-1]) else pytest.param(path, marks=pytest.mark.heavy)
+        path if path == NOTEBOOKS[0] else pytest.param(path, marks=pytest.mark.heavy)
         for path in NOTEBOOKS
     ],
     ids=lambda path: path.stem,

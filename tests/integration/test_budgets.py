@@ -18,7 +18,7 @@ from agent_memory_core.storage.record_files import RecordFiles
 
 Open = Callable[..., engine_driver.Driver]
 MIB = 2**20
-SESSIONS = 50
+SESSIONS = 15
 
 
 def store_bytes(store: Path) -> int:
@@ -28,7 +28,7 @@ def store_bytes(store: Path) -> int:
 
 
 @pytest.mark.slow
-def test_50_sessions_under_a_budget_that_holds_5(open_driver: Open, tmp_path: Path) -> None:
+def test_many_sessions_under_a_budget_that_holds_5(open_driver: Open, tmp_path: Path) -> None:
     wide = {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 256}
     model = tiny_models.write(tmp_path / "wide", tiny_models.LLAMA | wide)
     driver = open_driver(model, memory_budget_mb=12, disk_budget_mb=20, kv_bits=None)

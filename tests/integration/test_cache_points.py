@@ -10,6 +10,7 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from llama_index.core.base.llms.types import CachePoint, ChatMessage, TextBlock
 from support import families
+from support.cases import some_of
 
 from agent_memory_core import AgentMemory, Message
 from langchain_agent_memory import ChatMLXPersistent
@@ -22,7 +23,7 @@ Turn = Callable[[Path, str, str, bool], int]
 """One turn of a session of its own: its folder, the model, what follows the stable text; returns the reused tokens."""
 
 
-@pytest.fixture(scope="module", params=["qwen3_next", "gpt_oss"])
+@pytest.fixture(scope="module", params=some_of(["qwen3_next", "gpt_oss"], ["gpt_oss"]))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     return families.write(tmp_path_factory.mktemp("models") / request.param, request.param)
 

@@ -1,7 +1,8 @@
 """Every kind of attention: a resumed turn is the uninterrupted one, whatever the layers keep.
 
-That a turn's bits do not depend on where its KV lay is tried on every family. The other properties follow from the
-kinds of layers alone, so they are tried on one family for each combination of kinds.
+That a turn's bits do not depend on where its KV lay is tried on every family, though `make test` leaves most of them
+to `make test-heavy`. The other properties follow from the kinds of layers alone, so they are tried on one family for
+each combination of kinds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from support import devices, families
+from support.cases import some_of
 from support.engine_driver import RecordingSink, SteppedEngine
 
 from agent_memory_core import (
@@ -139,7 +141,7 @@ def opened() -> Iterator[Callable[..., Watched]]:
         engine.close()
 
 
-every_family = pytest.mark.parametrize("name", families.CONFIGS)
+every_family = pytest.mark.parametrize("name", some_of(families.CONFIGS, REPRESENTATIVES))
 one_of_each_kind = pytest.mark.parametrize("name", REPRESENTATIVES)
 
 

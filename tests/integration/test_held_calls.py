@@ -64,7 +64,7 @@ async def test_a_random_models_calls_are_valid_alone_and_in_a_batch(
 ) -> None:
     calls_eagerly(monkeypatch, memory, calls)
     before = memory.stats()
-    requests = [ask("Do something.", seed, tools=TOOLS) for seed in range(6)]
+    requests = [ask("Do something.", seed, tools=TOOLS) for seed in range(3)]
     alone: list[ChatResult] = [memory.chat(request) for request in requests]
     together = await asyncio.gather(*(memory.achat(request) for request in requests))
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
@@ -74,8 +74,8 @@ async def test_a_random_models_calls_are_valid_alone_and_in_a_batch(
         assert whole is False or result.invalid_tool_calls == ()
         assert all(fits(call.arguments, PARAMETERS[call.name]) for call in result.tool_calls)
     after = memory.stats()
-    assert after.calls_held - before.calls_held >= 12
-    assert after.calls_saved - before.calls_saved >= 12, "a random model writes no call by itself"
+    assert after.calls_held - before.calls_held >= 6
+    assert after.calls_saved - before.calls_saved >= 6, "a random model writes no call by itself"
 
 
 def test_text_is_what_it_was(memory: AgentMemory) -> None:

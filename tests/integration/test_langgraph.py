@@ -25,6 +25,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
 from pydantic import BaseModel, Field
+from support.cases import some_of
 from support.watched_calls import Call, Watch
 
 from agent_memory_core import SessionKey
@@ -216,7 +217,7 @@ def agent_with_expert(llm: ChatMLXPersistent) -> Any:
 SHAPES = [agent, supervisor, swarm, subgraphs, fan_out, agent_with_expert]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", some_of(SHAPES, [agent_with_expert, fan_out]))
 def test_threads_at_once_keep_apart_and_warm(
     llm: ChatMLXPersistent, watch: Watch, shape: Callable[[ChatMLXPersistent], Any]
 ) -> None:

@@ -19,6 +19,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 from pydantic import Field
+from support.cases import some_of
 
 from llama_index_agent_memory import MLXPersistentLLM
 
@@ -155,7 +156,9 @@ def test_in_the_order_of_their_scores_notes_are_computed_again(open_library: Cal
     assert share_of_notes(report, library.llm, "Where does Mia live?") < 0.5
 
 
-@pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
+@pytest.mark.parametrize(
+    "kind", some_of([ContextChatEngine, CondensePlusContextChatEngine], [CondensePlusContextChatEngine])
+)
 @pytest.mark.parametrize(("processors", "reason"), [([InOrderOfId()], ""), ([], "diverged")])
 def test_a_conversation_over_notes(
     open_library: Callable[..., Library], kind: Any, processors: list[InOrderOfId], reason: str

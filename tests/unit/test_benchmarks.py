@@ -265,7 +265,7 @@ def test_what_is_lost_is_measured_against_chance() -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.model
 def test_a_quick_run_judges_every_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One conversation, short keys, and one candidate of each sort: the way through the program is the same."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from support import devices, families, tiny_models
+from support.cases import some_of
 from support.live_caches import IDS, filled, run
 
 from agent_memory_core.kv.layout import LAYER_KINDS, KvLayout
@@ -53,7 +54,7 @@ def built(name: str) -> tuple[Any, KvLayout]:
     reason="a live window holds more keys than its copy, so a GPU adds their products in other tiles",
     tolerance=1e-4,
 )
-@pytest.mark.parametrize("name", families.CONFIGS)
+@pytest.mark.parametrize("name", some_of(families.CONFIGS, (*ONE_OF_EACH, "qwen3_next", "mamba2")))
 def test_every_layer_of_a_family_is_in_the_group_of_its_kind_and_copies_to_the_same_bits(
     name: str, tolerance: float
 ) -> None:
