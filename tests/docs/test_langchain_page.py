@@ -32,11 +32,7 @@ def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ChatMLXPersistent(**SMALL).memory.close()
 
 
-@pytest.mark.parametrize(
-    ("code", "output"),
-    [(code, output) for _, code, output in PAGE.examples()],
-    ids=[t for t, *_ in PAGE.examples()],
-)
+@pytest.mark.parametrize(("code", "output"), PAGE.parameters(heavy=["Long tool results"]))
 def test_an_example_runs_and_prints_what_the_page_shows(code: str, output: str | None) -> None:
     found = printed(code)
     assert output is None or found == output

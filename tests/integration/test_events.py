@@ -98,7 +98,7 @@ def test_a_turn_that_is_given_up_ends_as_failed(llama: str, open_driver: Open) -
 def test_what_memory_had_no_room_for_is_told(llama: str, open_driver: Open) -> None:
     memory = open_driver(llama, memory_budget_mb=4, kv_bits=None).memory
     seen = watched(memory)
-    for number in range(12):
+    for number in range(5):
         memory.chat([{"role": "user", "content": f"{number}" * 1500}], session=f"s{number}", max_tokens=2)
     told = sum(event.blocks for event in seen if isinstance(event, BlocksEvicted))
     assert told == memory.stats().memory.evicted > 0

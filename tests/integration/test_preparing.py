@@ -25,7 +25,7 @@ from agent_memory_core.engine import preparing
 from agent_memory_core.engine.preparing import Preparation, size
 
 SHORT = "Tell me of Tom."
-TALK = "Ada has 12 boxes, and Tom has 7. " * 60
+TALK = "Ada has 12 boxes, and Tom has 7. " * 36
 
 
 @pytest.fixture

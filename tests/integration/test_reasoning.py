@@ -40,6 +40,10 @@ def llm(folder: str) -> Iterator[ChatMLXPersistent]:
     model.memory.close()
 
 
+GOOD = 27
+"""A seed with which the model thinks and then speaks here. On another machine its answers may differ."""
+
+
 def thought(message: BaseMessage) -> str:
     return "".join(b["reasoning"] for b in message.content_blocks if b["type"] == "reasoning")
 
@@ -47,7 +51,7 @@ def thought(message: BaseMessage) -> str:
 @pytest.fixture(scope="module")
 def thoughtful(llm: ChatMLXPersistent) -> ChatMLXPersistent:
     """With a seed whose answer is a thought and a text: a random model ends a thought by chance."""
-    for seed in range(200):
+    for seed in (GOOD, *range(200)):
         model = llm.model_copy(update={"seed": seed})
         message = model.invoke(ASK)
         delimiters = [

@@ -39,11 +39,16 @@ def config(model: str, store: Path, bits: Any) -> EngineConfig:
 
 def padded(driver: engine_driver.Driver, history: engine_driver.History, end: int) -> engine_driver.History:
     """Add a user message so long that prompt and answer end ``end`` tokens off a block boundary."""
-    for filler in range(20, 20 + 2 * BLOCK):
-        asked = [*history, {"role": "user", "content": "Tell me " + "1" * filler}]
-        if (driver.memory.count_tokens(asked) + NEW - end) % BLOCK == 0:
-            return asked
-    raise AssertionError("one digit is one token, so some length must fit")
+
+    def asked(filler: int) -> engine_driver.History:
+        return [*history, {"role": "user", "content": "Tell me " + "1" * filler}]
+
+    def beyond(filler: int) -> int:
+        return (driver.memory.count_tokens(asked(filler)) + NEW - end) % BLOCK
+
+    filler = 20 + BLOCK - beyond(20)
+    assert beyond(filler) == 0, "one digit is one token"
+    return asked(filler)
 
 
 def killed_turn(jobs: list[dict[str, Any]]) -> list[engine_driver.Seen]:
@@ -66,22 +71,23 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tiny_models.write(tmp_path_factory.mktemp("models") / request.param, shape)
 
 
-@restarts
-def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(tmp_path: Path) -> None:
-    shapes = {"llama": tiny_models.LLAMA, "deepseek_v2": tiny_models.DEEPSEEK_V2}
-    models = [tiny_models.write(tmp_path / name, shape) for name, shape in shapes.items()]
-    _six_turns(tmp_path, [(model, bits) for model in models for bits in CODECS])
+FAMILIES = ("llama", "deepseek_v2", "gpt_oss", "qwen3_5", "baichuan_m1")
+"""Two with full attention, and one with windows, one with states, and one with both."""
+SOME = [("llama", None), *((family, "6/4") for family in FAMILIES)]
+ALL = [(family, bits) for family in FAMILIES for bits in CODECS]
 
 
 @restarts
-def test_so_they_are_whatever_the_layers_keep(tmp_path: Path) -> None:
-    """A model with windows, one with states, and one with both."""
-    models = [families.write(tmp_path / name, name) for name in ("gpt_oss", "qwen3_5", "baichuan_m1")]
-    _six_turns(tmp_path, [(model, bits) for model in models for bits in (None, "6/4")])
+@pytest.mark.parametrize("cases", [SOME, pytest.param(ALL, marks=pytest.mark.heavy)], ids=["some", "all"])
+def test_six_turns_are_the_same_bits_hot_evicted_and_after_kill_9(
+    tmp_path: Path, cases: list[tuple[str, Any]]
+) -> None:
+    """In every turn one process answers for all models and codecs, and is killed."""
+    models = {name: families.write(tmp_path / name, name) for name in dict(cases)}
+    _six_turns(tmp_path, [(models[name], bits) for name, bits in cases])
 
 
 def _six_turns(tmp_path: Path, cases: list[tuple[str, Any]]) -> None:
-    """Six turns of each model with each codec; in every turn one process answers for all of them and is killed."""
     hot, evicted, killed = (
         [config(model, tmp_path / f"{place}-{i}", bits) for i, (model, bits) in enumerate(cases)]
         for place in ("hot", "evicted", "killed")

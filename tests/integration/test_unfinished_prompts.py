@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def answer(model: str) -> tuple[int, ...]:
 
 def test_after_a_kill_in_the_middle_of_a_prompt_its_retry_goes_on(model: str, tmp_path: Path) -> None:
     killed(model, tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    _forgotten(model, tmp_path / "copy")
     with memory_of(model, tmp_path / "store") as memory:
         assert memory.sessions() == []
         assert memory.check().clean
@@ -70,9 +73,7 @@ def test_after_a_kill_in_the_middle_of_a_prompt_its_retry_goes_on(model: str, tm
     assert result.token_ids == answer(model)
 
 
-def test_forgetting_a_session_deletes_the_part_of_its_prompt(model: str, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    killed(model, store)
+def _forgotten(model: str, store: Path) -> None:
     assert list(store.glob("ns/*/*/*/*"))
     with memory_of(model, store) as memory:
         assert memory.forget("ada")
@@ -106,11 +107,11 @@ def test_what_belongs_to_nobody_is_not_kept(model: str, tmp_path: Path) -> None:
 
 def test_a_turn_that_ends_writes_each_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committing, "KEEP_EVERY", 256)
-    sizes = []
+    model, sizes = families.write(tmp_path / "model", "llama"), []
     for every in (256, 10**9):
         monkeypatch.setattr(committing, "KEEP_EVERY", every)
         with AgentMemory(
-            cache_dir=tmp_path / str(every), min_free_mb=0, block_tokens=64, prefill_chunk=128
+            model=model, cache_dir=tmp_path / str(every), min_free_mb=0, block_tokens=64, prefill_chunk=128
         ) as memory:
             assert memory.chat(TEXT, "ada", max_tokens=2).report.persisted
             assert memory.check().clean

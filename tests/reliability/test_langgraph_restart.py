@@ -22,7 +22,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from langchain_agent_memory import ChatMLXPersistent
 
-BRIEF = "You are one of a team. " + "Be polite to everybody and think before you speak. " * 130
+BRIEF = "You are one of a team. " + "Be polite to everybody and think before you speak. " * 50
 TEAM = ("planner", "writer", "critic")
 QUESTIONS = ("My name is Ada.", "I live in Rome.", "What is my name?")
 THREAD: RunnableConfig = {"configurable": {"thread_id": "team"}}
@@ -105,7 +105,7 @@ def test_a_killed_team_goes_on_as_warm_and_as_it_would_have(tmp_path: Path) -> N
     for process in processes[1:]:
         assert process[0]["tier"] == "warm"
         for answer in process:
-            assert answer["read"] >= 0.95 * answer["prompt"]
+            assert answer["read"] >= 0.9 * answer["prompt"]
     # A restart costs no token.
     assert [a["read"] for a in said] == [a["read"] for a in whole]
 

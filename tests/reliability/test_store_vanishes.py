@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import tiny_models
 
 from agent_memory_core import AgentMemory, SessionKey
 from agent_memory_core.storage.database import Database
@@ -117,8 +118,14 @@ BETWEEN: dict[str, Harm] = {
 }
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_models.write(tmp_path_factory.mktemp("models") / "llama", tiny_models.LLAMA)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AGENT_MEMORY_MODEL", model)
     return tmp_path / "store"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 EXAMPLE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 
@@ -25,6 +26,15 @@ class Page:
         for section in re.split(r"^##+ ", self.text, flags=re.MULTILINE):
             for code, output in EXAMPLE.findall(section):
                 yield section.splitlines()[0], code, output or None
+
+    def parameters(self, heavy: Sequence[str] = ()) -> list[ParameterSet]:
+        """Code and output of each example, for a test; those under ``heavy`` titles are left to `make test-heavy`."""
+        found = list(self.examples())
+        assert set(heavy) <= {title for title, *_ in found}
+        return [
+            pytest.param(code, output, id=title, marks=[pytest.mark.heavy] if title in heavy else [])
+            for title, code, output in found
+        ]
 
     def section(self, title: str) -> str:
         """What stands under a title, and after it."""
