@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from support import engine_driver, families, tiny_models
+from support.cases import some_of
 
 from agent_memory_core import EngineConfig
 from agent_memory_core.blocks.live_caches import LiveCache
@@ -23,7 +24,7 @@ def opened(model: str, store: Path | None, bits: Any = "6/4", **more: Any) -> en
     return engine_driver.Driver(EngineConfig(model=model, cache_dir=store, kv_bits=bits, **settings))
 
 
-@pytest.fixture(scope="module", params=["llama", "deepseek_v2"])
+@pytest.fixture(scope="module", params=some_of(["llama", "deepseek_v2"], ["llama"]))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     shape = {"llama": tiny_models.LLAMA, "deepseek_v2": tiny_models.DEEPSEEK_V2}[request.param]
     return tiny_models.write(tmp_path_factory.mktemp("models") / request.param, shape)

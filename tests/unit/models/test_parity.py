@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from mlx_lm.models.cache import KVCache
 from support import families, tiny_models
+from support.cases import some_of
 from support.catalog_rows import catalog_at
 from support.gpu_rounding import GpuRounding
 
@@ -315,7 +316,7 @@ def test_a_layout_that_puts_back_what_it_took_leaves_no_gap(kept: Any) -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 4])
-@pytest.mark.parametrize("name", ["gemma3", "olmo3"])
+@pytest.mark.parametrize("name", some_of(["gemma3", "olmo3"], ["gemma3"]))
 def test_a_window_that_rounds_as_on_a_gpu_is_stored_and_a_token_that_is_lost_from_it_is_found(
     name: str, scale: float
 ) -> None:
