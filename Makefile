@@ -171,6 +171,7 @@ test-scale: $(INSTALLED)
 	$(BIN)/python -m venv .venv-scale
 	$(SCALE) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),scale,dev]'
 	RAY_USAGE_STATS_ENABLED=0 $(SCALE) benchmarks/raylets.py
+	$(SCALE) benchmarks/cold_loss.py
 	$(BIN)/python benchmarks/report.py
 
 reliability: $(INSTALLED)

@@ -357,6 +357,28 @@ def _told(part: dict[str, Any], moved: str) -> list[str]:
     return [str(part["turns"]), moved, str(part["lost"]), f"{part['slowest']:.1f} s"]
 
 
+def _cold_loss(result: Result) -> str:
+    rows = [
+        [
+            "object store",
+            "kills",
+            "turns",
+            "lost",
+            "most at one kill",
+            "of sessions",
+            "most in the queue then",
+        ]
+    ]
+    names = ("kills", "turns", "lost", "most lost", "most sessions", "most waiting")
+    rows += [
+        [link, *(str(found[name]) for name in names)] for link, found in result["results"]["links"].items()
+    ]
+    beyond = result["results"]["ratios"]["lost beyond the queue"]
+    wanted = _sign(result["settings"]["targets"]["lost beyond the queue"])
+    rows.append(["beyond the queue", "", "", f"{beyond} ({wanted})", "", "", ""])
+    return _grid(rows)
+
+
 def _fleet(result: Result) -> str:
     found, wanted = result["results"], result["settings"]["targets"]
     rows = [["nodes", "sessions that move", "least that can", "moved / least", "largest node / mean"]]
@@ -402,6 +424,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "rivals": _rivals,
     "cold": _cold,
     "raylets": _raylets,
+    "cold_loss": _cold_loss,
     "fleet": _fleet,
     "server": _server,
     "server_load": _server_load,

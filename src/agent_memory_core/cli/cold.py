@@ -32,7 +32,8 @@ def status(cache_dir: CacheDir = None, url: Url = None, as_json: Json = False) -
         print_json(found.to_dict())
         return
     say(
-        f"waiting to be uploaded: {count(found.waiting, 'session')}; to be forgotten there: {found.forgetting}"
+        f"waiting to be uploaded: {count(found.waiting, 'session')} with {count(found.waiting_turns, 'turn')}; to be "
+        f"forgotten there: {found.forgetting}"
     )
     if found.failure:
         say(f"the last upload failed: {found.failure}")

@@ -54,6 +54,9 @@ class ColdStatus:
 
     waiting: int
     """sessions that have changed and are not uploaded yet"""
+    waiting_turns: int
+    """commits of these since they were uploaded last, one for each turn and each prompt that was read ahead: no more is
+    lost with this disk"""
     forgetting: int
     """sessions that are still to be forgotten there"""
     failure: str
@@ -196,8 +199,10 @@ class ColdTier:
     def status(self) -> ColdStatus:
         """What was done and what is to be done."""
         names = ("pushed", "pulled", "conflicts", "misses", "uploaded_bytes", "downloaded_bytes")
+        unsent = self._book.unsent()
         return ColdStatus(
-            waiting=len(self._book.marked()),
+            waiting=len(unsent),
+            waiting_turns=sum(unsent.values()),
             forgetting=len(self._book.all_forgotten()),
             failure=self._failure,
             requests=dict(self._objects.requests),
