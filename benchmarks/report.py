@@ -347,8 +347,12 @@ def _raylets(result: Result) -> str:
         ["one node killed", *_told(killed, f"{killed['moved']}, of {killed['its own']} that it had")],
         [
             f"{settings['nodes']} nodes become {settings['nodes'] + 1}",
-            *_told(added, f"{added['moved']}, {ratio:.2f} of the ideal share ({wanted})"),
+            *_told(
+                added,
+                f"{added['moved']}; of {settings['names']:,} names {ratio:.2f} of the ideal share ({wanted})",
+            ),
         ],
+        [f"{settings['clients']} clients at once in one session", *_told(found["crowded"], "")],
     ]
     return _grid(rows)
 

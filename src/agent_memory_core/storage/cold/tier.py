@@ -118,6 +118,7 @@ class ColdTier:
         self._busy: set[Owner] = set()
         self._pauses: dict[Owner, float] = {}
         self._failure = ""
+        self._in_vain = False
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="agent-memory-cold", daemon=True)
@@ -239,16 +240,21 @@ class ColdTier:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._book.marked() or self._book.all_forgotten():
             if deadline is not None and time.monotonic() > deadline:
+                self._in_vain = True
                 return False
             self._soon(self._take_up)
             time.sleep(0.02)
+        self._in_vain = False
         return True
 
     def close(self) -> None:
-        """Upload what is waiting, for the timeout at most, and end; the next opening of the store uploads the rest."""
+        """Upload what is waiting, for the timeout at most, and end; the next opening of the store uploads the rest.
+
+        Whoever has waited for that in vain does not wait once more.
+        """
         if self._closing:
             return
-        if not self._failure and self._objects.breaker.wait == 0:
+        if not self._in_vain and not self._failure and self._objects.breaker.wait == 0:
             self.flush(self._timeout)
         self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
