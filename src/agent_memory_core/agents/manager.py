@@ -32,6 +32,7 @@ from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext, AgentInfo, SavedAgent
 from agent_memory_core.agents.errors import AgentExists, AgentNotFound
 from agent_memory_core.agents.keeping import Agent, Keeping
+from agent_memory_core.agents.mirror import AgentMirror
 from agent_memory_core.agents.seats import Seats
 from agent_memory_core.agents.templates import AgentTemplate, find_template, read_templates
 from agent_memory_core.agents.transfers import AgentTransfers
@@ -93,7 +94,8 @@ class PersistentAgentManager(AgentTransfers):
             if self._owned is not None:
                 self._owned.close()
             raise
-        self._keeping = Keeping(self.memory, self._book, namespace)
+        self._mirror = AgentMirror(self.memory, self._book, namespace)
+        self._keeping = Keeping(self.memory, self._book, namespace, self._mirror)
         self._seats = Seats[Agent](max_agents, timeout, self._keeping.leave)
 
     @property
@@ -146,7 +148,7 @@ class PersistentAgentManager(AgentTransfers):
             metadata=dict(metadata or {}),
         )
         with self._seats.turn(agent_id):
-            known = self._book.get(agent_id)
+            known = self._keeping.find(agent_id)
             if known is not None:
                 _check_same(known, record, exist_ok)
                 return self._seats.seat(agent_id, lambda: self._keeping.bring(agent_id)).context
@@ -240,8 +242,8 @@ class PersistentAgentManager(AgentTransfers):
             self._keeping.clear(self._seat(agent_id))
 
     def agent_exists(self, agent_id: str) -> bool:
-        """Whether there is an agent of that id, in memory or on disk."""
-        return self._book.get(agent_id) is not None
+        """Whether there is an agent of that id, in memory, on disk or in the object store."""
+        return self._keeping.find(agent_id) is not None
 
     def list_agents(self) -> list[AgentInfo]:
         """All agents, in memory and on disk; the one used last first. Loads nothing."""
@@ -440,6 +442,7 @@ class PersistentAgentManager(AgentTransfers):
 
     def close(self) -> None:
         """Write what is queued, close the book and the memory, unless that was given."""
+        self._mirror.close()
         if self._owned is not None:
             self._owned.close()
         elif not self.memory.closed:
