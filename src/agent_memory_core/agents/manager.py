@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 from agent_memory_core import (
     AgentMemory,
@@ -39,12 +39,13 @@ from agent_memory_core.agents.transfers import AgentTransfers
 from agent_memory_core.agents.turns import AgentStream, AgentTurn, AsyncAgentStream
 from agent_memory_core.agents.usage import disk_usage, memory_usage
 from agent_memory_core.agents.waiting import in_thread
+from agent_memory_core.closing import Closing
 
 Said = str | Message | Sequence[Message]
 """What is said to an agent: words of the user, or messages, as the results of tools are."""
 
 
-class PersistentAgentManager(AgentTransfers):
+class PersistentAgentManager(AgentTransfers, Closing):
     """Agents on one model, of which a few are in memory and all on disk. Any thread may use it.
 
     Args:
@@ -152,7 +153,7 @@ class PersistentAgentManager(AgentTransfers):
             if known is not None:
                 _check_same(known, record, exist_ok)
                 return self._seats.seat(agent_id, lambda: self._keeping.bring(agent_id)).context
-            return self._seats.seat(agent_id, lambda: self._keeping.make(record)).context
+            return self._seats.seat(agent_id, lambda: self._made(record, exist_ok)).context
 
     def load_agent(self, agent_id: str) -> AgentContext:
         """Bring an agent into memory. Turns do that by themselves.
@@ -449,19 +450,22 @@ class PersistentAgentManager(AgentTransfers):
             self.memory.flush()
         self._book.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _seat(self, agent_id: str) -> Agent:
         if not self.agent_exists(agent_id):
             # Before anybody makes room for it.
             raise AgentNotFound(f"there is no agent {agent_id!r}: create it first.")
         return self._seats.seat(agent_id, lambda: self._keeping.bring(agent_id))
+
+    def _made(self, record: AgentRecord, exist_ok: bool) -> Agent:
+        try:
+            return self._keeping.make(record)
+        except AgentExists:
+            # Another process has made it meanwhile.
+            known = self._book.get(record.agent_id)
+            if known is None:
+                raise
+            _check_same(known, record, exist_ok)
+            return self._keeping.bring(record.agent_id)
 
     def _sampling(self, agent: Agent, given: Mapping[str, Any]) -> dict[str, Any]:
         template = self._templates.get(agent.context.template or "")

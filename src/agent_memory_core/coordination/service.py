@@ -17,10 +17,10 @@ import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from agent_memory_core import AgentMemory, InvalidSetting, Message, TurnReport
+from agent_memory_core.closing import Closing
 from agent_memory_core.coordination import books, turns
 from agent_memory_core.coordination.aio import asynchronous, streamed
 from agent_memory_core.coordination.ballots import choice_schema
@@ -37,7 +37,7 @@ from agent_memory_core.coordination.voices import TurnStats, Voices
 log = logging.getLogger("agent_memory")
 
 
-class CoordinationService:
+class CoordinationService(Closing):
     """Sessions in which agents talk, kept in a file of their own.
 
     Any thread may call it. In one session one thing happens at a time, in the order of the calls; sessions go on
@@ -402,14 +402,6 @@ class CoordinationService:
     def close(self) -> None:
         """Close the file of the sessions. The memory stays open."""
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _stored(self, session_id: str) -> Stored:
         return self._store.load(session_id, self._voices.namespace)
