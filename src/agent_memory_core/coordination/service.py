@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,8 @@ class CoordinationService(Closing):
         self._voices = Voices(memory, models or {}, namespace)
         self._store = Store(_path(memory, path))
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+        """Those of which something is under way."""
 
     # Sessions
 
@@ -81,7 +83,8 @@ class CoordinationService(Closing):
         spec = SessionSpec.of(spec)
         self._voices.check(spec)
         session_id = uuid.uuid4().hex[:16]
-        with self._lock:
+        # Whether its agents are free is asked in the transaction that takes them: another process may want them, too.
+        with self._lock, self._store.transaction():
             book = books.begin(spec, self._minds(spec))
             empty = replace(book, events=())
             self._store.create(session_id, self._voices.namespace, book, Draft(empty, list(book.events)))
@@ -111,7 +114,7 @@ class CoordinationService(Closing):
         stored = self._stored(session_id)
         session = self._session(session_id)
         session.withdraw()
-        with self._lock:
+        with self._lock, self._store.transaction():
             spec = stored.book.spec
             permanent = [agent.agent_id for agent in spec.speakers if agent.lifecycle == "permanent"]
             book = self._stored(session_id).book
@@ -409,9 +412,10 @@ class CoordinationService(Closing):
     def _session(self, session_id: str) -> Session:
         self._stored(session_id)
         with self._lock:
-            if session_id not in self._sessions:
-                self._sessions[session_id] = Session(session_id, self._store, self._voices)
-            return self._sessions[session_id]
+            session = self._sessions.get(session_id)
+            if session is None:
+                session = self._sessions[session_id] = Session(session_id, self._store, self._voices)
+            return session
 
     def _minds(self, spec: SessionSpec) -> dict[str, Mind]:
         """What the permanent agents bring with them."""
