@@ -169,8 +169,12 @@ test-sdks: $(INSTALLED)
 SCALE := .venv-scale/bin/python
 test-scale: $(INSTALLED)
 	$(BIN)/python -m venv .venv-scale
-	$(SCALE) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),scale,dev]'
+	$(SCALE) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),scale,scale-tests,dev]'
+	@command -v npm >/dev/null || echo 'without npm there is no emulator of Azure, and its tests are skipped'
+	! command -v npm >/dev/null || npm install --no-fund --no-audit --prefix $(CLIENTS) azurite@3
+	AZURITE=$(CLIENTS)/node_modules/.bin/azurite-blob $(SCALE) -m pytest tests/unit/storage/cold tests/unit/scale
 	RAY_USAGE_STATS_ENABLED=0 $(SCALE) benchmarks/raylets.py
+	$(SCALE) benchmarks/cold_loss.py
 	$(BIN)/python benchmarks/report.py
 
 reliability: $(INSTALLED)

@@ -2,8 +2,8 @@
 
 Nothing is computed and nothing is sent. Two things are counted:
 
-    the ring      consistent hashing with 100 points a node, as Ray's router has it, in which nodes are lost and join;
-                  the share of the sessions that moves, beside the least that can
+    the ring      consistent hashing with as many points a node as the application asks Ray for, in which nodes are lost
+                  and join; the share of the sessions that moves, beside the least that can
     the bucket    sessions of many turns go through the heads of the cold tier (`head.merged`), which tell how many
                   requests a turn makes, how large heads are and what is left for a sweep; the records' bytes come from
                   the shape of a model of 8 billion parameters
@@ -24,9 +24,10 @@ import xxhash
 from record import argument_parser, write_result
 
 from agent_memory_core.blocks.block import root_hash
+from agent_memory_core.scale.config import POINTS
 from agent_memory_core.storage.cold.head import Head, HeadBranch, HeadRecord, Offer, merged, to_bytes
 
-NODES, SESSIONS, POINTS = 1000, 1_000_000, 100
+NODES, SESSIONS = 1000, 1_000_000
 CHANGES = (1, 10, 100)
 SAMPLE = 200
 MODEL = {

@@ -4,9 +4,11 @@
     killed    a node is killed with SIGKILL, all its processes at once: its sessions move, and no others, and go on
               from the object store with all that was acknowledged
     added     the configuration asks for a fourth node: about a quarter of the sessions moves
+    crowded   many clients take turns in one session at once, each in a conversation of its own: none loses a turn
 
-Each node has a store of its own; they share a folder as the object store, and turns are acknowledged when they are in
-it. A turn counts as lost if the next one of its session has to compute any of its prompt again.
+How large a share moves says little of a few sessions, so many more names are only routed, before and after. Each node
+has a store of its own; they share a folder as the object store, and turns are acknowledged when they are in it. A turn
+counts as lost if the next one of its session has to compute any of its prompt again.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ from agent_memory_core.scale import deploy, serve_config, status
 
 SESSIONS, TURNS, NODES = 24, 5, 3
 AT_ONCE = 4
+CLIENTS = 12
+"""That share one session, and take turns all at once."""
+NAMES = 1200
+"""Of sessions that are only routed."""
 TARGETS = {
     "steady, moved": "<= 0",
     "killed, lost turns": "<= 0",
@@ -39,6 +45,7 @@ TARGETS = {
     "killed, not warm": "<= 0",
     "added, moved / ideal": "<= 1.3",
     "added, lost turns": "<= 0",
+    "crowded, lost turns": "<= 0",
 }
 
 
@@ -53,6 +60,8 @@ class Talk:
     """that answered last"""
     known: int = 0
     """tokens of the last prompt"""
+    who: str = ""
+    """one of several that share the session"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,14 @@ def main() -> None:
             results = measure(cluster)
         finally:
             cluster.shutdown()
-    settings = {"sessions": SESSIONS, "turns": TURNS, "nodes": NODES, "targets": TARGETS}
+    settings = {
+        "sessions": SESSIONS,
+        "turns": TURNS,
+        "nodes": NODES,
+        "clients": CLIENTS,
+        "names": NAMES,
+        "targets": TARGETS,
+    }
     write_result(options.out, settings, results, {"name": "tiny-chat"})
     missed = [name for name, target in TARGETS.items() if results["ratios"][name] > float(target.split()[1])]
     sys.exit(f"missed: {', '.join(missed)}" if missed else None)
@@ -164,16 +180,21 @@ def measure(cluster: Raylets) -> dict[str, Any]:
     cluster.add()
     cluster.ask_for(NODES)
     rounds(talks)
+    before = routes(cluster.port)
     cluster.add()
     cluster.ask_for(NODES + 1)
     added = rounds(talks)
-    moved = sum(turn.moved for turn in added)
-    ideal = SESSIONS / (NODES + 1)
+    after = routes(cluster.port)
+    moved = sum(after[name] != node for name, node in before.items())
+    ideal = NAMES / (NODES + 1)
+    crowd = [Talk("crowd", cluster.port, who=f"client {number}") for number in range(CLIENTS)]
+    crowded = [turn for _ in range(TURNS) for turn in rounds(crowd, CLIENTS)]
     return {
         "spread": sorted(spread.values()),
         "steady": told(steady),
         "killed": told(killed) | {"its own": its_own},
-        "added": told(added) | {"ideal": ideal},
+        "added": told(added) | {"names moved": moved, "ideal": ideal},
+        "crowded": told(crowded),
         "ratios": {
             "steady, moved": sum(turn.moved for turn in steady),
             "killed, lost turns": sum(turn.lost for turn in killed),
@@ -182,6 +203,7 @@ def measure(cluster: Raylets) -> dict[str, Any]:
             "killed, not warm": sum(not turn.warm for turn in killed),
             "added, moved / ideal": round(moved / ideal, 3),
             "added, lost turns": sum(turn.lost for turn in added),
+            "crowded, lost turns": sum(turn.lost for turn in crowded),
         },
     }
 
@@ -196,16 +218,29 @@ def told(turns: list[Turn]) -> dict[str, Any]:
     }
 
 
-def rounds(talks: list[Talk]) -> list[Turn]:
+def rounds(talks: list[Talk], at_once: int = AT_ONCE) -> list[Turn]:
     """One turn of each session, several at a time."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(take_turn, talks))
+
+
+def routes(port: int) -> dict[str, str]:
+    """The node to which each of many names is routed."""
+    names = [f"name-{number}" for number in range(NAMES)]
+
+    def node_of(name: str) -> str:
+        url = f"http://127.0.0.1:{port}/health/live"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"x-session-id": name})) as found:
+            return str(found.headers["x-agent-memory-node"])
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(names, pool.map(node_of, names), strict=True))
 
 
 def take_turn(talk: Talk) -> Turn:
     """One turn of a session; a client asks again where a node does not answer."""
     number = len(talk.messages)
-    talk.messages.append({"role": "user", "content": f"Question {number} of {talk.name}. " * 8})
+    talk.messages.append({"role": "user", "content": f"Question {number} of {talk.who or talk.name}. " * 8})
     began = time.perf_counter()
     answer, node = asked(talk)
     seconds = time.perf_counter() - began

@@ -347,14 +347,40 @@ def _raylets(result: Result) -> str:
         ["one node killed", *_told(killed, f"{killed['moved']}, of {killed['its own']} that it had")],
         [
             f"{settings['nodes']} nodes become {settings['nodes'] + 1}",
-            *_told(added, f"{added['moved']}, {ratio:.2f} of the ideal share ({wanted})"),
+            *_told(
+                added,
+                f"{added['moved']}; of {settings['names']:,} names {ratio:.2f} of the ideal share ({wanted})",
+            ),
         ],
+        [f"{settings['clients']} clients at once in one session", *_told(found["crowded"], "")],
     ]
     return _grid(rows)
 
 
 def _told(part: dict[str, Any], moved: str) -> list[str]:
     return [str(part["turns"]), moved, str(part["lost"]), f"{part['slowest']:.1f} s"]
+
+
+def _cold_loss(result: Result) -> str:
+    rows = [
+        [
+            "object store",
+            "kills",
+            "turns",
+            "lost",
+            "most at one kill",
+            "of sessions",
+            "most in the queue then",
+        ]
+    ]
+    names = ("kills", "turns", "lost", "most lost", "most sessions", "most waiting")
+    rows += [
+        [link, *(str(found[name]) for name in names)] for link, found in result["results"]["links"].items()
+    ]
+    beyond = result["results"]["ratios"]["lost beyond the queue"]
+    wanted = _sign(result["settings"]["targets"]["lost beyond the queue"])
+    rows.append(["beyond the queue", "", "", f"{beyond} ({wanted})", "", "", ""])
+    return _grid(rows)
 
 
 def _fleet(result: Result) -> str:
@@ -402,6 +428,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "rivals": _rivals,
     "cold": _cold,
     "raylets": _raylets,
+    "cold_loss": _cold_loss,
     "fleet": _fleet,
     "server": _server,
     "server_load": _server_load,

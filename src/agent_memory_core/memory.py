@@ -17,10 +17,10 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from agent_memory_core.backend import require_mlx
+from agent_memory_core.closing import AsyncClosing, Closing
 from agent_memory_core.config import EngineConfig
 from agent_memory_core.engine.async_sessions import AsyncSessions
 from agent_memory_core.engine.events import Observer, Observers
@@ -58,7 +58,7 @@ Owner = SessionKey | str | None
 T = TypeVar("T")
 
 
-class AgentMemory(AsyncSessions):
+class AgentMemory(AsyncSessions, Closing, AsyncClosing):
     """A model whose sessions outlive the call, the process and the machine's restarts.
 
     Settings are those of `EngineConfig`; what is not given comes from ``AGENT_MEMORY_*`` variables, the model's
@@ -279,14 +279,6 @@ class AgentMemory(AsyncSessions):
                 self._store.close()
                 self._store = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # -- for coroutines: the same on another thread, so that the event loop goes on -----------------------
 
     async def astats(self) -> Stats:
@@ -320,14 +312,6 @@ class AgentMemory(AsyncSessions):
     async def aclose(self) -> None:
         """`close` for coroutines."""
         await asyncio.to_thread(self.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _call(self, function: Callable[[Engine], T]) -> T:
         """Ask the engine something for which the model is loaded."""

@@ -27,7 +27,7 @@ manager.generate("ada", "Remember 4821.", 8)
 
 @pytest.mark.slow
 def test_three_agents_go_on_after_a_kill(tmp_path: Path) -> None:
-    told, resumed = demo.run(tmp_path)
+    told, resumed = demo.run(tmp_path, compare=False)
     assert list(told) == list(demo.FACTS)
     for line in resumed:
         assert line.history == told[line.agent_id]

@@ -6,7 +6,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from support.keys import KEY, give
 
 from agent_memory_core import AgentMemory, InvalidRequest, Message, StoreError, ToolCall
+from agent_memory_core.agents import AgentExists
 from agent_memory_core.agents.book import FILE, AgentBook, AgentRecord
 
 OpenBook = Callable[..., AgentBook]
@@ -76,6 +79,27 @@ def test_an_id_is_taken_once_and_free_after_it_was_deleted(open_book: OpenBook) 
     assert book.messages("ada") == []
     book.clear("eve")
     assert (book.messages("eve"), book.get("eve") is None) == ([], False)
+
+
+def test_of_many_who_make_one_id_at_a_moment_only_one_does(open_book: OpenBook) -> None:
+    """Each has a connection of its own, as processes have. What the winner wrote is not written over."""
+    books = [open_book() for _ in range(4)]
+    start = threading.Barrier(len(books))
+
+    def make(number: int, name: str) -> bool:
+        start.wait(10)
+        try:
+            books[number].add(record(name), [Message("user", str(number))])
+        except AgentExists:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(books)) as threads:
+        for turn in range(10):
+            name = f"agent {turn}"
+            made = list(threads.map(make, range(len(books)), [name] * len(books)))
+            assert sum(made) == 1
+            assert [message.content for message in books[0].messages(name)] == [str(made.index(True))]
 
 
 def test_two_processes_lose_no_row_of_each_other(open_book: OpenBook, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from agent_memory_core.coordination import CoordinationService, Transcript, load
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 scenario = load_scenario("prisoners_dilemma")
+scenario = scenario.model_copy(update={"sampling": {**scenario.sampling, "max_tokens": 24}})
 kept = folder / "transcript.json"
 run = Transcript.model_validate_json(kept.read_text()) if kept.exists() else Transcript(scenario=scenario.name)
 memory = AgentMemory(cache_dir=folder / "caches", min_free_mb=0)
@@ -128,8 +129,9 @@ def test_experts_know_their_articles_after_a_restart(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"cache_dir": tmp_path / "caches", "min_free_mb": 0}
     with AgentMemory(**settings) as memory, CoordinationService(memory) as service:
         sid = service.create_session(spec).session_id
-        cost = service.prime(sid)
-        assert set(cost) == set(names)
+        read = ["router", "tides"]
+        cost = service.prime(sid, read)
+        assert set(cost) == set(read)
     with AgentMemory(**settings) as memory, CoordinationService(memory) as service:
         harbour = Routing(router="router", experts=("tides",))
         expert, answer = route(service, sid, harbour, "What is the code of the harbour?")

@@ -50,17 +50,17 @@ def test_every_topology_takes_turns(service: CoordinationService, topology: str)
 def test_a_turn_computes_what_was_heard_and_the_cue(
     memory: AgentMemory, service: CoordinationService
 ) -> None:
-    """Over twenty rounds of two agents; their first turns compute the system message too."""
+    """Over eight rounds of two agents; their first turns compute the system message too."""
     sid = service.create_session(
         {**TALK, "agents": people("ann", "bob"), "topology": "round_robin"}
     ).session_id
-    for _ in range(20):
+    for _ in range(8):
         service.round(sid)
     rows = service.stats(sid)
-    assert len(rows) == 40
+    assert len(rows) == 16
     heard = tokens_heard(memory, service._stored(sid).book)
     assert all(row.new <= tokens + FRAME for row, tokens in list(zip(rows, heard, strict=True))[2:])
-    by_round = [rows[i].new + rows[i + 1].new for i in range(2, 40, 2)]
+    by_round = [rows[i].new + rows[i + 1].new for i in range(2, 16, 2)]
     assert max(by_round) <= 1.5 * min(by_round)
     assert {row.miss_reason for row in rows[2:]} == {""}
     # The second agent begins with what the first one has read.
@@ -209,14 +209,14 @@ def test_a_view_for_all_has_one_memory(memory: AgentMemory, service: Coordinatio
 
 def test_a_view_that_is_too_long_is_made_shorter_once() -> None:
     words = "The garden is green and the kitchen is blue. " * 6
-    spec = {"agents": people("ann"), "sampling": {"max_tokens": 200}}
-    with AgentMemory(cache_dir=None, context_length=768) as memory, CoordinationService(memory) as service:
+    spec = {"agents": people("ann"), "sampling": {"max_tokens": 60}}
+    with AgentMemory(cache_dir=None, context_length=384) as memory, CoordinationService(memory) as service:
         sid = service.create_session(spec).session_id
-        for number in range(9):
+        for number in range(8):
             service.say(sid, "guide", f"{number}. {words}")
             service.turn(sid)
         made_shorter = [row.compacted for row in service.stats(sid)]
-    assert any(made_shorter)
+    assert made_shorter.count(True) > 1
     assert (True, True) not in set(pairwise(made_shorter))
 
 

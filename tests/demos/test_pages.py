@@ -28,18 +28,19 @@ from streamlit.testing.v1 import AppTest
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(autouse=True)
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """The engine of the pages, on a store of its own."""
+@pytest.fixture(scope="module", autouse=True)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The engine of the pages, on a store of these tests. It starts once, and again where a test kills it."""
     import streamlit
 
-    monkeypatch.setenv("AGENT_MEMORY_CACHE_DIR", str(tmp_path / "caches"))
-    monkeypatch.setenv("AGENT_MEMORY_MIN_FREE_MB", "0")
-    monkeypatch.setenv("AGENT_MEMORY_MEMORY_BUDGET_MB", "128")
-    opened = engine_of(streamlit)
-    yield opened
-    opened.close()
-    streamlit.cache_resource.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENT_MEMORY_CACHE_DIR", str(tmp_path_factory.mktemp("pages") / "caches"))
+        patch.setenv("AGENT_MEMORY_MIN_FREE_MB", "0")
+        patch.setenv("AGENT_MEMORY_MEMORY_BUDGET_MB", "128")
+        opened = engine_of(streamlit)
+        yield opened
+        opened.close()
+        streamlit.cache_resource.clear()
 
 
 def page(name: str) -> Any:
@@ -159,9 +160,10 @@ def test_models_make_room_for_each_other(engine: Engine) -> None:
 
 
 def test_what_is_stored_is_shown_pinned_forked_and_forgotten(engine: Engine) -> None:
+    others = len(engine.memory.sessions())
     engine.memory.chat("Hello!", session="ada", max_tokens=4)
     app = page("inspector")
-    assert metric(app, "sessions") == 1
+    assert metric(app, "sessions") == others + 1
     row = app.dataframe[0].value.to_dict("records")[0]
     info = engine.memory.sessions()[0]
     assert (row["session"], row["tokens"], row["tier"], row["pinned"]) == ("ada", info.tokens, "none", False)
@@ -171,12 +173,14 @@ def test_what_is_stored_is_shown_pinned_forked_and_forgotten(engine: Engine) -> 
     assert "0 damaged" in app.success[0].value
     app = press(app, "Unpin")
     app = press(app, "Fork")
-    assert metric(app, "sessions") == 2
+    assert metric(app, "sessions") == others + 2
     app = press(press(app, "Forget"), "Forget")
-    assert metric(app, "sessions") == 0
+    assert metric(app, "sessions") == others
+    assert not [info for info in engine.memory.sessions() if "ada" in info.session_id]
 
 
 def test_an_engine_that_is_killed_in_the_middle_is_started_again(engine: Engine) -> None:
+    starts = max(1, engine.starts)
     steps = engine.desk.steps("phase", "prisoners_dilemma", Transcript(scenario="x"), "killed")
     next(steps)
     os.kill(engine.pid or 0, signal.SIGKILL)
@@ -184,7 +188,7 @@ def test_an_engine_that_is_killed_in_the_middle_is_started_again(engine: Engine)
         list(steps)
     # A turn that was killed did not happen, and the session can be ended.
     assert engine.service.release("killed") == 1
-    assert engine.starts == 2
+    assert engine.starts == starts + 1
 
 
 def test_the_pages_are_served_on_this_machine(tmp_path: Path) -> None:

@@ -60,6 +60,20 @@ async def test_it_moves_for_coroutines_too(open_driver: Open, llama: str, tmp_pa
     assert second.token_ids == first.token_ids
 
 
+def test_a_fork_is_there_too(open_driver: Open, llama: str, tmp_path: Path) -> None:
+    """It has had no turn of its own yet, and a machine that has neither session forks the one that it knows by name."""
+    settings: dict[str, Any] = {"cold_url": "memory://forks", "cold_ack": "remote"}
+    here = open_driver(llama, cache_dir=tmp_path / "here", **settings).memory
+    first = here.chat(TALK, "ada", max_tokens=2)
+    here.fork("ada", "bea")
+    assert here.cold.flush(20.0)
+    there = open_driver(llama, cache_dir=tmp_path / "there", **settings).memory
+    there.fork("bea", "eve")
+    found = there.chat(TALK, "eve", max_tokens=2)
+    assert found.report.usage.cache_read > 0
+    assert found.token_ids == first.token_ids
+
+
 def test_a_bucket_that_is_gone_costs_no_answer(open_driver: Open, llama: str, tmp_path: Path) -> None:
     """The turn is on this machine's disk; whoever wants it elsewhere is told that it is not."""
     settings: dict[str, Any] = {"cold_url": "s3://bucket", "cold_timeout_seconds": 0.3}

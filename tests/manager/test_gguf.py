@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import gguf_model
+from support.same_weights import HISTORY, SCHEMA, beside_mlx
 
 from agent_memory_core import BackendMissing, Cancelled, InvalidRequest
 from agent_memory_core.manager import ManagerConfig, ModelManager
@@ -21,13 +22,6 @@ except ImportError:
 
 needs_llama = pytest.mark.skipif(not HAS_LLAMA, reason="llama-cpp-python is not installed: make test-gguf")
 
-HISTORY = [
-    {"role": "user", "content": "My name is Ada."},
-    {"role": "assistant", "content": "Nice to meet you, Ada."},
-    {"role": "user", "content": "What is my name?"},
-]
-SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}}, "required": ["city"]}
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -40,13 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def manager(file: str) -> Iterator[ModelManager]:
     parameters = {"max_tokens": 24, "n_gpu_layers": 0, "n_threads": 1, "temperature": 0}
     model = {"name": "g", "type": "gguf", "path": file, "context_length": 2048, "parameters": parameters}
-    mlx = {
-        "name": "m",
-        "type": "mlx",
-        "path": "tiny-chat",
-        "parameters": {"cache_dir": None, "max_tokens": 24},
-    }
-    with ModelManager(ManagerConfig(models=[model, mlx], max_memory_mb=2000)) as made:
+    with beside_mlx(model) as made:
         yield made
 
 

@@ -9,34 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from support.same_weights import HISTORY, SCHEMA, beside_mlx
 from support.tiny_models import TOKENIZER
 
 from agent_memory_core import BackendMissing, Cancelled, InvalidRequest
-from agent_memory_core.manager import ManagerConfig, ModelManager
+from agent_memory_core.manager import ModelManager
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: make test-huggingface")
-
-HISTORY = [
-    {"role": "user", "content": "My name is Ada."},
-    {"role": "assistant", "content": "Nice to meet you, Ada."},
-    {"role": "user", "content": "What is my name?"},
-]
-SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}}, "required": ["city"]}
 
 
 @pytest.fixture
 def manager() -> Iterator[ModelManager]:
     parameters = {"max_tokens": 24, "do_sample": False, "torch_dtype": "float32"}
     model = {"name": "h", "type": "huggingface", "path": str(TOKENIZER), "parameters": parameters}
-    mlx = {
-        "name": "m",
-        "type": "mlx",
-        "path": "tiny-chat",
-        "parameters": {"cache_dir": None, "max_tokens": 24},
-    }
-    with ModelManager(ManagerConfig(models=[model, mlx], max_memory_mb=2000)) as made:
+    with beside_mlx(model) as made:
         yield made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from agent_memory_core.manager import ModelConfig, ModelLoadFailed
 from agent_memory_core.manager.books import Books, Entry, State
+from agent_memory_core.manager.handle import HeldIterator
 from agent_memory_core.manager.pool import Pool, Slot
 
 SIZES = {"a": 9, "b": 6, "c": 4, "d": 3, "e": 2}
@@ -152,3 +154,42 @@ def test_nobody_starves_beside_a_model_that_is_never_idle() -> None:
             thread.join()
     assert pool.books.entries["b"].load_count >= 1
     assert pool.changed.broken == []  # type: ignore[attr-defined]
+
+
+def test_who_holds_a_model_gets_it_again_though_another_waits_for_its_room() -> None:
+    """Also in another thread: what it waits for would only end with it."""
+    pool = opened(0, fair_after=0.0)
+    for slot in pool.slots.values():
+        slot.backend.failing = random.Random(7)  # type: ignore[attr-defined]
+    give_back = pool.hold(pool.slots["a"])
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(use, pool, "b", 0)
+        while pool.books.entries["a"].draining is None:
+            time.sleep(0.001)
+        assert threads.submit(use, pool, "a", 0).result(5)
+        assert not other.done()
+        give_back()
+        give_back()
+        assert other.result(5)
+    assert pool.books.entries["a"].leases == pool.slots["a"].holds == 0
+
+
+def test_an_iterator_that_is_closed_while_it_is_read_ends_after_that_piece() -> None:
+    released: list[bool] = []
+    asked, told = threading.Event(), threading.Event()
+
+    def pieces() -> Iterator[int]:
+        asked.set()
+        told.wait(5)
+        yield 1
+        yield 2
+
+    held = HeldIterator(pieces(), lambda: released.append(True))
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(next, held)
+        assert asked.wait(5)
+        held.close()
+        told.set()
+        assert reading.result(5) == 1
+    assert released == [True]
+    assert list(held) == []

@@ -34,7 +34,7 @@ def test_loads_and_unloads_leave_no_memory(tmp_path: Path) -> None:
     """
     folder = save_model(tmp_path / "large", LARGE, random_model(LARGE))
     said = subprocess.run(
-        [sys.executable, "-c", LOADS, str(folder), "4"],
+        [sys.executable, "-c", LOADS, str(folder), "3"],
         capture_output=True,
         text=True,
         check=True,

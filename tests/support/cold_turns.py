@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from obstore.exceptions import GenericError
-from support.stored_turns import BLOCK, ROOT, open_store, turn
+from support.stored_turns import BLOCK, ROOT, ids, open_store, turn
 
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.branches import BranchRow
@@ -31,6 +31,8 @@ class Weather:
 
     def __init__(self, bucket: Any) -> None:
         self._bucket = bucket
+        # Where it is a folder, which has no compare-and-swap of its own.
+        self.prefix = getattr(bucket, "prefix", None)
         self.delay = 0.0
         self.is_gone = False
         self.is_full = False
@@ -146,8 +148,32 @@ def _commit_and_wait(path: Path, url: str) -> None:
     asyncio.run(asyncio.sleep(60))
 
 
+def _commit_for_ever(path: Path, url: str, sessions: int, delay: float) -> None:
+    """Commit turns to several sessions, which go on by a block each time, and print each that is acknowledged.
+
+    Every request to the bucket takes so many seconds.
+    """
+    weather = Weather(open_bucket(url, 30.0))
+    weather.delay = delay
+    store = cold_store(path, weather, timeout=30.0)
+    turns = 0
+    while True:
+        turns, session = turns + 1, turns % sessions
+        count = 1 + (turns - 1) // sessions
+        turn(store, block_ids(session, count), f"s{session}", branch=newest(store, f"s{session}"))
+        print(session, count, flush=True)
+
+
+def block_ids(session: int, count: int) -> tuple[int, ...]:
+    """The tokens of so many turns of a session, a block each."""
+    return ids(count * BLOCK, 10**6 * session)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "turns":
-        _turns(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    kind, path, url, *numbers = sys.argv[1:]
+    if kind == "turns":
+        _turns(Path(path), url, int(numbers[0]), int(numbers[1]))
+    elif kind == "for ever":
+        _commit_for_ever(Path(path), url, int(numbers[0]), float(numbers[1]))
     else:
-        _commit_and_wait(Path(sys.argv[2]), sys.argv[3])
+        _commit_and_wait(Path(path), url)

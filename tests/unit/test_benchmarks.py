@@ -33,6 +33,7 @@ NAMES = (
     "rivals",
     "cold",
     "raylets",
+    "cold_loss",
     "fleet",
     "server",
     "server_load",

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +40,27 @@ class AgentRecord:
     metadata: dict[str, str] = field(default_factory=dict, repr=False)
     created: float = field(default_factory=time.time)
     last_access: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAgent:
+    """An agent as the book has it, with what the object store has of that."""
+
+    record: AgentRecord
+    messages: tuple[Message, ...] = field(repr=False)
+    sent: int
+    """How many of the messages are in the object store; below 0 after they were cleared."""
+    clearings: int
+    """How often its history was cleared."""
+    copy: str
+    """The name of this copy of the agent."""
+    given: int
+    """How many messages this copy has given to the object store in all, as far as is known here."""
+
+    @property
+    def unsent(self) -> tuple[Message, ...]:
+        """The messages that are only here, as far as is known here."""
+        return self.messages[max(0, self.sent) :]
 
 
 class AgentBook:
@@ -71,8 +93,7 @@ class AgentBook:
     def get(self, agent_id: str) -> AgentRecord | None:
         """An agent, or None if there is none; so too where it was sealed with a key that is gone."""
         with self._reading() as db:
-            row = db.execute(f"{_AGENTS} AND agent_id = ?", (self._namespace, agent_id)).fetchone()
-        return None if row is None else self._record(row)
+            return self._get(db, agent_id)
 
     def all(self) -> list[tuple[AgentRecord, int]]:
         """All agents, the one used last first, each with its number of messages."""
@@ -92,18 +113,13 @@ class AgentBook:
             AgentExists: the id is taken.
             StoreError: it cannot be written.
         """
-        if self.get(record.agent_id) is not None:
-            raise AgentExists(f"agent {record.agent_id!r} exists already: choose another id, or delete it.")
-        about = json.dumps({"system_prompt": record.system_prompt, "metadata": record.metadata})
-        columns = (record.agent_type, record.template, record.model, record.created, record.last_access)
         with self._writing() as db:
-            # Left by one that was sealed with a key that is gone.
-            self._delete(db, record.agent_id)
-            db.execute(
-                "INSERT INTO agents (namespace, agent_id, type, template, model, created, last_access, about) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (self._namespace, record.agent_id, *columns, self._seal(record.agent_id, about)),
-            )
+            # Within the transaction: another process may be making one of that id.
+            if self._get(db, record.agent_id) is not None:
+                raise AgentExists(
+                    f"agent {record.agent_id!r} exists already: choose another id, or delete it."
+                )
+            self._insert(db, record)
             self._append(db, record.agent_id, messages)
 
     def copy(self, agent_id: str, new_id: str) -> None:
@@ -117,9 +133,19 @@ class AgentBook:
         assert record is not None, "only an agent that exists is copied"
         self.add(replace(record, agent_id=new_id, created=time.time()), self.messages(agent_id))
 
-    def delete(self, agent_id: str) -> bool:
-        """Delete an agent and all that was said; say whether there was one."""
+    def delete(self, agent_id: str, *, mark: bool = False) -> bool:
+        """Delete an agent and all that was said; say whether there was one.
+
+        Args:
+            agent_id: the agent.
+            mark: whether the object store is to be told.
+        """
         with self._writing() as db:
+            if mark:
+                db.execute(
+                    "INSERT OR REPLACE INTO deleted VALUES (?, ?, ?)",
+                    (self._namespace, agent_id, time.time()),
+                )
             return self._delete(db, agent_id)
 
     # -- what was said ------------------------------------------------------------------------------------
@@ -127,15 +153,7 @@ class AgentBook:
     def messages(self, agent_id: str) -> list[Message]:
         """What was said, oldest first, the system prompt not included."""
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT message FROM messages JOIN agents ON agents.id = agent "
-                "WHERE namespace = ? AND agent_id = ? ORDER BY seq",
-                (self._namespace, agent_id),
-            ).fetchall()
-        try:
-            return [from_json(self._open_text(agent_id, text)) for (text,) in rows]
-        except Locked:
-            return []
+            return self._messages(db, agent_id)
 
     def append(self, agent_id: str, messages: Sequence[Message], model: str) -> None:
         """Add what was said in one turn; all of it or nothing. Nothing happens if the agent is gone.
@@ -153,9 +171,99 @@ class AgentBook:
     def clear(self, agent_id: str) -> None:
         """Delete what was said; the agent stays."""
         with self._writing() as db:
-            db.execute(f"DELETE FROM messages WHERE agent IN ({_ID})", (self._namespace, agent_id))
+            cleared = db.execute(f"DELETE FROM messages WHERE agent IN ({_ID})", (self._namespace, agent_id))
+            # What was not uploaded counts as given: it may be there all the same, and must not pass for later words.
+            db.execute(
+                "UPDATE carried SET sent = -1, clearings = clearings + 1, given = given + ? - max(0, sent) "
+                f"WHERE agent IN ({_ID})",
+                (cleared.rowcount, self._namespace, agent_id),
+            )
+
+    # -- what the object store has ------------------------------------------------------------------------
+
+    def local(self, agent_id: str) -> tuple[LocalAgent | None, float]:
+        """An agent with what is known of the object store, and when it was deleted here, if nobody was told; else 0."""
+        with self._writing() as db:
+            sql = "SELECT at FROM deleted WHERE namespace = ? AND agent_id = ?"
+            row = db.execute(sql, (self._namespace, agent_id)).fetchone()
+            return self._local(db, agent_id), row[0] if row else 0.0
+
+    def settle(self, agent_id: str, was: LocalAgent | None, now: LocalAgent | None) -> bool:
+        """Take over what the object store has, unless the agent has changed here since ``was``; say whether so.
+
+        Args:
+            agent_id: the agent.
+            was: what `local` said.
+            now: what it is to be; None deletes it.
+        """
+        with self._writing() as db:
+            if self._local(db, agent_id) != was:
+                return False
+            db.execute(
+                "DELETE FROM deleted WHERE namespace = ? AND agent_id = ?", (self._namespace, agent_id)
+            )
+            if now is None:
+                self._delete(db, agent_id)
+                return True
+            if was is None or (was.record, was.messages) != (now.record, now.messages):
+                self._insert(db, now.record)
+                self._append(db, agent_id, now.messages)
+            db.execute(
+                f"INSERT OR REPLACE INTO carried SELECT id, ?, ?, ?, ? FROM ({_ID})",
+                (now.sent, now.clearings, now.copy, now.given, self._namespace, agent_id),
+            )
+            return True
+
+    def unsent(self) -> list[str]:
+        """The agents of which the object store lacks something, as far as is known here."""
+        sql = (
+            "SELECT agent_id FROM agents LEFT JOIN carried ON agent = id WHERE namespace = ? AND "
+            "(sent IS NULL OR sent < (SELECT count(*) FROM messages WHERE messages.agent = id)) "
+            "UNION SELECT agent_id FROM deleted WHERE namespace = ?"
+        )
+        with self._reading() as db:
+            return [agent_id for (agent_id,) in db.execute(sql, (self._namespace, self._namespace))]
 
     # -- the file -----------------------------------------------------------------------------------------
+
+    def _get(self, db: sqlite3.Connection, agent_id: str) -> AgentRecord | None:
+        row = db.execute(f"{_AGENTS} AND agent_id = ?", (self._namespace, agent_id)).fetchone()
+        return None if row is None else self._record(row)
+
+    def _messages(self, db: sqlite3.Connection, agent_id: str) -> list[Message]:
+        rows = db.execute(
+            "SELECT message FROM messages JOIN agents ON agents.id = agent "
+            "WHERE namespace = ? AND agent_id = ? ORDER BY seq",
+            (self._namespace, agent_id),
+        ).fetchall()
+        try:
+            return [from_json(self._open_text(agent_id, text)) for (text,) in rows]
+        except Locked:
+            return []
+
+    def _local(self, db: sqlite3.Connection, agent_id: str) -> LocalAgent | None:
+        record = self._get(db, agent_id)
+        if record is None:
+            return None
+        # Named before anything of it is given away.
+        db.execute(
+            f"INSERT OR IGNORE INTO carried SELECT id, 0, 0, ?, 0 FROM ({_ID})",
+            (uuid.uuid4().hex, self._namespace, agent_id),
+        )
+        sql = f"SELECT sent, clearings, copy, given FROM carried WHERE agent IN ({_ID})"
+        carried = db.execute(sql, (self._namespace, agent_id)).fetchone()
+        return LocalAgent(record, tuple(self._messages(db, agent_id)), *carried)
+
+    def _insert(self, db: sqlite3.Connection, record: AgentRecord) -> None:
+        # There may be one that was sealed with a key that is gone.
+        self._delete(db, record.agent_id)
+        about = json.dumps({"system_prompt": record.system_prompt, "metadata": record.metadata})
+        columns = (record.agent_type, record.template, record.model, record.created, record.last_access)
+        db.execute(
+            "INSERT INTO agents (namespace, agent_id, type, template, model, created, last_access, about) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._namespace, record.agent_id, *columns, self._seal(record.agent_id, about)),
+        )
 
     def _append(self, db: sqlite3.Connection, agent_id: str, messages: Sequence[Message]) -> None:
         db.executemany(
@@ -242,6 +350,13 @@ class AgentBook:
 _AGENTS = (
     "SELECT agent_id, type, template, model, created, last_access, about FROM agents WHERE namespace = ?"
 )
+_CARRIED = (
+    "CREATE TABLE IF NOT EXISTS carried (agent INTEGER PRIMARY KEY REFERENCES agents ON DELETE CASCADE, "
+    "sent INTEGER NOT NULL, clearings INTEGER NOT NULL, copy TEXT NOT NULL, given INTEGER NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS deleted (namespace TEXT NOT NULL, agent_id TEXT NOT NULL, at REAL NOT NULL, "
+    "PRIMARY KEY (namespace, agent_id)) STRICT, WITHOUT ROWID",
+)
+"""What the object store has of each agent, and which it is still to be told were deleted."""
 _ID = "SELECT id FROM agents WHERE namespace = ? AND agent_id = ?"
 
 
@@ -256,6 +371,9 @@ def _prepare(db: sqlite3.Connection, path: str) -> None:
     if version == 0:
         for statement in resources.files(__package__).joinpath("agents.sql").read_text().split(";\n"):
             db.execute(statement)
+    # Later than the first release; earlier ones pass over them.
+    for table in _CARRIED:
+        db.execute(table)
     db.execute("COMMIT")
     if version not in (0, _VERSION):
         raise StoreError(

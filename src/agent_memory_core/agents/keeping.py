@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -22,6 +23,7 @@ from agent_memory_core import (
 from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext, SavedAgent
 from agent_memory_core.agents.errors import AgentNotFound, AgentNotSaved
+from agent_memory_core.agents.mirror import AgentMirror
 
 LANE = "agent"
 
@@ -48,14 +50,20 @@ class Agent:
 class Keeping:
     """Makes, saves and continues the agents of one namespace. One thread at a time works on an agent."""
 
-    def __init__(self, memory: AgentMemory, book: AgentBook, namespace: str) -> None:
+    def __init__(self, memory: AgentMemory, book: AgentBook, namespace: str, mirror: AgentMirror) -> None:
         self._memory = memory
         self._book = book
         self._namespace = namespace
+        self._mirror = mirror
 
     def key(self, agent_id: str) -> SessionKey:
         """The session of an agent."""
         return SessionKey(agent_id, namespace=self._namespace, lane=LANE)
+
+    def find(self, agent_id: str) -> AgentRecord | None:
+        """Who an agent is, here or in the object store; None if there is none."""
+        self._mirror.look(agent_id)
+        return self._book.get(agent_id)
 
     def bring(self, agent_id: str) -> Agent:
         """An agent that was made before, as it stands in the book. Its keys and values are read with its next turn.
@@ -63,7 +71,7 @@ class Keeping:
         Raises:
             AgentNotFound: there is none.
         """
-        record = self._book.get(agent_id)
+        record = self.find(agent_id)
         if record is None:
             raise AgentNotFound(f"there is no agent {agent_id!r}: create it first.")
         context = _context(record)
@@ -85,11 +93,13 @@ class Keeping:
             # There is none, or the chat template writes no system message alone: the first turn reads it.
             agent.context.cache_tokens = 0
         self._book.add(record, said)
+        self._mirror.changed(record.agent_id)
         agent.context.conversation_history = _shown(said)
         return agent
 
     def prompt(self, agent: Agent, said: Sequence[Message]) -> tuple[Message, ...]:
-        """The whole conversation with what is said now. Brings the agent in step with other processes."""
+        """The whole conversation with what is said now. Brings the agent in step with other processes and machines."""
+        self._mirror.look(agent.agent_id)
         history = [*self._book.messages(agent.agent_id), *agent.unwritten]
         agent.context.conversation_history = _shown(history)
         prompt = agent.context.system_prompt
@@ -106,6 +116,8 @@ class Keeping:
             self._write(agent)
         except StoreError:
             context.persisted = False
+            return
+        context.persisted &= self._mirror.changed(agent.agent_id)
 
     def save(self, agent: Agent) -> SavedAgent:
         """See that all of an agent is on disk.
@@ -148,7 +160,9 @@ class Keeping:
     def forget(self, agent_id: str) -> bool:
         """Delete an agent from memory and disk, and say whether there was one."""
         forgotten = self._memory.forget(agent_id, self._namespace)
-        return self._book.delete(agent_id) or forgotten
+        found = self._book.delete(agent_id, mark=self._mirror.is_on)
+        self._mirror.changed(agent_id)
+        return found or forgotten
 
     def fork(self, agent_id: str, new_id: str) -> None:
         """Write a new agent down that begins as another one is; its keys and values are shared, not copied.
@@ -156,15 +170,16 @@ class Keeping:
         Raises:
             AgentExists: the new id is taken.
         """
+        self._mirror.look(new_id)
         self._book.copy(agent_id, new_id)
         try:
-            self._memory.fork(agent_id, new_id, self._namespace)
-        except SessionNotFound:
-            # Nothing of it is stored: it is computed with the next turn.
-            return
+            # Where nothing of it is stored, it is computed with the next turn.
+            with suppress(SessionNotFound):
+                self._memory.fork(agent_id, new_id, self._namespace)
         except BaseException:
             self._book.delete(new_id)
             raise
+        self._mirror.changed(new_id)
 
     def warm(self, agent: Agent) -> TurnReport:
         """Read all that was said, as far as it is not in memory."""
@@ -176,6 +191,7 @@ class Keeping:
         """Delete what was said to an agent and what it answered; its system prompt is still known afterwards."""
         agent.unwritten.clear()
         self._book.clear(agent.agent_id)
+        self._mirror.changed(agent.agent_id)
         self._memory.forget(agent.agent_id, self._namespace)
         agent.context.conversation_history = []
         agent.context.state = "prefilled"

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 from agent_memory_core import (
     AgentMemory,
@@ -32,18 +32,20 @@ from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext, AgentInfo, SavedAgent
 from agent_memory_core.agents.errors import AgentExists, AgentNotFound
 from agent_memory_core.agents.keeping import Agent, Keeping
+from agent_memory_core.agents.mirror import AgentMirror
 from agent_memory_core.agents.seats import Seats
 from agent_memory_core.agents.templates import AgentTemplate, find_template, read_templates
 from agent_memory_core.agents.transfers import AgentTransfers
 from agent_memory_core.agents.turns import AgentStream, AgentTurn, AsyncAgentStream
 from agent_memory_core.agents.usage import disk_usage, memory_usage
 from agent_memory_core.agents.waiting import in_thread
+from agent_memory_core.closing import Closing
 
 Said = str | Message | Sequence[Message]
 """What is said to an agent: words of the user, or messages, as the results of tools are."""
 
 
-class PersistentAgentManager(AgentTransfers):
+class PersistentAgentManager(AgentTransfers, Closing):
     """Agents on one model, of which a few are in memory and all on disk. Any thread may use it.
 
     Args:
@@ -93,7 +95,8 @@ class PersistentAgentManager(AgentTransfers):
             if self._owned is not None:
                 self._owned.close()
             raise
-        self._keeping = Keeping(self.memory, self._book, namespace)
+        self._mirror = AgentMirror(self.memory, self._book, namespace)
+        self._keeping = Keeping(self.memory, self._book, namespace, self._mirror)
         self._seats = Seats[Agent](max_agents, timeout, self._keeping.leave)
 
     @property
@@ -146,11 +149,11 @@ class PersistentAgentManager(AgentTransfers):
             metadata=dict(metadata or {}),
         )
         with self._seats.turn(agent_id):
-            known = self._book.get(agent_id)
+            known = self._keeping.find(agent_id)
             if known is not None:
                 _check_same(known, record, exist_ok)
                 return self._seats.seat(agent_id, lambda: self._keeping.bring(agent_id)).context
-            return self._seats.seat(agent_id, lambda: self._keeping.make(record)).context
+            return self._seats.seat(agent_id, lambda: self._made(record, exist_ok)).context
 
     def load_agent(self, agent_id: str) -> AgentContext:
         """Bring an agent into memory. Turns do that by themselves.
@@ -240,8 +243,8 @@ class PersistentAgentManager(AgentTransfers):
             self._keeping.clear(self._seat(agent_id))
 
     def agent_exists(self, agent_id: str) -> bool:
-        """Whether there is an agent of that id, in memory or on disk."""
-        return self._book.get(agent_id) is not None
+        """Whether there is an agent of that id, in memory, on disk or in the object store."""
+        return self._keeping.find(agent_id) is not None
 
     def list_agents(self) -> list[AgentInfo]:
         """All agents, in memory and on disk; the one used last first. Loads nothing."""
@@ -440,25 +443,29 @@ class PersistentAgentManager(AgentTransfers):
 
     def close(self) -> None:
         """Write what is queued, close the book and the memory, unless that was given."""
+        self._mirror.close()
         if self._owned is not None:
             self._owned.close()
         elif not self.memory.closed:
             self.memory.flush()
         self._book.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _seat(self, agent_id: str) -> Agent:
         if not self.agent_exists(agent_id):
             # Before anybody makes room for it.
             raise AgentNotFound(f"there is no agent {agent_id!r}: create it first.")
         return self._seats.seat(agent_id, lambda: self._keeping.bring(agent_id))
+
+    def _made(self, record: AgentRecord, exist_ok: bool) -> Agent:
+        try:
+            return self._keeping.make(record)
+        except AgentExists:
+            # Another process has made it meanwhile.
+            known = self._book.get(record.agent_id)
+            if known is None:
+                raise
+            _check_same(known, record, exist_ok)
+            return self._keeping.bring(record.agent_id)
 
     def _sampling(self, agent: Agent, given: Mapping[str, Any]) -> dict[str, Any]:
         template = self._templates.get(agent.context.template or "")

@@ -11,6 +11,7 @@ from agent_memory_core.agents.book import AgentBook, AgentRecord
 from agent_memory_core.agents.contexts import AgentContext
 from agent_memory_core.agents.errors import AgentExists
 from agent_memory_core.agents.keeping import Agent, Keeping
+from agent_memory_core.agents.mirror import AgentMirror
 from agent_memory_core.agents.poc import prompt_caches, read_prompt_cache, to_words
 from agent_memory_core.agents.portable import has_session, read_agent, write_agent
 from agent_memory_core.agents.seats import Seats
@@ -25,7 +26,28 @@ class AgentTransfers:
     namespace: str
     _book: AgentBook
     _keeping: Keeping
+    _mirror: AgentMirror
     _seats: Seats[Agent]
+
+    def pull_agent(self, agent_id: str) -> bool:
+        """Bring an agent up to what other machines have said to it, and say whether there is one.
+
+        Turns do that by themselves; its session comes with them.
+
+        Raises:
+            StoreError: there is no cold tier, or it cannot be reached.
+            AgentExists: the agent of that id in the object store is another one.
+        """
+        with self._seats.turn(agent_id):
+            return self._mirror.sync(agent_id)
+
+    def push_agents(self) -> int:
+        """Upload what the object store lacks of agents, and return how many it has of this namespace then.
+
+        Raises as `pull_agent` does.
+        """
+        self._mirror.sync_all()
+        return len(self._book.all())
 
     def export_agent(self, agent_id: str, path: str | Path) -> Path:
         """Write an agent to a file, with all that is stored of it, for another machine. Nothing in it is encrypted.
@@ -104,7 +126,7 @@ class AgentTransfers:
         """Make an agent that has a past; ``fetch`` brings what is known of it besides the text."""
         validate_session_id(record.agent_id)
         with self._seats.turn(record.agent_id):
-            if self._book.get(record.agent_id) is not None:
+            if self._keeping.find(record.agent_id) is not None:
                 raise AgentExists(
                     f"agent {record.agent_id!r} exists already: delete it, or import the other under a new id."
                 )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 from agent_memory_core import AsyncChatStream, ChatRequest, ChatStream, Delta, Message, SessionKey, TurnReport
 from agent_memory_core.agents.waiting import in_thread
+from agent_memory_core.closing import AsyncClosing, Closing
 
 Ended = Callable[[Message, TurnReport], None]
 """Takes the answer of a turn, and what it did."""
@@ -52,7 +51,7 @@ class AgentTurn:
         self._leave()
 
 
-class AgentStream(Iterator[Delta]):
+class AgentStream(Closing, Iterator[Delta]):
     """The deltas of an agent's turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn.
 
     The agent's next turn waits until this one was read to its end, or was closed.
@@ -82,19 +81,11 @@ class AgentStream(Iterator[Delta]):
         self._stream.close()
         self._turn.give_up()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
 
 
-class AsyncAgentStream(AsyncIterator[Delta]):
+class AsyncAgentStream(AsyncClosing, AsyncIterator[Delta]):
     """`AgentStream` for coroutines."""
 
     def __init__(self, stream: AsyncChatStream, turn: AgentTurn) -> None:
@@ -120,14 +111,6 @@ class AsyncAgentStream(AsyncIterator[Delta]):
         """Withdraw the turn if it has not ended: nothing of it is written down."""
         await self._stream.aclose()
         self._turn.give_up()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def __del__(self) -> None:
         self._turn.give_up()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from agent_memory_core.agents import PersistentAgentManager
 from agent_memory_core.cli.formats import count, print_json, size
 from agent_memory_core.cli.options import CacheDir, Json, Namespace, err, say, stored_memory
 
@@ -32,7 +33,8 @@ def status(cache_dir: CacheDir = None, url: Url = None, as_json: Json = False) -
         print_json(found.to_dict())
         return
     say(
-        f"waiting to be uploaded: {count(found.waiting, 'session')}; to be forgotten there: {found.forgetting}"
+        f"waiting to be uploaded: {count(found.waiting, 'session')} with {count(found.waiting_turns, 'turn')}; to be "
+        f"forgotten there: {found.forgetting}"
     )
     if found.failure:
         say(f"the last upload failed: {found.failure}")
@@ -45,26 +47,34 @@ def push(
     cache_dir: CacheDir = None,
     url: Url = None,
 ) -> None:
-    """Upload sessions now, also those from before there was a cold tier."""
+    """Upload sessions now, also those from before there was a cold tier, and what was said to agents."""
     with stored_memory(cache_dir=cache_dir, cold_url=url) as memory:
         cold = memory.cold
         names = sessions or [info.session_id for info in memory.sessions(namespace)]
         with err.status("uploading"):
             for name in names:
                 cold.push(name, namespace)
+            with PersistentAgentManager(memory=memory, namespace=namespace) as manager:
+                agents = manager.push_agents()
         done = cold.status()
     say(f"{count(len(names), 'session')} in the object store, {size(done.uploaded_bytes)} of it new")
+    if agents:
+        say(f"what was said to {count(agents, 'agent')} is there, too")
 
 
 @app.command()
 def pull(
     sessions: Sessions, namespace: Namespace = "default", cache_dir: CacheDir = None, url: Url = None
 ) -> None:
-    """Download sessions now; a turn of one does it by itself."""
+    """Download sessions now, and the agents of these names; a turn of one does it by itself."""
     with stored_memory(cache_dir=cache_dir, cold_url=url) as memory, err.status("downloading"):
         found = [name for name in sessions if memory.cold.pull(name, namespace)]
+        with PersistentAgentManager(memory=memory, namespace=namespace) as manager:
+            agents = [name for name in sessions if manager.pull_agent(name)]
         nbytes = memory.cold.status().downloaded_bytes
     say(f"{len(found)} of {count(len(sessions), 'session')} had news, {size(nbytes)}")
+    if agents:
+        say(f"here are now the agents {', '.join(map(repr, agents))}")
 
 
 @app.command()

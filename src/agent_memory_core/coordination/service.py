@@ -14,13 +14,14 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from agent_memory_core import AgentMemory, InvalidSetting, Message, TurnReport
+from agent_memory_core.closing import Closing
 from agent_memory_core.coordination import books, turns
 from agent_memory_core.coordination.aio import asynchronous, streamed
 from agent_memory_core.coordination.ballots import choice_schema
@@ -37,7 +38,7 @@ from agent_memory_core.coordination.voices import TurnStats, Voices
 log = logging.getLogger("agent_memory")
 
 
-class CoordinationService:
+class CoordinationService(Closing):
     """Sessions in which agents talk, kept in a file of their own.
 
     Any thread may call it. In one session one thing happens at a time, in the order of the calls; sessions go on
@@ -65,7 +66,8 @@ class CoordinationService:
         self._voices = Voices(memory, models or {}, namespace)
         self._store = Store(_path(memory, path))
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+        """Those of which something is under way."""
 
     # Sessions
 
@@ -81,7 +83,8 @@ class CoordinationService:
         spec = SessionSpec.of(spec)
         self._voices.check(spec)
         session_id = uuid.uuid4().hex[:16]
-        with self._lock:
+        # Whether its agents are free is asked in the transaction that takes them: another process may want them, too.
+        with self._lock, self._store.transaction():
             book = books.begin(spec, self._minds(spec))
             empty = replace(book, events=())
             self._store.create(session_id, self._voices.namespace, book, Draft(empty, list(book.events)))
@@ -111,7 +114,7 @@ class CoordinationService:
         stored = self._stored(session_id)
         session = self._session(session_id)
         session.withdraw()
-        with self._lock:
+        with self._lock, self._store.transaction():
             spec = stored.book.spec
             permanent = [agent.agent_id for agent in spec.speakers if agent.lifecycle == "permanent"]
             book = self._stored(session_id).book
@@ -403,23 +406,16 @@ class CoordinationService:
         """Close the file of the sessions. The memory stays open."""
         self._store.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _stored(self, session_id: str) -> Stored:
         return self._store.load(session_id, self._voices.namespace)
 
     def _session(self, session_id: str) -> Session:
         self._stored(session_id)
         with self._lock:
-            if session_id not in self._sessions:
-                self._sessions[session_id] = Session(session_id, self._store, self._voices)
-            return self._sessions[session_id]
+            session = self._sessions.get(session_id)
+            if session is None:
+                session = self._sessions[session_id] = Session(session_id, self._store, self._voices)
+            return session
 
     def _minds(self, spec: SessionSpec) -> dict[str, Mind]:
         """What the permanent agents bring with them."""

@@ -29,7 +29,6 @@ VERSION = 1
 """Of the tables."""
 
 _TABLES = f"""
-BEGIN;
 CREATE TABLE sessions (
     session_id TEXT PRIMARY KEY, namespace TEXT NOT NULL, created REAL NOT NULL,
     spec TEXT NOT NULL, minds TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0, asking TEXT NOT NULL DEFAULT ''
@@ -44,7 +43,6 @@ CREATE TABLE minds (
     PRIMARY KEY (namespace, prefix, agent_id)
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
-COMMIT;
 """
 
 
@@ -85,7 +83,7 @@ class Store:
     def create(self, session_id: str, namespace: str, book: Book, draft: Draft) -> None:
         """Keep a new session, and that its permanent agents are in it."""
         spec, minds = book.spec, {name: mind_data(mind) for name, mind in book.minds.items()}
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = (session_id, namespace, time.time(), spec.model_dump_json(), json.dumps(minds))
             db.execute(
                 "INSERT INTO sessions (session_id, namespace, created, spec, minds) VALUES (?, ?, ?, ?, ?)",
@@ -104,7 +102,7 @@ class Store:
         Raises:
             SessionNotFound: there is none of that id.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT spec, minds, created, closed, asking FROM sessions WHERE session_id = ? AND namespace = ?",
                 (session_id, namespace),
@@ -119,7 +117,7 @@ class Store:
 
     def ids(self, namespace: str) -> list[str]:
         """The ids of the sessions of a namespace, oldest first."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(
                 "SELECT session_id FROM sessions WHERE namespace = ? ORDER BY created, rowid", (namespace,)
             )
@@ -131,40 +129,40 @@ class Store:
         Raises:
             SessionNotFound: the session was deleted meanwhile.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             self._add(db, session_id, draft, stats)
 
     def note(self, session_id: str, kind: str, bodies: Sequence[Mapping[str, Any]]) -> None:
         """Keep entries of another kind than events and turns."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             self._insert(db, session_id, kind, self._count(db, session_id, kind), bodies)
 
     def notes(self, session_id: str, kind: str) -> list[dict[str, Any]]:
         """The entries of a kind, oldest first."""
-        with self._transaction():
+        with self.transaction():
             return self._entries(session_id, kind)
 
     def close_session(self, session_id: str) -> None:
         """Note that nothing more happens in a session."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE sessions SET closed = 1, asking = '' WHERE session_id = ?", (session_id,))
 
     def ask(self, session_id: str, asking: Mapping[str, Any] | None) -> None:
         """Keep the open question of a session, or that there is none."""
         text = json.dumps(asking) if asking is not None else ""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE sessions SET asking = ? WHERE session_id = ?", (text, session_id))
 
     def delete(self, session_id: str) -> None:
         """Delete a session. What its permanent agents remember has to be kept before."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
 
     # Permanent agents
 
     def mind(self, namespace: str, prefix: str, agent_id: str) -> tuple[Mind, str] | None:
         """What a permanent agent brought into its last session, and which that is; empty where it is deleted."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute(
                 "SELECT mind, session_id FROM minds WHERE namespace = ? AND prefix = ? AND agent_id = ?",
                 (namespace, prefix, agent_id),
@@ -173,7 +171,7 @@ class Store:
 
     def keep_minds(self, session_id: str, minds: Mapping[str, Mind]) -> None:
         """Keep what agents remember of a session that is going to be deleted."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             for agent_id, mind in minds.items():
                 values = (json.dumps(mind_data(mind)), agent_id, session_id)
                 db.execute(
@@ -182,7 +180,7 @@ class Store:
 
     def in_sessions(self, namespace: str, prefix: str) -> set[str]:
         """The last sessions of the permanent agents of a prefix, where they are not deleted."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(
                 "SELECT session_id FROM minds WHERE namespace = ? AND prefix = ?", (namespace, prefix)
             )
@@ -190,7 +188,7 @@ class Store:
 
     def forget_minds(self, namespace: str, prefix: str) -> list[str]:
         """Forget the permanent agents of a prefix; return their ids."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(
                 "DELETE FROM minds WHERE namespace = ? AND prefix = ? RETURNING agent_id", (namespace, prefix)
             )
@@ -199,7 +197,11 @@ class Store:
     # Rows
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Keep other threads and processes out; of what is written meanwhile, all or nothing stays.
+
+        Inside another transaction of the same thread it is a part of that one.
+        """
         with self._lock:
             if self._db.in_transaction:
                 yield self._db
@@ -259,13 +261,17 @@ def _open(path: Path | None) -> sqlite3.Connection:
             "trusted_schema = OFF",
         ):
             db.execute(f"PRAGMA {pragma}").close()
+        # Another process may be making the tables, too.
+        db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            for statement in _TABLES.split(";\n"):
+                db.execute(statement)
+        db.execute("COMMIT")
         if version not in (0, VERSION):
             raise StoreUnreadable(
                 f"{path} is of version {version}, and this program knows {VERSION}: use a newer one."
             )
-        if version == 0:
-            db.executescript(_TABLES)
     except BaseException:
         with closing(db):
             raise

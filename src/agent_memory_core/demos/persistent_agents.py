@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ class Resumed:
     """Prompt tokens that were not computed again."""
     resumed: float
     """Seconds to the first token of the answer."""
-    cold: float
-    """The same for a memory that has never read any of it."""
+    cold: float | None
+    """The same for a memory that has never read any of it; None where that was not asked for."""
 
 
 def first_session(folder: Path) -> None:
@@ -69,19 +70,18 @@ def first_session(folder: Path) -> None:
     signal.pause()
 
 
-def second_session(folder: Path) -> list[Resumed]:
+def second_session(folder: Path, *, compare: bool = True) -> list[Resumed]:
     """Load the agents from disk, and go on with them. An empty memory answers the same, for comparison."""
-    with (
-        PersistentAgentManager(cache_dir=folder, min_free_mb=0) as manager,
-        AgentMemory(cache_dir=None) as blank,
-    ):
+    with ExitStack() as opened:
+        manager = opened.enter_context(PersistentAgentManager(cache_dir=folder, min_free_mb=0))
+        blank = opened.enter_context(AgentMemory(cache_dir=None)) if compare else None
         # Loading the model is not what is compared.
-        for memory in (manager.memory, blank):
+        for memory in filter(None, (manager.memory, blank)):
             memory.chat("Hello!", max_tokens=2)
         return [_resumed(manager, blank, agent_id) for agent_id in FACTS]
 
 
-def _resumed(manager: PersistentAgentManager, blank: AgentMemory, agent_id: str) -> Resumed:
+def _resumed(manager: PersistentAgentManager, blank: AgentMemory | None, agent_id: str) -> Resumed:
     _, _, question, expected = FACTS[agent_id]
     agent = manager.load_agent(agent_id)
     before = agent.conversation_history
@@ -90,7 +90,8 @@ def _resumed(manager: PersistentAgentManager, blank: AgentMemory, agent_id: str)
     assert report is not None, "the agent has just answered"
     prompt = [{"role": "system", "content": agent.system_prompt}, *agent.conversation_history[:-1]]
     # In a namespace of its own nothing is known from the agent before.
-    cold = blank.chat(prompt, SessionKey(agent_id, namespace=agent_id), max_tokens=1)
+    key = SessionKey(agent_id, namespace=agent_id)
+    cold = blank.chat(prompt, key, max_tokens=1).report if blank is not None else None
     return Resumed(
         agent_id=agent_id,
         history=before,
@@ -99,12 +100,16 @@ def _resumed(manager: PersistentAgentManager, blank: AgentMemory, agent_id: str)
         prompt_tokens=report.usage.prompt_tokens,
         reused=report.usage.cache_read,
         resumed=report.time_to_first_token,
-        cold=cold.report.time_to_first_token,
+        cold=cold.time_to_first_token if cold is not None else None,
     )
 
 
-def run(folder: Path) -> tuple[dict[str, list[dict[str, str]]], list[Resumed]]:
+def run(folder: Path, *, compare: bool = True) -> tuple[dict[str, list[dict[str, str]]], list[Resumed]]:
     """Run both sessions, each in a process; the first is killed with SIGKILL. Return what each had to say.
+
+    Args:
+        folder: of the agents.
+        compare: whether an empty memory answers the same, which takes most of the time.
 
     Raises:
         AgentMemoryError: one of the processes failed.
@@ -115,7 +120,8 @@ def run(folder: Path) -> tuple[dict[str, list[dict[str, str]]], list[Resumed]]:
         process.kill()
     if not told:
         raise AgentMemoryError("the first session of the demonstration ended too early.")
-    done = subprocess.run(_command("second", folder), capture_output=True, text=True, check=False)
+    step = "second" if compare else "second-alone"
+    done = subprocess.run(_command(step, folder), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise AgentMemoryError(f"the second session of the demonstration failed:\n{done.stderr}")
     resumed: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -132,7 +138,8 @@ def _show(folder: Path) -> None:
     for line in resumed:
         print(
             f"session 2, {line.agent_id}: {line.answer!r}, {line.reused} of {line.prompt_tokens} prompt tokens reused, "
-            f"first token after {line.resumed * 1000:.0f} ms, cold after {line.cold * 1000:.0f} ms"
+            f"first token after {line.resumed * 1000:.0f} ms"
+            + (f", cold after {line.cold * 1000:.0f} ms" if line.cold is not None else "")
         )
 
 
@@ -141,8 +148,9 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["first", folder]:
             first_session(Path(folder))
-        case ["second", folder]:
-            print(json.dumps([dataclasses.asdict(line) for line in second_session(Path(folder))]))
+        case ["second" | "second-alone" as step, folder]:
+            resumed = second_session(Path(folder), compare=step == "second")
+            print(json.dumps([dataclasses.asdict(line) for line in resumed]))
         case [folder]:
             _show(Path(os.path.expanduser(folder)))
         case _:

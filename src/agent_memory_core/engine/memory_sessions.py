@@ -104,6 +104,7 @@ class MemorySessions(ABC):
         validate_session_id(new_session_id)
         validate_namespace(namespace)
         self._thread.check_open()
+        self._look(SessionKey(session_id, namespace=namespace))
         self._sessions.fork((namespace, session_id), new_session_id)
 
     def pin(self, session_id: str, namespace: str = "default", *, pinned: bool = True) -> None:
@@ -161,6 +162,7 @@ class MemorySessions(ABC):
             SessionNotFound: there is no such session on disk.
         """
         self._thread.check_open()
+        self._look(SessionKey(session_id, namespace=namespace))
         self._thread.flush()
         return export_session(self._required_store(), namespace, session_id, file)
 

@@ -101,7 +101,11 @@ class StoredSessionControl:
     def fork(self, owner: Owner, new_session_id: str) -> None:
         """Begin a new session with everything another one knows; nothing is copied."""
         self._thread.flush()
-        self._open_store().catalog.branches.fork(*owner, new_session_id)
+        store = self._open_store()
+        with store.catalog.transaction():
+            store.mirror.committing(owner[0], new_session_id)
+            store.catalog.branches.fork(*owner, new_session_id)
+        store.mirror.committed(owner[0], new_session_id)
 
     def pin(self, owner: Owner, *, pinned: bool) -> None:
         """Keep a session on disk whatever the budget, or no longer."""

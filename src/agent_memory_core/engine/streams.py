@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
-from typing import Self
 
+from agent_memory_core.closing import AsyncClosing, Closing
 from agent_memory_core.engine.sinks import AsyncQueueSink, QueueSink
 from agent_memory_core.engine.thread import TurnHandle
 from agent_memory_core.errors import AgentMemoryError, DeadlineExceeded
 from agent_memory_core.messages import Delta, TurnReport
 
 
-class ChatStream(Iterator[Delta]):
+class ChatStream(Closing, Iterator[Delta]):
     """The deltas of a turn as they are made. Closing it, or leaving its ``with`` block, withdraws the turn.
 
     Any thread may close it. Whoever reads it then gets `Cancelled`, also while waiting for the next delta.
@@ -49,19 +48,11 @@ class ChatStream(Iterator[Delta]):
         if not self._done:
             self._handle.cancel()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
 
 
-class AsyncChatStream(AsyncIterator[Delta]):
+class AsyncChatStream(AsyncClosing, AsyncIterator[Delta]):
     """`ChatStream` for coroutines: any task may close it."""
 
     def __init__(self, sink: AsyncQueueSink, handle: TurnHandle) -> None:
@@ -92,14 +83,6 @@ class AsyncChatStream(AsyncIterator[Delta]):
 
     async def aclose(self) -> None:
         """Withdraw the turn if it has not ended."""
-        self._withdraw()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self._withdraw()
 
     def __del__(self) -> None:

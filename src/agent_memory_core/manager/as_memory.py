@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from agent_memory_core import (
     ChatRequest,
@@ -16,12 +15,13 @@ from agent_memory_core import (
     SessionKey,
     whole_answer,
 )
+from agent_memory_core.closing import AsyncClosing
 
 if TYPE_CHECKING:
     from agent_memory_core.manager.handle import ManagedModel, ManagedStream
 
 
-class AsyncManagedStream(AsyncIterator[Delta]):
+class AsyncManagedStream(AsyncClosing, AsyncIterator[Delta]):
     """The deltas of a call for coroutines; a thread waits for each."""
 
     def __init__(self, answer: ManagedStream) -> None:
@@ -35,14 +35,6 @@ class AsyncManagedStream(AsyncIterator[Delta]):
 
     async def aclose(self) -> None:
         """Withdraw the call, if it has not ended."""
-        self._answer.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self._answer.close()
 
 

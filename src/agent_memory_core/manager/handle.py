@@ -8,8 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from agent_memory_core import (
     Cancelled,
@@ -24,6 +23,7 @@ from agent_memory_core import (
     to_request,
     whole_answer,
 )
+from agent_memory_core.closing import Closing
 from agent_memory_core.manager.as_memory import AsyncManagedStream, ManagedMemory
 from agent_memory_core.manager.backends.base import CANCELLED, Asked
 from agent_memory_core.manager.config import ModelConfig
@@ -34,27 +34,32 @@ from agent_memory_core.manager.pool import Pool, Slot
 T = TypeVar("T")
 
 
-class HeldIterator(Iterator[T]):
+class HeldIterator(Closing, Iterator[T]):
     """What is read from a model, which stays in memory until the end of it, `close`, or the last reference."""
 
     def __init__(self, answer: Iterator[T], release: Callable[[], None]) -> None:
         self._answer = answer
         self._release = release
         self._reading = threading.Lock()
-        self._ended = False
+        self._closed = self._ended = False
 
     def __next__(self) -> T:
         with self._reading:
             if self._ended:
                 raise StopIteration
             try:
-                return next(self._answer)
+                piece = next(self._answer)
             except BaseException:
                 self._end()
                 raise
+        if self._closed:
+            # By another thread, which found this one reading.
+            self.close()
+        return piece
 
     def close(self) -> None:
         """Read no more. Where another thread is reading, it ends after the piece that it waits for."""
+        self._closed = True
         if not self._ended and self._reading.acquire(blocking=False):
             try:
                 self._end()
@@ -68,14 +73,6 @@ class HeldIterator(Iterator[T]):
             if close is not None:
                 close()
             self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()
@@ -168,9 +165,9 @@ class ManagedModel:
     def hold(self, timeout: float | None = None) -> tuple[Any, Callable[[], None]]:
         """`lease` without a block: the object of the library, and what gives the lease back, once, in any thread."""
         slot = self._slot
-        self._pool.acquire(slot, timeout)
+        give_back = self._pool.hold(slot, timeout)
         assert slot.loaded is not None
-        return slot.loaded.native, partial(self._pool.release, slot)
+        return slot.loaded.native, give_back
 
     @property
     def tokenizer(self) -> Any:

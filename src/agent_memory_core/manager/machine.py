@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+from agent_memory_core.backend import physical_memory_bytes
 from agent_memory_core.manager.config import MIB
 
 _SHARE = 0.7
@@ -16,7 +17,7 @@ _SHARE = 0.7
 
 def default_limit() -> int:
     """Bytes for all models together: 70 % of what Metal recommends, or else of the machine's memory."""
-    return int(_SHARE * (_recommended() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    return int(_SHARE * (_recommended() or physical_memory_bytes()))
 
 
 def _recommended() -> int | None:

@@ -59,6 +59,8 @@ class Slot:
     """The calls under way, which have a ``close``."""
     last_access: float | None = None
     """When it was used last, in seconds since the epoch."""
+    holds: int = 0
+    """Leases without a block, see `Pool.hold`."""
 
     @property
     def name(self) -> str:
@@ -117,7 +119,8 @@ class Pool:
         """
         self.check_open()
         with self.changed:
-            if id(slot) in _held.get() and self.books.lease_again(slot.entry):
+            # While somebody holds it without a block nobody can take its room, and that one may need it again to end.
+            if (id(slot) in _held.get() or slot.holds) and self.books.lease_again(slot.entry):
                 return
         place = _Place(time.monotonic() + (self.load_timeout if timeout is None else timeout))
         try:
@@ -192,6 +195,23 @@ class Pool:
         with self.changed:
             self.books.release(slot.entry, self.clock())
             self.changed.notify_all()
+
+    def hold(self, slot: Slot, timeout: float | None = None) -> Callable[[], None]:
+        """Take a lease without a block, and return what gives it back, once, in any thread. Until then every lease of
+        the model is given at once.
+        """
+        self.acquire(slot, timeout)
+        with self.changed:
+            slot.holds += 1
+        given_back = threading.Lock()
+
+        def give_back() -> None:
+            if given_back.acquire(blocking=False):
+                with self.changed:
+                    slot.holds -= 1
+                self.release(slot)
+
+        return give_back
 
     @contextmanager
     def leased(self, slot: Slot, timeout: float | None = None) -> Iterator[Loaded]:

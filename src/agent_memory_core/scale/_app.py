@@ -7,7 +7,6 @@ session in the cold tier, which every replica shares. Ray reads this module by t
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import ray
@@ -15,9 +14,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from agent_memory_core import AgentMemory, StoreError
+from agent_memory_core import AgentMemory
 from agent_memory_core.scale.asgi import Named
-from agent_memory_core.scale.config import DEPLOYMENT, ROUTER, Arguments
+from agent_memory_core.scale.config import DEPLOYMENT, POINTS, ROUTER, Arguments
+from agent_memory_core.scale.ending import end
 from agent_memory_core.server import ServerSettings, create_app
 
 
@@ -39,13 +39,13 @@ class Node:
         self._memory.load()
 
     def __serve_build_asgi_app__(self) -> Any:
-        return Named(create_app(self._memory, ServerSettings(**self._arguments.server)), self._node)
+        app = create_app(self._memory, ServerSettings(**self._arguments.server))
+        self._server = app.state.server
+        return Named(app, self._node)
 
     def __del__(self) -> None:
-        # Ray calls this when no request is left, and waits for it as long as `graceful_shutdown_timeout_s` says.
-        with contextlib.suppress(StoreError):
-            self._memory.cold.flush(self._arguments.drain)
-        self._memory.close()
+        # Ray calls this when no request is left, and waits for both as long as `graceful_shutdown_timeout_s` says.
+        end(self._server, self._arguments.drain)
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -61,7 +61,7 @@ def build(arguments: dict[str, Any]) -> Application:
         request_router_config=RequestRouterConfig(
             request_router_class=ROUTER,
             # Another node would answer too, but cold: it is better to wait for the one that knows the session.
-            request_router_kwargs={"num_fallback_replicas": 0},
+            request_router_kwargs={"num_fallback_replicas": 0, "num_virtual_nodes": POINTS},
         ),
     )
     return deployment.bind(arguments)

@@ -76,6 +76,11 @@ class Host:
         names = self.manager.list_available_models()
         return sorted(names, key=lambda name: name != self.served)
 
+    def with_cold_tier(self) -> list[AgentMemory]:
+        """The engines that keep a copy of their sessions in an object store, one of each store."""
+        found = {memory.config.cache_dir: memory for memory in map(self.engine, self.names())}
+        return [memory for folder, memory in found.items() if folder is not None and memory.config.cold_url]
+
     def context_of(self, name: str) -> int:
         """Most tokens of prompt and answer of a model; 0 until it says it."""
         return self._contexts.get(name) or self.engine(name).stated_context_length or 0

@@ -156,8 +156,12 @@ def _prepare(db: sqlite3.Connection) -> None:
     # What was deleted must not stay in free pages.
     for pragma in ("journal_mode = WAL", "trusted_schema = OFF", "secure_delete = ON"):
         db.execute(f"PRAGMA {pragma}")
+    # Another server may be making the tables, too.
+    db.execute("BEGIN IMMEDIATE")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
-        db.executescript(resources.files(__package__).joinpath("records.sql").read_text())
-    elif version != _VERSION:
+        for statement in resources.files(__package__).joinpath("records.sql").read_text().split(";\n"):
+            db.execute(statement)
+    db.commit()
+    if version not in (0, _VERSION):
         raise sqlite3.DatabaseError(f"it has version {version}, and this release reads {_VERSION}")

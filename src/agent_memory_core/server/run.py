@@ -65,9 +65,14 @@ class GracefulServer(uvicorn.Server):
 
     async def _drain(self, seconds: float) -> None:
         log.info("stopping: no more turns are taken, those in flight get %g seconds to end", seconds)
-        await self._server.turns.drain(seconds)
-        log.info("stopping: no turn is in flight, what they computed is being written")
-        self._stop()
+        try:
+            if not await self._server.drain(seconds):
+                log.warning(
+                    "stopping: not everything is in the object store; the next start uploads the rest"
+                )
+            log.info("stopping: no turn is in flight, what they computed is being written")
+        finally:
+            self._stop()
 
     def _stop(self) -> None:
         self.should_exit = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
 
-from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting, TurnReport
+from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting, StoreError, TurnReport
 from agent_memory_core.manager import ModelManager
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
@@ -37,6 +38,9 @@ from agent_memory_core.server.threads import Threads
 from agent_memory_core.server.turns import Call, Turns
 
 T = TypeVar("T")
+
+_STEP = 0.2
+"""Seconds that uploads are waited for before it is looked whether there is time left."""
 
 
 class Server:
@@ -94,6 +98,24 @@ class Server:
         log.setLevel(settings.log_level.upper())
         log.info("the settings were read again")
         self.settings = settings
+        return True
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no more turns, let those in flight end, then upload what waits for the object store; all of it within so
+        many seconds. Say whether everything is there.
+        """
+        deadline = time.monotonic() + seconds
+        await self.turns.drain(seconds)
+        try:
+            for memory in self.host.with_cold_tier():
+                await asyncio.to_thread(memory.flush)
+                # In short steps, so that a second signal ends it.
+                while not await asyncio.to_thread(memory.cold.flush, _STEP):
+                    if time.monotonic() > deadline:
+                        return False
+        except StoreError as error:
+            log.warning("nothing can be uploaded: %s", error)
+            return False
         return True
 
     def close(self) -> None:

@@ -95,7 +95,9 @@ class ServerSettings(BaseSettings):
         default=10.0, gt=0, description="Seconds of silence after which a stream carries a sign of life."
     )
     drain: float = Field(
-        default=30.0, ge=0, description="Seconds that turns get to end when the server is stopped."
+        default=30.0,
+        ge=0,
+        description="Seconds that turns get to end, and to be uploaded, when the server is stopped.",
     )
     max_in_flight: int = Field(
         default=64,

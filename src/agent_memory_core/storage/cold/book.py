@@ -2,7 +2,8 @@
 
 Notes lie in the store's catalog. A session is marked in the transaction that commits its turn, so whoever kills the
 process between the commit and the upload does not lose the upload. There is one mark for a session however many turns
-it had, so the marks are never more than the sessions, which the disk's budget bounds.
+it had, so the marks are never more than the sessions, which the disk's budget bounds. A mark counts the commits since
+the last upload: that is what is lost with this disk.
 """
 
 from __future__ import annotations
@@ -86,15 +87,23 @@ class Book:
         """A session has changed. Within a transaction, it counts only with that."""
         if self._is_quiet:
             return
-        self._catalog.write_note(_CHANGED + json.dumps(owner), uuid.uuid4().hex)
+        with self._catalog.transaction():
+            self._write_mark(owner, 1 + _commits(self.mark_of(owner)))
 
     def mark_of(self, owner: Owner) -> str | None:
         """The mark of a session, which is another one after each change."""
         return self._catalog.note(_CHANGED + json.dumps(owner))
 
+    def _write_mark(self, owner: Owner, commits: int) -> None:
+        self._catalog.write_note(_CHANGED + json.dumps(owner), f"{commits} {uuid.uuid4().hex}")
+
     def marked(self) -> list[Owner]:
         """The sessions that have changed."""
         return [_owner(key) for key in self._catalog.noted(_CHANGED)]
+
+    def unsent(self) -> dict[Owner, int]:
+        """How many commits of each session that has changed are not uploaded: at most so many turns are only here."""
+        return {owner: _commits(self.mark_of(owner)) for owner in self.marked()}
 
     def mark_forgotten(self, owner: Owner) -> None:
         """A session is to be forgotten in the cold tier, too."""
@@ -129,7 +138,7 @@ class Book:
         return Seen(said["e_tag"], {row: Position(*position) for row, *position in said["branches"]})
 
     def note(self, owner: Owner, seen: Seen, mark: str | None = None) -> None:
-        """Note what a head is now. A mark is dropped if it still is the given one."""
+        """Note what a head is now. What stood behind a mark is uploaded: only what came since then stays marked."""
         rows = [
             [row, position.generation, position.name, position.seen]
             for row, position in seen.positions.items()
@@ -137,8 +146,13 @@ class Book:
         name = json.dumps(owner)
         with self._catalog.transaction():
             self._catalog.write_note(_SEEN + name, json.dumps({"e_tag": seen.e_tag, "branches": rows}))
-            if mark is not None and self.mark_of(owner) == mark:
+            now = self.mark_of(owner)
+            if mark is None or now is None:
+                return
+            if now == mark:
                 self._catalog.drop_note(_CHANGED + name)
+            else:
+                self._write_mark(owner, max(1, _commits(now) - _commits(mark)))
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -197,6 +211,11 @@ class Book:
 def _is_proven(record: StoredRecord) -> bool:
     """Whether a record's token ids are known: a catalog that was rebuilt from files has lost them."""
     return record.key == record_hash(record.kind, record.parent, record.tokens)
+
+
+def _commits(mark: str | None) -> int:
+    """How many commits a mark stands for; those of earlier releases do not say, and stand for one at least."""
+    return int(mark.rpartition(" ")[0] or 1) if mark is not None else 0
 
 
 def _owner(key: str) -> Owner:

@@ -2,6 +2,7 @@
 
     v1/<plain or sealed>/<namespace>/heads/<sha256 of the session id>      see `head`
                                      blocks/<hh>/<key and checksum>        one record, see `portable.packed`
+                                     agents/<sha256 of the agent id>       what was said to an agent, see `texts`
                                      key                                   where sealed: the namespace's key
 
 Every namespace is a prefix, so a bucket's own rules can grant, count and expire it by itself; it is percent-encoded.
@@ -54,7 +55,12 @@ class Names(Protocol):
 
 def head_path(names: Names, session_id: str) -> str:
     """Where the head of a session lies."""
-    return f"{names.prefix}heads/{hashlib.sha256(session_id.encode()).hexdigest()}"
+    return text_path(names, "heads", session_id)
+
+
+def text_path(names: Names, kind: str, name: str) -> str:
+    """Where a text of some kind lies."""
+    return f"{names.prefix}{kind}/{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def heads_prefix(names: Names) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +23,7 @@ from agent_memory_core.errors import InvalidSetting, StoreError
 from agent_memory_core.storage.cold.breaker import Breaker
 
 if TYPE_CHECKING:
-    from obstore.store import MemoryStore
+    from obstore.store import ClientConfig, MemoryStore
 
 T = TypeVar("T")
 
@@ -31,6 +32,13 @@ Buffer = bytes | memoryview
 _CONNECT = 2
 _RETRIES = 1
 _DELETE_AT_ONCE = 500
+_PREFIXES = {"gs": "GOOGLE", "az": "AZURE", "azure": "AZURE", "abfs": "AZURE", "abfss": "AZURE"}
+"""What the variables of the environment begin with that speak of an address; all others are of S3."""
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+_ASKED_FOR_CREDENTIALS = ("169.254.169.254", "metadata.google.internal")
+"""Hosts that only machines of a cloud reach, which obstore asks where the environment has no credentials."""
+
 _LOCK = "heads.lock"
 _LOCK_PAUSE = 0.005
 
@@ -78,7 +86,7 @@ def open_bucket(url: str, timeout: float) -> Any:
             return store.from_url(url, mkdir=True)
         return store.from_url(
             url,
-            client_options={"timeout": f"{timeout:g}s", "connect_timeout": f"{_CONNECT}s"},
+            client_options=_client_options(url, timeout),
             retry_config={"max_retries": _RETRIES},
         )
     except (BaseError, ValueError, OSError) as error:
@@ -86,6 +94,15 @@ def open_bucket(url: str, timeout: float) -> Any:
             f"cold_url={url!r} cannot be used: {_first_line(error)}. Give an address such as s3://bucket/folder, "
             f"gs://bucket/folder, az://container/folder or file:///folder."
         ) from error
+
+
+def _client_options(url: str, timeout: float) -> ClientConfig:
+    """How to connect. What obstore would read of this from the environment is overruled by what it is given here."""
+    prefix = _PREFIXES.get(url.partition(":")[0], "AWS")
+    options: ClientConfig = {"timeout": f"{timeout:g}s", "connect_timeout": f"{_CONNECT}s"}
+    if os.environ.get(f"{prefix}_ALLOW_HTTP", "").lower() in ("1", "true"):
+        options["allow_http"] = True
+    return options
 
 
 @cache
@@ -96,8 +113,33 @@ def _memory(url: str) -> MemoryStore:
     return MemoryStore()
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     return str(error).partition("\n")[0][:200].rstrip(".")
+
+
+def _said(error: BaseException) -> str:
+    """What a cloud says in its answer, and what to do about it, in one line."""
+    text = str(error)
+    if any(host in text for host in _ASKED_FOR_CREDENTIALS):
+        return "there are no credentials for it in the environment"
+    code, message = (re.search(f"<{tag}>([^<]*)", text) for tag in ("Code", "Message"))
+    if code is None:
+        return _first_line(error)
+    said = code[1] + (f": {_first_line(message[1])}" if message is not None else "")
+    if code[1] in _NO_BUCKET:
+        return f"{said}. Create it, or correct cold_url"
+    return f"{said}. Look at the credentials in the environment" if _is_refused(error) else said
+
+
+def _is_refused(error: BaseException) -> bool:
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    return isinstance(error, PermissionDeniedError | UnauthenticatedError)
+
+
+def _is_without_bucket(error: BaseException) -> bool:
+    """Whether not the object is missing, but the whole bucket."""
+    return any(f"<Code>{code}<" in str(error) for code in _NO_BUCKET)
 
 
 class Objects:
@@ -231,13 +273,15 @@ class Objects:
         self.requests[kind] += 1
         try:
             answer = await asyncio.wait_for(asked, self._timeout)
-        except (FileNotFoundError, AlreadyExistsError, NotModifiedError, PreconditionError):
+        except (FileNotFoundError, AlreadyExistsError, NotModifiedError, PreconditionError) as error:
+            if _is_without_bucket(error):
+                raise self._failed(f"the object store failed: {_said(error)}") from error
             self.breaker.worked()
             raise
         except TimeoutError as error:
             raise self._failed(f"the object store has not answered for {self._timeout:g} seconds") from error
         except (BaseError, OSError) as error:
-            raise self._failed(f"the object store failed: {_first_line(error)}") from error
+            raise self._failed(f"the object store failed: {_said(error)}") from error
         self.breaker.worked()
         return answer
 

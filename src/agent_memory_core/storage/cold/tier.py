@@ -26,6 +26,7 @@ from agent_memory_core.storage.cold.mirror import Mirror
 from agent_memory_core.storage.cold.names import Namespaces
 from agent_memory_core.storage.cold.objects import ColdFailure, Objects, open_bucket
 from agent_memory_core.storage.cold.sweep import Swept, sweep
+from agent_memory_core.storage.cold.texts import Texts
 from agent_memory_core.storage.master_key import read_master_key
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class ColdStatus:
 
     waiting: int
     """sessions that have changed and are not uploaded yet"""
+    waiting_turns: int
+    """commits of these since they were uploaded last, one for each turn and each prompt that was read ahead: no more is
+    lost with this disk"""
     forgetting: int
     """sessions that are still to be forgotten there"""
     failure: str
@@ -108,6 +112,7 @@ class ColdTier:
         self._book = Book(store)
         self._objects = Objects(bucket, timeout)
         self._namespaces = Namespaces(self._objects, master)
+        self._texts = Texts(self._objects, self._namespaces)
         self._mirror = Mirror(store, self._book, self._objects, self._namespaces, self._counts)
         self._looking = threading.Lock()
         self._looked: OrderedDict[Owner, float] = OrderedDict()
@@ -115,6 +120,7 @@ class ColdTier:
         self._busy: set[Owner] = set()
         self._pauses: dict[Owner, float] = {}
         self._failure = ""
+        self._in_vain = False
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="agent-memory-cold", daemon=True)
@@ -196,8 +202,10 @@ class ColdTier:
     def status(self) -> ColdStatus:
         """What was done and what is to be done."""
         names = ("pushed", "pulled", "conflicts", "misses", "uploaded_bytes", "downloaded_bytes")
+        unsent = self._book.unsent()
         return ColdStatus(
-            waiting=len(self._book.marked()),
+            waiting=len(unsent),
+            waiting_turns=sum(unsent.values()),
             forgetting=len(self._book.all_forgotten()),
             failure=self._failure,
             requests=dict(self._objects.requests),
@@ -221,6 +229,24 @@ class ColdTier:
         """
         return self._call(self._mirror.pull((namespace, session_id), _WITHOUT_LIMIT)).result()
 
+    def read_text(self, kind: str, name: str, namespace: str = "default") -> tuple[bytes, str] | None:
+        """A text that was written by `write_text` on any machine, and its e_tag; None if there is none.
+
+        Raises:
+            ColdFailure: the object store cannot be reached.
+        """
+        return self._in_time(self._texts.read(namespace, kind, name))
+
+    def write_text(
+        self, kind: str, name: str, text: bytes, e_tag: str | None, namespace: str = "default"
+    ) -> bool:
+        """Write a text, if nobody has changed it since it had that e_tag, or was not there; say whether it was written.
+
+        Raises:
+            ColdFailure: the object store cannot be reached.
+        """
+        return self._in_time(self._texts.write(namespace, kind, name, text, e_tag))
+
     def sweep(self, *, dry_run: bool = False) -> Swept:
         """Delete what is too old, and what no session has any more; with ``dry_run`` only count it.
 
@@ -234,16 +260,21 @@ class ColdTier:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._book.marked() or self._book.all_forgotten():
             if deadline is not None and time.monotonic() > deadline:
+                self._in_vain = True
                 return False
             self._soon(self._take_up)
             time.sleep(0.02)
+        self._in_vain = False
         return True
 
     def close(self) -> None:
-        """Upload what is waiting, for the timeout at most, and end; the next opening of the store uploads the rest."""
+        """Upload what is waiting, for the timeout at most, and end; the next opening of the store uploads the rest.
+
+        Whoever has waited for that in vain does not wait once more.
+        """
         if self._closing:
             return
-        if not self._failure and self._objects.breaker.wait == 0:
+        if not self._in_vain and not self._failure and self._objects.breaker.wait == 0:
             self.flush(self._timeout)
         self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -274,6 +305,18 @@ class ColdTier:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a few requests; those of a tier that is closed meanwhile never end."""
+        if self._closing:
+            work.close()
+            raise ColdFailure("the store is closed.")
+        try:
+            return self._call(work).result(3 * self._timeout)
+        except TooLate as error:
+            raise ColdFailure(
+                f"the object store has not answered for {3 * self._timeout:g} seconds."
+            ) from error
 
     def _take_up(self) -> None:
         """Queue what an earlier process left, and what was put off."""

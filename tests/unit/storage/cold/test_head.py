@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from support.stored_turns import IDENTITY, ROOT, ids, records
 
 from agent_memory_core.storage.cold.head import (
@@ -50,6 +50,7 @@ def offered(head: Head, *offers: Offer) -> tuple[Head, dict[int, Position]]:
     return merged(head, offers, IDENTITIES, is_thread=True)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 40), st.text(max_size=3)), max_size=5), st.text(min_size=1))
 def test_bytes_say_the_same(branches: list[tuple[int, str]], session_id: str) -> None:
     offers = [Offer(n, None, branch(count, lane)) for n, (count, lane) in enumerate(branches)]

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import LocalStore, MemoryStore
 from support.cold_turns import Weather
 
@@ -90,6 +91,28 @@ def test_an_impossible_address_is_refused(url: str) -> None:
 def test_every_cloud_has_its_address(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     assert open_bucket(url, 1.0) is not None
+
+
+@pytest.mark.parametrize(("url", "variable"), [("s3://b", "AWS"), ("gs://b", "GOOGLE"), ("az://b", "AZURE")])
+def test_a_server_without_a_certificate_may_be_allowed(
+    url: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    assert "allow_http" not in open_bucket(url, 1.0).client_options
+    monkeypatch.setenv(f"{variable}_ALLOW_HTTP", "true")
+    options = open_bucket(url, 1.0).client_options
+    assert (options["allow_http"], options["timeout"]) == ("true", "1s")
+
+
+async def test_without_credentials_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    weather = Weather(MemoryStore())
+
+    async def ask(path: str, **options: object) -> None:
+        raise GenericError("Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error")
+
+    monkeypatch.setattr(weather, "get_async", ask)
+    with pytest.raises(ColdFailure, match="there are no credentials for it in the environment"):
+        await Objects(weather, 5.0).get("a")
 
 
 def test_a_name_in_memory_is_one_bucket(tmp_path: Path) -> None:

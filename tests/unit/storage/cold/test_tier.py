@@ -18,6 +18,7 @@ from obstore.store import LocalStore, MemoryStore
 from support.cold_turns import (
     OWNER,
     Weather,
+    block_ids,
     cold_store,
     newest,
     read_head,
@@ -31,6 +32,7 @@ from support.stored_turns import BLOCK, files, ids, is_whole, open_store, record
 from agent_memory_core.errors import StoreError
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.cold import tier as cold_tier
+from agent_memory_core.storage.cold.book import Book
 
 HELPER = Path(__file__).parents[3] / "support" / "cold_turns.py"
 LONG = ids(5 * BLOCK + 3)
@@ -202,6 +204,63 @@ def test_a_killed_process_leaves_its_queue(tmp_path: Path, machine: Machines) ->
     for n in range(3):
         there.mirror.look("default", f"s{n}")
         assert is_whole(there, range(100 * n, 100 * n + 2 * BLOCK + 1))
+
+
+def test_a_machine_that_is_lost_takes_no_more_with_it_than_its_queue_says(
+    tmp_path: Path, machine: Machines
+) -> None:
+    """A process commits turns while uploads are slow, and is killed, twice, on disks and with buckets of their own.
+
+    Another machine has the bucket alone. What it lacks of a session is what the queue on the killed disk counts.
+    """
+    chance = random.Random(1)
+    for kill in range(2):
+        disk, bucket = tmp_path / f"disk {kill}", tmp_path / f"bucket {kill}"
+        acknowledged = killed(disk, bucket, chance.randint(20, 60))
+        # Opened without its cold tier, so nothing is uploaded any more.
+        left = open_store(disk)
+        unsent = {session: commits for (_, session), commits in Book(left).unsent().items()}
+        left.close()
+        there = machine(f"there {kill}", LocalStore(bucket, mkdir=True))
+        for session, turns in acknowledged.items():
+            there.mirror.look("default", f"s{session}")
+            (found,) = tokens_of(there, f"s{session}") or [()]
+            assert found == block_ids(session, len(found) // BLOCK)
+            assert turns - len(found) // BLOCK <= unsent.get(f"s{session}", 0)
+        assert sum(unsent.values()) > 0
+
+
+def killed(disk: Path, bucket: Path, turns: int) -> dict[int, int]:
+    """How many turns of each session a process acknowledged, of three, until it was killed after so many in all."""
+    command = [sys.executable, str(HELPER), "for ever", str(disk), bucket.as_uri(), "3", "0.01"]
+    acknowledged: dict[int, int] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path)}) as process:
+        assert process.stdout is not None
+        for _ in range(turns):
+            session, count = map(int, process.stdout.readline().split())
+            acknowledged[session] = count
+        process.send_signal(signal.SIGKILL)
+        for line in process.stdout:
+            session, count = map(int, line.split())
+            acknowledged[session] = count
+    return acknowledged
+
+
+def test_the_queue_counts_the_commits_since_the_last_upload(machine: Machines) -> None:
+    weather = Weather(MemoryStore())
+    weather.is_full = True
+    here = machine("here", weather)
+    row = turn(here, ids(BLOCK))
+    turn(here, ids(2 * BLOCK), branch=row)
+    turn(here, ids(BLOCK, 70), "t")
+    status = tier_of(here).status()
+    assert (status.waiting, status.waiting_turns) == (2, 3)
+    mark = Book(here).mark_of(OWNER)
+    turn(here, ids(BLOCK, 90))
+    # What stood behind the mark is uploaded; what came since then is not.
+    book = Book(here)
+    book.note(OWNER, book.seen(OWNER), mark)
+    assert book.unsent()[OWNER] == 1
 
 
 def test_a_silent_bucket_costs_a_turn_its_timeout_and_nothing_else(machine: Machines) -> None:
