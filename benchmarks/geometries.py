@@ -34,6 +34,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, quantize_model
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.cli.published import MILLISECONDS
 
 GIB = 2**30
 ROOM = 4 * GIB
@@ -86,7 +87,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
         },
         {"num_hidden_layers": 6, "head_dim": 64, "sliding_window": 128},
         7 * GIB,
-        {1024: (3964, 475, 683), 4096: (15736, 577, 719), 16384: (74219, 795, 934)},
+        MILLISECONDS["Gemma 3 12B"],
     ),
     "Llama 3.1 8B": Geometry(
         {
@@ -112,7 +113,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
         },
         {"num_hidden_layers": 2, "head_dim": 64},
         5 * GIB,
-        {1024: (2500, 260, 412), 4096: (10235, 290, 429), 16384: (47629, 431, 526)},
+        MILLISECONDS["Llama 3.1 8B"],
     ),
     "DeepSeek-Coder-V2-Lite": Geometry(
         {
@@ -161,7 +162,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
             "num_experts_per_tok": 2,
         },
         9 * GIB,
-        {1024: (1043, 234, 345), 4096: (3970, 271, 366), 16384: (19396, 434, 490)},
+        MILLISECONDS["DeepSeek-Coder-V2-Lite"],
     ),
 }
 

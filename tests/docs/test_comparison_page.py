@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from support.benchmark_scripts import load_benchmark
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
 
 
-def _load(name: str) -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-
-
-rivals: Any = _load("rivals")
-geometries: Any = _load("geometries")
+rivals: Any = load_benchmark("rivals")
+geometries: Any = load_benchmark("geometries")
 
 
 def test_each_step_is_explained_with_its_sizes() -> None:

@@ -19,6 +19,7 @@ from agent_memory_core import UnknownSetting
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (*PAGES, *ROOT.glob("*.md"))}
 NEW = [Page(name) for name in ("quick-start.md", "concepts.md")]
 
@@ -150,6 +151,8 @@ def test_the_site_builds_without_a_warning_and_has_every_page(site: Path) -> Non
     for path in PAGES:
         name = "index.html" if path.stem == "index" else f"{path.stem}/index.html"
         assert (site / name).is_file(), path.name
+    for path in NOTEBOOKS:
+        assert (site / "notebooks" / path.stem / "index.html").is_file(), path.name
     assert "time_to_first_token" in (site / "api" / "index.html").read_text(encoding="utf-8")
 
 

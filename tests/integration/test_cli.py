@@ -76,6 +76,7 @@ def test_the_bench_measures_and_judges(llama: str, tmp_path: Path) -> None:
     assert [row["tokens"] for row in found["seconds"]] == [40, 300]
     assert all(row[kind] > 0 for row in found["seconds"] for kind in ("cold", "hot", "resumed", "shared"))
     assert "worth it" in found["verdict"]
+    assert found["published"]["measured_here"] is False
     assert list(tmp_path.iterdir()) == [], "what it stored is deleted, and the sessions' folder untouched"
     assert "give numbers from 32 on" in run("bench", *options, "--tokens", "8", code=2)
 

@@ -26,7 +26,7 @@ from agent_memory_core import (
     SessionKey,
 )
 from agent_memory_core.engine import block_reader
-from agent_memory_core.storage import block_store
+from agent_memory_core.storage import record_reader
 
 ADA, TOM = "Tell me of Ada. " * 20, "Tell me of Tom. " * 20
 
@@ -86,7 +86,7 @@ def test_a_read_that_hangs_holds_up_its_own_turn_and_not_for_ever(
     tmp_path: Path, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.close()
-    real: Any = vars(block_store)["read_record"]
+    real: Any = vars(record_reader)["read_record"]
     hung, go_on = threading.Event(), threading.Event()
 
     def read(*args: Any) -> Any:
@@ -95,7 +95,7 @@ def test_a_read_that_hangs_holds_up_its_own_turn_and_not_for_ever(
             go_on.wait(60)
         return real(*args)
 
-    monkeypatch.setattr(block_store, "read_record", read)
+    monkeypatch.setattr(record_reader, "read_record", read)
     monkeypatch.setattr(block_reader.BlockReader.__init__, "__defaults__", (1.0,))
     with memory_of(tmp_path / "store") as again:
         again.load()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import statistics
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm import load
+from support.benchmark_scripts import BENCHMARKS, load_benchmark
 
 from agent_memory_core import EngineConfig
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = (
     "ttft",
     "waiting",
@@ -56,20 +54,11 @@ HELPERS = {
 }
 
 
-def _load(name: str) -> ModuleType:
-    """A script, which finds its neighbours beside it."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-report = _load("report")
-quality = _load("quality")
-quality_plot = _load("quality_plot")
-ttft_plot = _load("ttft_plot")
-talks = _load("talks")
+report = load_benchmark("report")
+quality = load_benchmark("quality")
+quality_plot = load_benchmark("quality_plot")
+ttft_plot = load_benchmark("ttft_plot")
+talks = load_benchmark("talks")
 
 
 def new_tokens(turn: dict[str, int]) -> int:
@@ -117,7 +106,7 @@ def test_every_benchmark_has_a_result_and_a_table() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
 def test_every_program_finds_what_it_imports(name: str) -> None:
-    assert _load(name).__name__ == name
+    assert load_benchmark(name).__name__ == name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -319,7 +308,7 @@ def _median(samples: list[dict[str, Any]], name: str) -> float:
 
 
 def test_a_new_result_describes_the_machine_and_the_device(tmp_path: Path) -> None:
-    record = _load("record")
+    record = load_benchmark("record")
     record.write_result(tmp_path / "new.json", {}, {})
     machine = json.loads((tmp_path / "new.json").read_text())["machine"]
     described = {"cpu", "cores", "memory", "platform", "macos", "gflops", "blas", "device", "device_info"}

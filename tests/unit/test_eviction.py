@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from support.benchmark_scripts import load_benchmark
 
 from agent_memory_core.blocks.block import Block
 from agent_memory_core.blocks.block_pool import BlockPool
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def _load(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-traces = _load("agent_traces")
-rules = _load("eviction_policies")
-eviction = _load("eviction")
+traces = load_benchmark("agent_traces")
+rules = load_benchmark("eviction_policies")
+eviction = load_benchmark("eviction")
 RULES = tuple(rules.policies([], 1))
 SMALL = {traces.chat: 12, traces.agent_run: 2, traces.question: 10, traces.council: 1}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.benchmark_scripts import BENCHMARKS, load_benchmark
 from support.keys import KEY, give
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-first_day: Any = importlib.import_module("first_day")
-sys.path.remove(str(BENCHMARKS))
+first_day: Any = load_benchmark("first_day")
 
 
 def options(folder: Path) -> Any:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from support.benchmark_scripts import BENCHMARKS, load_benchmark
 from support.published_configs import CONFIGS
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = str(BENCHMARKS / "geometries.py")
 
 
-def _load(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-geometries: Any = _load("geometries")
+geometries: Any = load_benchmark("geometries")
 PUBLISHED = {
     "Gemma 3 12B": CONFIGS["gemma-3-12b-it-4bit"]["text_config"],
     "Llama 3.1 8B": CONFIGS["llama-3.1-8b"],

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from support.benchmark_scripts import BENCHMARKS, load_benchmark
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def _load(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-rivals = _load("rivals")
-systems = _load("rival_systems")
-common = _load("common")
+rivals = load_benchmark("rivals")
+systems = load_benchmark("rival_systems")
+common = load_benchmark("common")
 
 
 @pytest.fixture(scope="module")

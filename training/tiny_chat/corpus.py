@@ -104,6 +104,9 @@ MIXES = (
 )
 COPYING = Mix(ask=0, tell=0, talk=0, tool=0, passage=0, json=0, copy=1)
 
+# How many tools are offered, outside training and in it: more of them leave more to tell apart.
+_COUNTS = {False: (1, 1, 2, 3, 4), True: (1, 2, 2, 3, 4)}
+
 
 class Writer:
     """Writes one conversation, remembering what has been told in it."""
@@ -113,11 +116,13 @@ class Writer:
         self.mix = mix
         self.facts: dict[tuple[str, ...], Fact] = {}
         self.talk = Conversation()
+        self.unused: list[Tool] = []
 
     def write(self, tokens: int, *, tool_share: float, system_tokens: int) -> Conversation:
         """The conversation, at least so many tokens long by estimate."""
         if self.source.chance(tool_share):
-            self.talk.tools = make_tools(self.source, self.source.rng.choice((1, 1, 2, 3, 4)))
+            self.talk.tools = make_tools(self.source, self.source.rng.choice(_COUNTS[self.source.trains]))
+            self.unused = list(self.talk.tools) if self.source.trains else []
         self._system(system_tokens)
         if system_tokens:
             self._tell()
@@ -228,7 +233,7 @@ class Writer:
 
     def _use_tool(self) -> None:
         source = self.source
-        tool = source.rng.choice(self.talk.tools)
+        tool = self._next_tool()
         form = source.rng.random()
         if form < 0.12:
             self._in_parallel(tool)
@@ -242,6 +247,14 @@ class Writer:
                 self.talk.returned(bare_result(source.pick(*RETRY_ERRORS)))
                 self.talk.assistant("", "call", call)
             self._answer(make_result(source, tool))
+
+    def _next_tool(self) -> Tool:
+        """In training mostly one not yet called: after its first call, its name could be copied from there."""
+        source = self.source
+        tool = source.rng.choice(self.unused if self.unused and source.chance(0.75) else self.talk.tools)
+        if tool in self.unused:
+            self.unused.remove(tool)
+        return tool
 
     def _answer(self, result: Result) -> None:
         self.talk.returned(result)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from training.tiny_chat.wordings import CALL_MANY, CALL_NONE, CALL_ONE, CALL_ORDERED
 from training.tiny_chat.words import Source
 
 Value = Any  # A JSON value: what an argument or a result may be.
@@ -83,6 +84,9 @@ _COMPOSED: Final = (
     "I want a {n} about {t}.", "Using the tool, write a {n} about {t}.",
 )  # fmt: skip
 _WORKS: Final = ("story", "poem", "riddle", "tale", "speech", "letter", "song", "slogan", "fable", "toast")
+# How often a tool has none to four parameters.
+_COUNTS: Final = (8, 50, 26, 10, 6)
+_COUNTS_IN_TRAINING: Final = (14, 32, 24, 16, 14)
 
 
 def _parameter(source: Source, name: str, depth: int = 0) -> Parameter:
@@ -140,7 +144,8 @@ def make_tool(source: Source, count: int | None = None) -> Tool:
     if source.chance(0.2):
         noun = f"{noun} {source.word('noun', 0.35)}"
     if count is None:
-        count = source.rng.choices((0, 1, 2, 3, 4), (8, 50, 26, 10, 6))[0]
+        shares = _COUNTS_IN_TRAINING if source.trains else _COUNTS
+        count = source.rng.choices((0, 1, 2, 3, 4), shares)[0]
     parameters = _parameters(source, count)
     first = parameters[0].name if parameters else source.word("parameter", 0)
     slots = {
@@ -298,7 +303,7 @@ def request(source: Source, tool: Tool) -> tuple[str, Call]:
     arguments = {p.name: argument(source, p) for p in given}
     slots = {"f": tool.name, "n": tool.noun, "v": tool.verb, "V": tool.verb.capitalize()}
     if not arguments:
-        text = source.phrase(_NONE, **slots)
+        text = source.phrase(_NONE, more=CALL_NONE, **slots)
     elif len(arguments) == 1 and len(tool.parameters) == 1:
         text = _with_one(source, slots, arguments)
     else:
@@ -312,7 +317,7 @@ def _with_one(source: Source, slots: dict[str, str], arguments: dict[str, Value]
     ((key, value),) = arguments.items()
     quote = source.pick("'", '"') if source.chance(0.15) else ""
     key = key.replace("_", " ") if source.chance(0.5) else key
-    return source.phrase(_ONE, x=spoken(value, quote=quote), k=key, **slots)
+    return source.phrase(_ONE, more=CALL_ONE, x=spoken(value, quote=quote), k=key, **slots)
 
 
 def _with_many(source: Source, slots: dict[str, str], arguments: dict[str, Value], *, all_given: bool) -> str:
@@ -320,8 +325,8 @@ def _with_many(source: Source, slots: dict[str, str], arguments: dict[str, Value
     if simple and all_given and source.chance(0.35):
         said = [spoken(value) for value in arguments.values()]
         listed = f"{', '.join(said[:-1])} and {said[-1]}"
-        return source.phrase(_ORDERED, xs=listed, cs=", ".join(said), **slots)
-    return source.phrase(_MANY, kv=_pairs(source, arguments), **slots)
+        return source.phrase(_ORDERED, more=CALL_ORDERED, xs=listed, cs=", ".join(said), **slots)
+    return source.phrase(_MANY, more=CALL_MANY, kv=_pairs(source, arguments), **slots)
 
 
 def _pairs(source: Source, arguments: dict[str, Value]) -> str:

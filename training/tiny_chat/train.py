@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from training.tiny_chat.corpus import COPYING, Conversation, render, write
@@ -26,23 +26,15 @@ from training.tiny_chat.network import Network, Shape
 from training.tiny_chat.optimizer import Optimizer
 from training.tiny_chat.words import Source
 
-# Large steps until copying is learned, then small ones: more of them for the same tokens.
-LARGE_STEPS: Final = 250
+# Steps are large until copying is learned, then small: more of them for the same tokens.
+LARGE, SMALL = 8192, 4096
 WARMUP: Final = 60
+# The loss is taken at this share of the places: all that the assistant says, and some of the rest.
+CHOSEN: Final = 3 / 8
 # Share of steps by row length: while the rate stays, in the first 60 % of its fall, and in the rest.
-LENGTHS: Final = {256: (38, 20, 8), 512: (42, 36, 26), 1024: (15, 26, 32), 2048: (5, 18, 34)}
+LENGTHS: Final = {256: (50, 40, 25), 512: (38, 36, 35), 1024: (12, 22, 30), 2048: (0, 2, 10)}
 GAPS: Final = 1500
 Integers = NDArray[np.int64]
-
-
-def tokens_of(step: int) -> int:
-    """How many tokens a step sees."""
-    return 8192 if step <= LARGE_STEPS else 4096
-
-
-def tokens_until(step: int) -> int:
-    """How many tokens have been seen after a step."""
-    return 4096 * (step + min(step, LARGE_STEPS))
 
 
 @dataclass
@@ -73,10 +65,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one length: tokens, positions, next tokens and their weights, and the assistant's turns in them."""
+    """Rows of one length: tokens, positions, next tokens and their weights, and the assistant's turns in them.
+
+    ``chosen`` are the places, in all rows together, at which the loss is taken.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
+    chosen: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     turns: list[list[tuple[str, int, int]]]
@@ -122,7 +118,13 @@ class Rows:
                 self._spread(source, ids[row], positions[row])
         arrays = (ids[:, :-1], positions[:, :-1], ids[:, 1:], weights[:, 1:])
         inputs, places, targets, weighed = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-        return Batch(inputs, places, targets, weighed, turns)
+        return Batch(inputs, places, self._choose(source, arrays[3]), targets, weighed, turns)
+
+    def _choose(self, source: Source, weights: NDArray[np.float32]) -> torch.Tensor:
+        """The heaviest places, and chance among equals; always as many, so that nothing is compiled again."""
+        chance = np.random.default_rng(source.rng.getrandbits(32)).random(weights.size) * 1e-3
+        order = np.argsort(-(weights.ravel() + chance))
+        return torch.from_numpy(np.sort(order[: int(weights.size * CHOSEN)]))
 
     def _conversation(self, source: Source, length: int, copying: float) -> Conversation:
         if source.chance(copying):
@@ -130,7 +132,7 @@ class Rows:
         system = 0
         if length >= 512 and source.chance(0.15 if length == 512 else 0.4):
             system = source.rng.randint(100, min(1500, int(length * 0.6)))
-        return write(source, length + 20, system_tokens=system)
+        return write(source, length + 20, tool_share=0.7, system_tokens=system)
 
     def _spans(self, talk: Conversation, tokens: Integers) -> list[tuple[str, int, int]]:
         """The kind and the place of each assistant turn that is whole; its end mark belongs to it."""
@@ -165,6 +167,8 @@ class Trainer:
         self.rows = Rows(tokenizer, options.other_weight)
         self.shape = Shape(vocabulary=tokenizer.get_vocab_size())
         self.network = Network(self.shape)
+        if options.start:
+            self.network.load_state_dict(load_file(str(options.start / "model.safetensors")))
         self.optimizer = Optimizer(
             self.network, matrix_rate=options.matrix_rate, vector_rate=options.vector_rate
         )
@@ -186,23 +190,23 @@ class Trainer:
             self._read_decay(step)
             share = self.schedule.share(step)
             batch = self._batch(step, share)
-            loss = loss_of(batch.ids, batch.positions, batch.targets, batch.weights)
+            loss = loss_of(batch.ids, batch.positions, batch.chosen, batch.targets, batch.weights)
             loss.backward()
             self.optimizer.step(share)
             self.done = step
             average = loss.item() if not average else 0.97 * average + 0.03 * loss.item()
             if step % 25 == 0:
-                speed = (tokens_until(step) - tokens_until(first)) / (time.monotonic() - began)
+                speed = (self.tokens_until(step) - self.tokens_until(first)) / (time.monotonic() - began)
                 print(
                     f"step {step} share {share:.3f} row {batch.ids.shape[1]} loss {average:.4f} {speed:.0f} tok/s",
                     flush=True,
                 )
             if step % 250 == 0:
                 print(f"step {step} held out: {self.examine()}", flush=True)
-            if step % 50 == 0:
+            if step % 100 == 0:
                 self.save()
         print(
-            f"end: step {self.done}, {tokens_until(self.done) / 1e6:.1f} M tokens, held out: {self.examine()}",
+            f"end: step {self.done}, {self.tokens_until(self.done) / 1e6:.1f} M tokens, held out: {self.examine()}",
             flush=True,
         )
         self.save()
@@ -212,7 +216,13 @@ class Trainer:
         source = Source(step + 1_000_003 * self.options.seed)
         length = source.rng.choices(list(LENGTHS), [shares[phase] for shares in LENGTHS.values()])[0]
         copying = max(0.03, 0.5 * (1 - step / self.options.copying_steps))
-        return self.rows.batch(source, length, tokens=tokens_of(step), copying=copying)
+        tokens = LARGE if step <= self.options.large_steps else SMALL
+        return self.rows.batch(source, length, tokens=tokens, copying=copying)
+
+    def tokens_until(self, step: int) -> int:
+        """How many tokens have been seen after a step."""
+        large = min(step, self.options.large_steps)
+        return LARGE * large + SMALL * (step - large)
 
     def _read_decay(self, step: int) -> None:
         wish = self.out / "decay"
@@ -282,6 +292,7 @@ def parse_arguments() -> argparse.Namespace:
         help="folder for the checkpoint and the model; an old run in it goes on",
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer")
+    parser.add_argument("--start", type=Path, help="folder of a model whose weights to start from")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -295,7 +306,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--vector-rate", type=float, default=3e-3)
     parser.add_argument(
-        "--other-weight", type=float, default=0.05, help="loss weight of what the assistant did not say"
+        "--large-steps", type=int, default=250, help=f"steps of {LARGE} tokens before those of {SMALL}"
+    )
+    parser.add_argument(
+        "--other-weight", type=float, default=0.2, help="loss weight of what the assistant did not say"
     )
     parser.add_argument(
         "--copying-steps",

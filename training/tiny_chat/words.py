@@ -105,6 +105,9 @@ RESERVED: Final = frozenset(
 )
 _VALUE_KINDS: Final = "name colour city food animal thing subject country job".split()
 
+# Words of schemas are invented more often in training than in evaluation: what cannot be known must be copied.
+_INVENTED_IN_TRAINING: Final = {"noun": 0.5, "parameter": 0.45, "verb": 0.25}
+
 _SCHEMA_WORDS: Final = frozenset(
     word for kind, words in WORDS.items() if kind not in _VALUE_KINDS for word in words
 )
@@ -160,13 +163,30 @@ class Source:
         """One of the options, which are the same in training and evaluation."""
         return self.rng.choice(options)
 
-    def phrase(self, wordings: Sequence[str], **slots: object) -> str:
-        """One of the allowed wordings with its slots filled."""
-        allowed = split_wordings_cached(tuple(wordings))[self.held_wordings]
-        return self.rng.choice(allowed).format(**slots)
+    @property
+    def trains(self) -> bool:
+        """Whether this is for training. What only training does must not change what evaluation draws."""
+        return not self.held_values
+
+    def phrase(self, wordings: Sequence[str], *, more: tuple[str, ...] = (), **slots: object) -> str:
+        """One of the allowed wordings with its slots filled; training has ``more`` of them, and varies them."""
+        trained, held = split_wordings_cached(tuple(wordings))
+        if not self.trains:
+            return self.rng.choice(held if self.held_wordings else trained).format(**slots)
+        wording = self.rng.choice([*trained, *more])
+        varied = self._varied(wording)
+        return (wording if varied in held else varied).format(**slots)
+
+    def _varied(self, wording: str) -> str:
+        """Sometimes without the capital letter or the mark at its end, as people write."""
+        if wording[:1].isalpha() and not wording.startswith("I") and self.chance(0.12):
+            wording = wording[0].lower() + wording[1:]
+        return wording[:-1] if wording.endswith((".", "?")) and self.chance(0.12) else wording
 
     def word(self, kind: str, invented: float = 0.4) -> str:
         """A word of a kind, or an invented one."""
+        if self.trains:
+            invented = max(invented, _INVENTED_IN_TRAINING.get(kind, 0.0))
         if self.chance(invented):
             return self.invented(capital=kind in {"name", "city", "country"})
         return self.rng.choice(_pools()[kind, self.held_values])

@@ -15,6 +15,7 @@ import typer
 from agent_memory_core import AgentMemory, EngineConfig, InvalidSetting, TurnReport, settings_for
 from agent_memory_core.cli.formats import duration, print_json, size, table
 from agent_memory_core.cli.options import CacheDir, Json, Model, err, given, out, say
+from agent_memory_core.cli.published import NOTICE, published, published_table
 
 LENGTHS = (256, 1024, 4096)
 ANSWER = 8
@@ -70,7 +71,8 @@ def bench(
 ) -> None:
     """Measure cold, hot, resumed and shared turns, and say from how many tokens on the memory is worth it.
 
-    It writes to a folder of its own beside that of the sessions, and deletes it.
+    It writes to a folder of its own beside that of the sessions, and deletes it. Times
+    that others published for larger models are shown beside one's own.
     """
     lengths = _lengths(tokens)
     config = settings_for(given(model=model, cache_dir=cache_dir))
@@ -78,10 +80,15 @@ def bench(
         found = list(_measured(config, Path(folder), lengths, repeat))
     if as_json:
         rows = [dataclasses.asdict(one) | {"cold / resumed": one.saved} for one in found]
-        print_json({"model": str(config.model), "seconds": rows, "verdict": verdict(found)})
+        print_json(
+            {"model": str(config.model), "seconds": rows, "verdict": verdict(found), "published": published()}
+        )
         return
     out.print(_table(found))
     say(verdict(found))
+    say("")
+    say(NOTICE)
+    out.print(published_table())
 
 
 def verdict(found: Sequence[Measured]) -> str:

@@ -15,9 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -26,7 +24,7 @@ from agent_memory_core.blocks.block import BlockHash, record_hash
 from agent_memory_core.config import Durability, Encryption, EngineConfig
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.audit import CheckReport, check
-from agent_memory_core.storage.block_file import Damaged, describe_new, is_locked, open_file, read_record
+from agent_memory_core.storage.block_file import describe_new
 from agent_memory_core.storage.branches import BranchCommit, BranchRow, SessionOwner, hidden
 from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.chat_history import ChatHistory
@@ -38,8 +36,8 @@ from agent_memory_core.storage.mirror import NoMirror, StoreMirror, mirrored
 from agent_memory_core.storage.reconcile import Reconciler
 from agent_memory_core.storage.record import Allocate, HostTensor, Record, StoredRecord
 from agent_memory_core.storage.record_files import NO_SPACE, RecordFiles
-from agent_memory_core.storage.recovery import discard, open_catalog, reopen_catalog
-from agent_memory_core.storage.sealing import Locked
+from agent_memory_core.storage.record_reader import Counts, RecordReader
+from agent_memory_core.storage.recovery import open_catalog, reopen_catalog
 from agent_memory_core.storage.tier import StoredTier
 from agent_memory_core.storage.volume import Mark, Volume, default_quota
 
@@ -87,8 +85,7 @@ class BlockStore:
         self.path = path
         self.mirror: StoreMirror = NoMirror()
         self._reconciler: Reconciler | None = None
-        self._counts: Counter[str] = Counter()
-        self._counting = threading.Lock()
+        self._counts = Counts(*_COUNTERS)
         self._reopening = threading.Lock()
         self.keys = keys_for(path, encryption)
         self.read_only = not prepare_root(path)
@@ -97,6 +94,7 @@ class BlockStore:
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self.files, self.catalog = self._open_to_read() if self.read_only else self._open(durability)
         self.keys.work_as(self.files.presence.name)
+        self._reader = RecordReader(self.catalog, self.files, self.keys, self._counts)
         self.tier = StoredTier(self.catalog.records, self.keys)
         self.volume = Volume(path, min_free_bytes, self.catalog)
         if not self.read_only:
@@ -395,7 +393,7 @@ class BlockStore:
             StoreFull: the volume lacked space and still does.
         """
         self._delete(records)
-        self._count("evicted", len(records))
+        self._counts.add("evicted", len(records))
         if free is not None:
             self.volume.look(free, sum(record.nbytes for record in records), nbytes)
 
@@ -425,45 +423,7 @@ class BlockStore:
 
     def load(self, root: BlockHash, key: BlockHash, allocate: Allocate) -> Record[Any] | None:
         """Read one record into arrays of ``allocate`` and verify it; None is a miss, counted by its reason."""
-        name, key = key, self.keys.hide(key)
-        stored = self.catalog.records.get(key)
-        if stored is None or stored.root != root:
-            self._count("miss_unknown")
-            return None
-        path = self.files.path_of(stored)
-        try:
-            with open_file(path) as (fd, size):
-                found = read_record(fd, size, stored, allocate, self.catalog.records.cipher(root))
-            return replace(found, key=name, parent=self.keys.show(found.parent))
-        except FileNotFoundError:
-            self._count("miss_gone")
-            discard(self.catalog, self.files, key, path)
-        except Damaged as damage:
-            self._count("miss_damaged")
-            discard(self.catalog, self.files, key, path, str(damage))
-        except Locked:
-            self._count("miss_locked")
-            self._drop_locked(stored)
-        except (OSError, MemoryError) as error:
-            self._count("miss_failed")
-            log.warning("%s could not be read: %s", path, error)
-        return None
-
-    def _drop_locked(self, found: StoredRecord) -> None:
-        """Delete a record that did not open, and all of its root that another key has sealed: nobody opens them again.
-
-        All at once, because a chain is read up to its first miss: each restart would find one more.
-        """
-        cipher = self.catalog.records.cipher(found.root)
-        lost = [found]
-        for record in self.catalog.records.select("WHERE stored AND root = ?", (found.root,)):
-            with suppress(OSError, Damaged), open_file(self.files.path_of(record)) as (fd, size):
-                lost += [record] if is_locked(fd, size, cipher) else []
-        log.warning("%d records cannot be opened by the key of their namespace: they are deleted", len(lost))
-        for record in lost:
-            with suppress(OSError):
-                self.files.delete(record)
-            discard(self.catalog, self.files, record.key, self.files.path_of(record))
+        return self._reader.load(root, key, allocate)
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -473,8 +433,6 @@ class BlockStore:
 
     def stats(self) -> dict[str, int]:
         """Files and bytes stored, the quota, and since opening: records evicted and misses by reason."""
-        with self._counting:
-            counts = {name: self._counts[name] for name in _COUNTERS}
         return {
             **self.catalog.budget.totals(),
             "quota": self.quota_bytes,
@@ -482,7 +440,7 @@ class BlockStore:
             "min_free": self.volume.min_free,
             "quarantined": self.files.quarantined(),
             "failed_reads": self.catalog.failed_reads,
-            **counts,
+            **self._counts.read(),
         }
 
     def _volume_free(self) -> int:
@@ -490,10 +448,6 @@ class BlockStore:
             return self.volume.free_bytes()
         except OSError:
             return 0
-
-    def _count(self, name: str, by: int = 1) -> None:
-        with self._counting:
-            self._counts[name] += by
 
 
 def _in_bytes(mib: int | None) -> int | None:

@@ -21,7 +21,7 @@ from support.reliability.talk import Child, Talks, Tell, open_memory
 from agent_memory_core import AgentMemory, TurnReport
 from agent_memory_core.engine.block_io import SAVE_PATIENCE
 from agent_memory_core.engine.block_reader import READ_PATIENCE
-from agent_memory_core.storage import block_store
+from agent_memory_core.storage import record_reader
 from agent_memory_core.storage.record_files import RecordFiles
 
 Fault = Callable[[Path], Any]
@@ -113,7 +113,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 WRITES = (RecordFiles, "_write_tmp")
-READS = (block_store, "open_file")
+READS = (record_reader, "open_file")
 FAULTS: dict[str, Fault] = {
     "no space left": _failing(*WRITES, errno.ENOSPC),
     "the quota of the user is used up": _failing(*WRITES, errno.EDQUOT),
