@@ -15,7 +15,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -196,6 +196,21 @@ class AgentMemory(AsyncSessions, Closing, AsyncClosing):
         with staying(self.residency, self):
             return self._thread.ask(lambda template: template.tokenizer.tokenize(text))
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included. Loads the model.
+
+        Raises:
+            InvalidRequest: the model has no such token.
+        """
+        with staying(self.residency, self):
+            return self._thread.ask(lambda template: template.tokenizer.decode(token_ids))
+
+    def render(self, request: Conversation) -> str:
+        """The prompt that the model's chat template makes of a conversation. Loads the model."""
+        asked = self._request(request, {})
+        with staying(self.residency, self):
+            return self._thread.ask(lambda template: template.readable(asked))
+
     @property
     def model_name(self) -> str:
         """The model as it was asked for."""
@@ -292,6 +307,14 @@ class AgentMemory(AsyncSessions, Closing, AsyncClosing):
     async def aencode(self, text: str) -> list[int]:
         """`encode` for coroutines."""
         return await asyncio.to_thread(self.encode, text)
+
+    async def adecode(self, token_ids: Sequence[int]) -> str:
+        """`decode` for coroutines."""
+        return await asyncio.to_thread(self.decode, token_ids)
+
+    async def arender(self, request: Conversation) -> str:
+        """`render` for coroutines."""
+        return await asyncio.to_thread(self.render, request)
 
     async def averify(self, blocks: int = 8) -> ParityResult:
         """`verify` for coroutines."""

@@ -141,6 +141,9 @@ class ChatRequest:
     tokens are then spelled out."""
     timeout: float | None = None
     """Seconds that the answer may take, waiting included; then it is given up with `DeadlineExceeded`."""
+    thinking_budget: int | None = None
+    """Most tokens that the model may think, after which it has to answer; None sets no limit. It holds for models whose
+    thoughts stand between two tokens, such as <think> and </think>."""
 
 
 @dataclass(frozen=True, slots=True)

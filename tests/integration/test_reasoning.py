@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.runnables import RunnableConfig
 from support import made_tokenizers as made, tiny_models
 
+from agent_memory_core import ChatRequest, Message, SamplingParams
 from langchain_agent_memory import ChatMLXPersistent
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
@@ -153,3 +155,15 @@ def test_a_stripped_thought_costs_the_next_turn_nothing_where_there_was_time(
     else:
         assert computed > new + answer - 10
     llm.memory.close()
+
+
+def test_a_budget_bounds_the_thought_and_an_answer_follows_it(llm: ChatMLXPersistent) -> None:
+    ask = ChatRequest((Message("user", ASK),), sampling=SamplingParams(temperature=1, max_tokens=40, seed=1))
+    free = llm.memory.chat(ask)
+    bounded = llm.memory.chat(replace(ask, thinking_budget=12))
+    assert free.report.usage.reasoning_tokens > 12, "else the budget bounds nothing"
+    # The thought is what it would have been, up to its budget.
+    assert bounded.token_ids[:12] == free.token_ids[:12]
+    assert llm.memory.decode(bounded.token_ids[12:13]) == "</think>"
+    assert 0 < bounded.report.usage.reasoning_tokens <= 12
+    assert bounded.text

@@ -188,3 +188,15 @@ def test_what_cannot_be_served_is_named(tmp_path: Path) -> None:
         create_app(manager)
     with ModelManager() as manager, pytest.raises(InvalidSetting, match="no model"):
         create_app(manager)
+
+
+def test_a_model_that_nobody_uses_is_freed_and_comes_back_with_the_next_turn(manager: ModelManager) -> None:
+    with http_server.serve(manager, ttl=0.2) as server, server.http() as client:
+        before = ask(client, "a", session_id="kept")
+        http_server.wait_until(
+            lambda: {one.state for one in manager.get_model_stats().values()} == {"unloaded"}
+        )
+        assert client.get("/health/ready").status_code == 200
+        after = ask(client, "a", session_id="kept")
+    assert after["choices"] == before["choices"]
+    assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, "the session is warm"

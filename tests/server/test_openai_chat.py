@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
+from support import http_server
 from support.http_server import Running, wait_until
 
 from agent_memory_core import AgentMemory
@@ -131,7 +132,7 @@ def test_a_stop_string_ends_an_answer(server: Running) -> None:
     ("options", "error", "code", "says"),
     [
         ({"model": "gpt-5"}, openai.NotFoundError, "model_not_found", "'gpt-5'"),
-        ({"n": 2}, openai.BadRequestError, None, "n=2 is not valid"),
+        ({"n": 17}, openai.BadRequestError, None, "n: Input should be less than"),
         ({"temperature": -1}, openai.BadRequestError, None, "temperature=-1"),
         ({"temperature": "warm"}, openai.BadRequestError, None, "temperature"),
         (
@@ -219,3 +220,48 @@ def test_a_client_that_goes_away_withdraws_its_turn(server: Running, stream: boo
                 client.post("/v1/chat/completions", json=body, timeout=0.3)
     wait_until(lambda: memory.stats().cancelled == before + 1)
     assert memory.stats().running == 0
+
+
+def test_several_answers_to_one_prompt_compute_it_once_and_only_the_first_is_kept(server: Running) -> None:
+    long = {"role": "user", "content": "Tell me what a boat is. " * 30}
+    options: dict[str, Any] = {"n": 3, "temperature": 1, "seed": 5, "max_tokens": 8}
+    answer: ChatCompletion = ask(server, long, session="three", **options)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1, "each has a seed of its own"
+    turns = server.memory.stats()
+    alone = [ask(server, long, **options | {"n": 1, "seed": 5 + i}) for i in range(3)]
+    assert [one.choices[0].message.content for one in alone] == texts
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert answer.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    assert turns.running == turns.waiting == 0
+    (kept,) = [info for info in server.memory.sessions("default") if info.session_id == "three"]
+    assert kept.branches == 1
+
+
+def test_several_answers_are_streamed_side_by_side(server: Running) -> None:
+    options: dict[str, Any] = {"n": 2, "temperature": 1, "seed": 9, "max_tokens": 8}
+    answer: ChatCompletion = ask(server, **options)
+    chunks = list(ask(server, stream=True, stream_options={"include_usage": True}, **options))
+    for index, choice in enumerate(answer.choices):
+        own = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
+        assert "".join(c.delta.content or "" for c in own) == choice.message.content
+        assert [c.finish_reason for c in own if c.finish_reason] == [choice.finish_reason]
+    assert [c.choices for c in chunks].index([]) == len(chunks) - 1, "the usage comes last, and once"
+    assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("n", [0, 17, -1])
+def test_more_answers_than_a_request_may_have_are_refused(server: Running, n: int) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(server, n=n)
+    assert refused.value.param == "n"
+
+
+def test_answers_for_which_there_is_no_room_are_all_withdrawn(memory: AgentMemory) -> None:
+    with http_server.serve(memory, max_in_flight=2) as running:
+        with pytest.raises(openai.RateLimitError):
+            ask(running, n=3, max_tokens=400, temperature=1)
+        assert ask(running).choices, "the places are free again"

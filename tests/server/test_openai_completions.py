@@ -49,3 +49,43 @@ def test_a_text_goes_on_where_it_was(server: Running) -> None:
 def test_what_cannot_be_done_is_refused_by_name(server: Running, options: dict[str, Any], says: str) -> None:
     with pytest.raises(openai.BadRequestError, match=says):
         ask(server, **options)
+
+
+def test_a_text_becomes_tokens_and_tokens_become_it_in_both_forms_that_are_in_use(server: Running) -> None:
+    with server.http() as client:
+        of_vllm = client.post("/tokenize", json={"prompt": "A boat. Ünï.", "return_token_strs": True}).json()
+        of_llama = client.post("/tokenize", json={"content": "A boat. Ünï.", "with_pieces": True}).json()
+        back = client.post("/detokenize", json={"tokens": of_vllm["tokens"]}).json()
+    assert of_vllm["tokens"] == server.memory.encode("A boat. Ünï.")
+    assert of_vllm["count"] == len(of_vllm["tokens"]) == len(of_vllm["token_strs"])
+    assert of_vllm["max_model_len"] == server.memory.context_length
+    assert [piece["id"] for piece in of_llama["tokens"]] == of_vllm["tokens"]
+    assert back == {"prompt": "A boat. Ünï.", "content": "A boat. Ünï."}
+
+
+def test_a_conversation_has_the_tokens_of_its_prompt(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello."}]}
+    with server.http() as client:
+        prompt = client.post("/apply-template", json=body).json()["prompt"]
+        found = client.post("/v1/tokenize", json=body).json()
+    assert "Hello." in prompt
+    assert found["tokens"] == server.memory.encode(prompt)
+    assert found["count"] == server.memory.count_tokens(body["messages"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {}),
+        ("/tokenize", {"messages": []}),
+        ("/tokenize", {"prompt": "a", "model": "nobody"}),
+        ("/detokenize", {"tokens": [10**6]}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": "a"}),
+    ],
+)
+def test_what_has_no_tokens_is_refused(server: Running, path: str, body: dict[str, Any]) -> None:
+    with server.http() as client:
+        refused = client.post(path, json=body)
+    assert refused.status_code in (400, 404)
+    assert refused.json()["error"]["message"]

@@ -184,3 +184,13 @@ def test_the_same_conversation_is_the_same_turn_in_every_dialect() -> None:
     said: dict[str, dict[str, Any]] = {"chat": chat, "messages": messages, "responses": responses}
     first, *others = (read(name, body | {"tools": tools[name]}) for name, body in said.items())
     assert [(other.messages, other.tools) for other in others] == [(first.messages, first.tools)] * 2
+
+
+def test_a_budget_of_thinking_is_taken_from_either_dialect() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 2048}
+    message = MessagesBody.model_validate(MESSAGES | {"thinking": thinking})
+    assert message.asked(strip=True).thinking_budget == 2048
+    assert ChatBody.model_validate(CHAT | {"thinking_budget": 7}).asked().thinking_budget == 7
+    wrong = MessagesBody.model_validate(MESSAGES | {"thinking": thinking | {"budget_tokens": "many"}})
+    with pytest.raises(ApiError, match="budget_tokens='many'"):
+        wrong.asked(strip=True)

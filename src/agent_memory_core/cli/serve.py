@@ -28,6 +28,10 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="A TOML file of API keys.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take requests for every model.")] = False,
+    ttl: Annotated[
+        float | None,
+        typer.Option(help="Seconds without a turn after which the model is freed (default: never)."),
+    ] = None,
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="Listen on the network without any key.")
     ] = False,
@@ -46,6 +50,7 @@ def serve(
         api_key_file=api_key_file,
         model_alias=tuple(alias) if alias else None,
         any_model=any_model or None,
+        ttl=ttl,
         insecure_no_auth=insecure_no_auth or None,
     )
 

@@ -22,6 +22,7 @@ from agent_memory_core.kv.records import KvBlocks
 from agent_memory_core.messages import ChatRequest, MissReason, SessionKey
 from agent_memory_core.models.loader import LoadedModel
 from agent_memory_core.structured.grammar import Grammars
+from agent_memory_core.structured.thinking import thinking_limit
 from agent_memory_core.text.detokenizer import Detokenizer, starts_in_reasoning
 from agent_memory_core.text.token_text import Prompt, TokenText
 
@@ -130,7 +131,11 @@ class Intake:
         )
         if not prewarm:
             turn.call_mask = self._grammars.call_mask(request, prompt)
-            turn.processors = [*self._grammars.processors(request, prompt), *filter(None, [turn.call_mask])]
+            turn.processors = [
+                *thinking_limit(self._loaded.tokenizer, request.thinking_budget, prompt),
+                *self._grammars.processors(request, prompt),
+                *filter(None, [turn.call_mask]),
+            ]
         return turn
 
     def known(self, key: SessionKey) -> list[TokenText]:

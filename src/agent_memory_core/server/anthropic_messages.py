@@ -66,6 +66,7 @@ class CountBody(Body):
             parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
             response_schema=_schema(config.get("format")),
             template_kwargs=_thinking(self.thinking, config.get("effort")),
+            thinking_budget=_budget(self.thinking),
             continues=last.role == "assistant" and bool(last.content.strip()) and not last.tool_calls,
         )
 
@@ -222,6 +223,19 @@ def _thinking(thinking: Mapping[str, Any] | None, degree: object) -> dict[str, A
     if thinking is not None:
         said["enable_thinking"] = thinking.get("type") != "disabled"
     return said
+
+
+def _budget(thinking: Mapping[str, Any] | None) -> int | None:
+    """The tokens that the model may think.
+
+    Raises:
+        ApiError: they are no whole number.
+    """
+    budget = (thinking or {}).get("budget_tokens")
+    if budget is not None and (type(budget) is not int or budget < 0):
+        place = "thinking.budget_tokens"
+        raise ApiError(INVALID, f"{place}={budget!r} is not valid: a whole number of tokens.", param=place)
+    return budget
 
 
 # Answers ----------------------------------------------------------------------------------------------------

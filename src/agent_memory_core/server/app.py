@@ -33,6 +33,7 @@ from agent_memory_core.server.host import OpenModel
 from agent_memory_core.server.responses_api import ResponsePaths
 from agent_memory_core.server.serving import Server, json_response
 from agent_memory_core.server.settings import ServerSettings
+from agent_memory_core.server.tokens import TokenPaths
 from agent_memory_core.server.ui import add_page
 
 
@@ -57,9 +58,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.ensure_future(server.load())
+        tasks = [asyncio.ensure_future(work) for work in (server.load(), server.free_memory())]
         yield
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         server.close()
 
     app = FastAPI(
@@ -91,12 +93,16 @@ def _add_paths(app: FastAPI, server: Server) -> None:
     server.closing.append(agents.close)
     _add_completions(app, server)
     ResponsePaths(server).add_to(app)
+    TokenPaths(server).add_to(app)
     _add_messages(app, server)
 
 
 def _add_completions(app: FastAPI, server: Server) -> None:
     async def chat(request: Request, body: openai_chat.ChatBody) -> Response:
         call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        if (body.n or 1) > 1:
+            count, stream = body.n or 1, partial(openai_chat.stream_of, count=body.n or 1)
+            return await server.run_several(request, call, count, openai_chat.whole_of, stream)
         return await server.run(request, call, openai_chat.whole, openai_chat.ChatWriter)
 
     async def complete(request: Request, body: openai_completions.CompletionBody) -> Response:

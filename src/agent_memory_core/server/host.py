@@ -125,6 +125,14 @@ class Host:
             done = await asyncio.to_thread(self.manager.unload_model, model.name, timeout=seconds)
             return done or not model.loaded
 
+    async def free_idle(self) -> None:
+        """Free all models that nobody uses now."""
+        if self._changing.locked():
+            return
+        for name in self.names():
+            if await asyncio.to_thread(self.manager.unload_model, name):
+                log.info("the model %s was not used and was freed", name)
+
     async def swap(self, name: str, seconds: float) -> None:
         """Serve another model where requests name none. Turns in flight of the one before get so long to end, and it
         has left memory before the other one is loaded.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
 from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
 from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
+from agent_memory_core.server.choices import MOST_CHOICES, Choices, summed
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError
 from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.requests import Asked, Body, called, content_of, effort, function_tool
@@ -20,11 +21,17 @@ from agent_memory_core.server.turns import Admitted, Call
 
 TEXTS = ("text", "input_text", "output_text", "refusal")
 
+PENALTIES = ("frequency_penalty", "presence_penalty", "logit_bias")
+"""Fields that may be there and must change nothing."""
+
 DONE = b"data: [DONE]\n\n"
 
 
 class SamplingBody(Body):
     """The fields of sampling, as OpenAI and servers of open models name them."""
+
+    CAN_CHOOSE: ClassVar[bool] = False
+    """Whether ``n`` may ask for several answers."""
 
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -48,7 +55,8 @@ class SamplingBody(Body):
         Raises:
             InvalidRequest: a field asks for what no model here can do.
         """
-        check_neutral(self.model_dump(include={"n", "frequency_penalty", "presence_penalty", "logit_bias"}))
+        changes_nothing = PENALTIES if self.CAN_CHOOSE else (*PENALTIES, "n")
+        check_neutral(self.model_dump(include=set(changes_nothing)))
         given = self.given("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed")
         if self.top_k is not None:
             # Some servers write "off" as -1.
@@ -93,6 +101,9 @@ class ChatMessage(BaseModel):
 class ChatBody(SamplingBody):
     """A request for a chat completion."""
 
+    CAN_CHOOSE = True
+
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=512)
     tool_choice: Any = None
@@ -101,6 +112,7 @@ class ChatBody(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
+    thinking_budget: int | None = Field(default=None, ge=0)
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
     modalities: list[str] | None = None
@@ -128,6 +140,7 @@ class ChatBody(SamplingBody):
             sampling=self.sampling() | logprobs,
             template_kwargs=effort(self.reasoning_effort) | (self.chat_template_kwargs or {}),
             continues=self.continue_final_message,
+            thinking_budget=self.thinking_budget,
         )
 
 
@@ -204,6 +217,23 @@ def _wire_call(piece: Piece) -> dict[str, Any]:
 
 def whole(call: Call, answer: Answer) -> dict[str, Any]:
     """A chat completion."""
+    return whole_of(call, [answer])
+
+
+def whole_of(call: Call, answers: Sequence[Answer]) -> dict[str, Any]:
+    """A chat completion of several answers."""
+    return {
+        "id": new_id("chatcmpl-"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": call.model,
+        "choices": [_choice(index, answer) for index, answer in enumerate(answers)],
+        "usage": usage(summed([answer.ended.usage for answer in answers])),
+        "agent_memory": measurements(answers[0].ended),
+    }
+
+
+def _choice(index: int, answer: Answer) -> dict[str, Any]:
     text, thought, calls = answer.text(), answer.text("reasoning"), answer.of("call")
     message: dict[str, Any] = {
         "role": "assistant",
@@ -214,34 +244,48 @@ def whole(call: Call, answer: Answer) -> dict[str, Any]:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = [_wire_call(piece) for piece in calls]
-    choice = {
-        "index": 0,
+    return {
+        "index": index,
         "message": message,
         "logprobs": _logprobs(answer.logprobs),
         "finish_reason": finish_reason(answer.ended),
     }
+
+
+def _head(call: Call) -> dict[str, Any]:
+    created = int(time.time())
     return {
         "id": new_id("chatcmpl-"),
-        "object": "chat.completion",
-        "created": int(time.time()),
+        "object": "chat.completion.chunk",
+        "created": created,
         "model": call.model,
-        "choices": [choice],
-        "usage": usage(answer.ended.usage),
-        "agent_memory": measurements(answer.ended),
     }
+
+
+def stream_of(
+    choices: Choices, call: Call, silence: float, count: int
+) -> tuple[AsyncIterator[bytes], ChatWriter]:
+    """The chunks of several answers, and what writes how they end that are not complete."""
+    head = _head(call)
+    writers = [ChatWriter(call, index, head) for index in range(count)]
+
+    def end(reports: Sequence[TurnReport]) -> Iterator[bytes]:
+        if call.usage_in_stream:
+            counted = summed([report.usage for report in reports])
+            yield data(head | {"choices": [], "usage": usage(counted)})
+        yield DONE
+
+    return choices.chunks(writers, silence, end), writers[0]
 
 
 class ChatWriter:
     """Streams a chat completion in chunks."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, index: int = 0, head: dict[str, Any] | None = None) -> None:
+        """Write one answer; with a ``head``, the one of several with this index, after which more comes."""
         self._call, self._reader = call, PieceReader()
-        self._head = {
-            "id": new_id("chatcmpl-"),
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-        }
-        self._head["model"] = call.model
+        self._index, self._is_last = index, head is None
+        self._head = head or _head(call)
         self._calls: list[str] = []
 
     def begin(self) -> Iterator[bytes]:
@@ -273,6 +317,8 @@ class ChatWriter:
 
     def _end(self, report: TurnReport) -> Iterator[bytes]:
         yield self._chunk({}, finish=finish_reason(report), agent_memory=measurements(report))
+        if not self._is_last:
+            return
         if self._call.usage_in_stream:
             yield data(self._head | {"choices": [], "usage": usage(report.usage)})
         yield DONE
@@ -296,5 +342,5 @@ class ChatWriter:
         logprobs: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        choice = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return data(self._head | {"choices": [choice]} | more)

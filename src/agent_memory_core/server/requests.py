@@ -58,6 +58,8 @@ class Asked:
     sampling: dict[str, Any] = field(default_factory=dict)
     """Fields of `SamplingParams`."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    thinking_budget: int | None = None
+    """Most tokens of thinking."""
     ignored: tuple[str, ...] = ()
     """The types of tools that a provider runs itself, which are left out."""
     continues: bool = False
@@ -127,6 +129,7 @@ class Reader:
             tools=tuple(asked.tools),
             sampling=sampling_for(self._host.engine(served).config.model, sampling),
             template_kwargs=asked.template_kwargs,
+            thinking_budget=asked.thinking_budget,
             tool_choice=chosen_tool(asked.tool_choice, asked.tools),
             parallel_tool_calls=asked.parallel_tool_calls is not False,
             response_schema=asked.response_schema,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from agent_memory_core import AgentMemory, AgentMemoryError, InvalidSetting, Sto
 from agent_memory_core.manager import ModelManager
 from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
+from agent_memory_core.server.choices import Choices
 from agent_memory_core.server.coordination import Talks
 from agent_memory_core.server.errors import (
     GONE,
@@ -27,20 +28,24 @@ from agent_memory_core.server.host import Host, OpenModel
 from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.metrics import Metrics
+from agent_memory_core.server.process import release_freed_memory
 from agent_memory_core.server.rates import Rates
 from agent_memory_core.server.recent import RecentTurns
 from agent_memory_core.server.records import Records
 from agent_memory_core.server.requests import Asked, Body, Client, Reader
 from agent_memory_core.server.sessions import session_of
 from agent_memory_core.server.settings import ServerSettings
-from agent_memory_core.server.sse import EventStream, Writer, encoded
+from agent_memory_core.server.sse import EventStream, Writer, encoded, events
 from agent_memory_core.server.threads import Threads
-from agent_memory_core.server.turns import Call, Turns
+from agent_memory_core.server.turns import Call, Turn, Turns
 
 T = TypeVar("T")
 
 _STEP = 0.2
 """Seconds that uploads are waited for before it is looked whether there is time left."""
+
+_LOOK = 5.0
+"""Seconds after which it is looked again for memory that can be freed."""
 
 
 class Server:
@@ -81,6 +86,19 @@ class Server:
             self.on_failure()
             return
         self.turns.loaded = True
+
+    async def free_memory(self) -> None:
+        """Free the models whenever no turn has come for as long as ``ttl`` says, and give back what was freed.
+
+        It runs until it is cancelled.
+        """
+        while True:
+            ttl = self.settings.ttl
+            # Settings may be read again meanwhile.
+            await asyncio.sleep(min(_LOOK, ttl or _LOOK))
+            await asyncio.to_thread(release_freed_memory)
+            if ttl is not None and self.turns.loaded and self.turns.idle_seconds >= ttl:
+                await self.host.free_idle()
 
     def reload(self) -> bool:
         """Take other keys, limits, names of the model and another log level, while requests go on.
@@ -141,7 +159,7 @@ class Server:
         turn = request.state.turn = await self.turns.begin(call, request.state.request_id)
         headers = _headers(call)
         if call.stream:
-            return EventStream(turn, writer(call), self.settings.keep_alive, headers)
+            return _stream(turn, writer(call), self.settings.keep_alive, headers)
         try:
             answer = await _unless_gone(request, turn.answer())
         except AgentMemoryError as error:
@@ -149,6 +167,28 @@ class Server:
         finally:
             await turn.close()
         return json_response(whole(call, answer), headers | _of_report(answer.ended))
+
+    async def run_several(
+        self,
+        request: Request,
+        call: Call,
+        count: int,
+        whole: Callable[[Call, list[Answer]], dict[str, Any]],
+        stream: Callable[[Choices, Call, float], tuple[AsyncIterator[bytes], Writer]],
+    ) -> Response:
+        """Answer a call ``count`` times, whole or as a stream."""
+        self.rates.check(request.state.tenant, call.key)
+        first = request.state.turn = await self.turns.begin(call, request.state.request_id)
+        choices, headers = Choices(self.turns, first, count), _headers(call)
+        if call.stream:
+            return EventStream(choices, *stream(choices, call, self.settings.keep_alive), headers)
+        try:
+            answers = await _unless_gone(request, choices.answers())
+        except AgentMemoryError as error:
+            raise from_core(error) from error
+        finally:
+            await choices.close()
+        return json_response(whole(call, answers), headers | _of_report(answers[0].ended))
 
     async def count(self, call: Call) -> int:
         """How many tokens the prompt of a call has.
@@ -179,6 +219,10 @@ class Server:
             return self.reader.call(asked(), body, client, served=served, **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
+
+
+def _stream(turn: Turn, writer: Writer, silence: float, headers: Mapping[str, str]) -> EventStream:
+    return EventStream(turn, events(turn, writer, silence), writer, headers)
 
 
 async def apart(work: Callable[[], T]) -> T:

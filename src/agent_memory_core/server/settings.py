@@ -91,6 +91,12 @@ class ServerSettings(BaseSettings):
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds after which any answer is given up; None is no limit."
     )
+    ttl: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds without a turn after which the models are freed, until the next turn loads one again; "
+        "None keeps them. Sessions on disk stay warm, and without a cache directory they are lost.",
+    )
     keep_alive: float = Field(
         default=10.0, gt=0, description="Seconds of silence after which a stream carries a sign of life."
     )

@@ -36,6 +36,13 @@ class Writer(Protocol):
         """How a stream ends whose answer is not complete."""
 
 
+class Closing(Protocol):
+    """A turn, or several."""
+
+    async def close(self) -> None:
+        """Withdraw it if it has not ended."""
+
+
 def data(value: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event, with a name where the dialect has names."""
     head = f"event: {name}\n".encode() if name else b""
@@ -50,9 +57,11 @@ def encoded(value: Mapping[str, Any]) -> bytes:
 class EventStream(StreamingResponse):
     """The answer of a turn as it is made. A client that goes away withdraws the turn."""
 
-    def __init__(self, turn: Turn, writer: Writer, silence: float, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, turn: Closing, chunks: AsyncIterator[bytes], writer: Writer, headers: Mapping[str, str]
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        super().__init__(_events(turn, writer, silence), headers=headers, media_type="text/event-stream")
+        super().__init__(_to_the_end(chunks, writer), headers=headers, media_type="text/event-stream")
         self._turn = turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,21 +72,33 @@ class EventStream(StreamingResponse):
             await self._turn.close()
 
 
-async def _events(turn: Turn, writer: Writer, silence: float) -> AsyncIterator[bytes]:
-    try:
-        for chunk in writer.begin():
+async def events(turn: Turn, writer: Writer, silence: float) -> AsyncIterator[bytes]:
+    """The events of a turn, as its writer writes them. Raises as `Turn.events` does."""
+    for chunk in writer.begin():
+        yield chunk
+    async for event in turn.events(silence):
+        if chunk := written(writer, event):
             yield chunk
-        async for event in turn.events(silence):
-            if event is None:
-                chunks = writer.silence()
-            elif isinstance(event, Admitted):
-                chunks = writer.admitted(event)
-            else:
-                chunks = writer.delta(event)
-            if written := b"".join(chunks):
-                yield written
+
+
+def written(writer: Writer, event: Admitted | Delta | None) -> bytes:
+    """What an event of a turn adds to the stream."""
+    if event is None:
+        return b"".join(writer.silence())
+    if isinstance(event, Admitted):
+        return b"".join(writer.admitted(event))
+    return b"".join(writer.delta(event))
+
+
+async def _to_the_end(chunks: AsyncIterator[bytes], writer: Writer) -> AsyncIterator[bytes]:
+    """All chunks; where they end before the answer does, how a stream ends that is not complete."""
+    try:
+        async for chunk in chunks:
+            yield chunk
     except AgentMemoryError as error:
         yield b"".join(writer.failed(from_core(error)))
+    except ApiError as error:
+        yield b"".join(writer.failed(error))
     except Exception:
         # The outermost loop of a stream: a client must not take what was cut off for a whole answer.
         log.exception("an answer could not be written")

@@ -137,6 +137,11 @@ class Turn:
         if self._next.done() and (error := self._next.exception()) is not None:
             raise error
 
+    async def begun(self, seconds: float | None = None) -> bool:
+        """Wait so long for the first piece of the answer, and say whether it came, or an error in its place."""
+        await asyncio.wait({self._next}, timeout=seconds)
+        return self._next.done()
+
     async def events(self, silence: float) -> AsyncIterator[Admitted | Delta | None]:
         """What happens to the turn up to its last delta; None for each ``silence`` seconds without anything.
 
@@ -241,6 +246,7 @@ class Turns:
         self._seconds: deque[float] = deque([2.0], maxlen=64)
         self._idle = asyncio.Event()
         self._idle.set()
+        self._idle_since = time.monotonic()
         self._stop_observing = host.observe(self._observe)
 
     def running(self) -> list[Turn]:
@@ -338,7 +344,13 @@ class Turns:
 
     def _check_idle(self) -> None:
         if not len(self):
+            self._idle_since = time.monotonic()
             self._idle.set()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long no turn has been in flight; 0 while one is."""
+        return 0.0 if len(self) else time.monotonic() - self._idle_since
 
     async def drain(self, seconds: float) -> None:
         """Take no more turns, wait so long for those in flight, then withdraw the rest."""

@@ -154,6 +154,10 @@ class ChatTemplate:
             raise InvalidRequest(f"a message is not valid Unicode, so it has no tokens: {place}") from None
         return text
 
+    def readable(self, request: ChatRequest) -> str:
+        """What `render` gives, as people read it. Raises as it does."""
+        return unguarded(self.render(request))
+
     def _raw(self, request: ChatRequest) -> str:
         return self._bos() + "".join(_without_guards(message).content for message in request.messages)
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from agent_memory_core.errors import InvalidRequest
+
 GUARD = "\udfff"
 """Stands inside a control word that is only text. No message can hold it, since it is no valid Unicode."""
 
@@ -124,6 +126,18 @@ class ExactTokenizer:
     def text_inside(self, token_ids: Sequence[int]) -> str:
         """The text of ids that stand after others."""
         return self._decoder.inner(token_ids) if token_ids else ""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids that begin a text, as people read it.
+
+        Raises:
+            InvalidRequest: there is no such token.
+        """
+        size = len(self._tokenizer)
+        wrong = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
+        if wrong is not None:
+            raise InvalidRequest(f"{wrong} is no token of this model: use ids from 0 to {size - 1}.")
+        return self._decoder.whole(token_ids) if token_ids else ""
 
     def text_of(self, token_ids: Sequence[int]) -> TokenText:
         """The ids with their text, which is found from the ids alone."""
