@@ -89,6 +89,8 @@ def _ttft(result: Result) -> str:
         times = [_time(found["medians"][name]) for name in ("floor", "hot", "resumed", "cold")]
         rows.append([codec, *times, *(f"{found['ratios'][name]:.3g}" for name in targets)])
     rows.append(["target", "", "", "", "", *(_sign(target) for target in targets.values())])
+    aims = result["settings"].get("aims", {})
+    rows.append(["aim", "", "", "", "", *(_sign(aims[name]) if name in aims else "" for name in targets)])
     return _grid(rows)
 
 
@@ -126,6 +128,9 @@ def _waiting(result: Result) -> str:
     rows = [["seconds", "median", "worst"]]
     for name, middle in found["medians"].items():
         rows.append([name, f"{middle:.3g}", f"{found['worst'][name]:.3g}"])
+    busy, aims = "turn, busy / idle", result["settings"].get("aims", {})
+    aim = f" (aim: {_sign(aims[busy])})" if busy in aims else ""
+    rows.append([f"{busy}{aim}", f"{found['ratios'][busy]:.3g}", ""])
     return _grid(rows)
 
 

@@ -31,6 +31,8 @@ TARGETS = {
     "count_tokens": "<= 0.05",
     "cancel": "<= 0.5",
 }
+AIMS = {"turn, busy / idle": "<= 3"}
+"""What is to be reached; a target is what may not be missed."""
 History = list[dict[str, str]]
 
 
@@ -45,7 +47,7 @@ def main() -> None:
             memory.chat([user(COLD, seed=1, first=True)], max_tokens=1)
             talk = Talk(memory)
             samples = [measured(memory, talk, number) for number in range(options.samples)]
-    settings = {"layers": LAYERS, "known": KNOWN, "cold": COLD, "new": NEW, "targets": TARGETS}
+    settings = {"layers": LAYERS, "known": KNOWN, "cold": COLD, "new": NEW, "targets": TARGETS, "aims": AIMS}
     write_result(options.out, settings, summary(samples))
 
 
