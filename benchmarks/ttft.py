@@ -55,7 +55,14 @@ def main() -> None:
             for prompt in PROMPTS
             for number, (name, bits) in enumerate(CODECS.items())
         }
-    settings = {"layers": LAYERS, "prompts": PROMPTS, "answer": ANSWER, "new": NEW, "targets": TARGETS, "aims": AIMS}
+    settings = {
+        "layers": LAYERS,
+        "prompts": PROMPTS,
+        "answer": ANSWER,
+        "new": NEW,
+        "targets": TARGETS,
+        "aims": AIMS,
+    }
     write_result(options.out, settings, results)
 
 
