@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,24 @@ def test_what_was_cleared_or_deleted_does_not_come_back(machine: OpenMachine) ->
     out.sync("ada")
     assert back.sync("ada")
     assert texts(there) == ["la"]
+
+
+def test_a_new_agent_stays_though_the_clock_of_who_deleted_the_last_one_was_ahead(
+    machine: OpenMachine,
+) -> None:
+    (here, out), (there, back) = machine("here"), machine("there")
+    mark = SharedAgent(None, deleted=time.time() + 100)
+    assert out._memory.cold.write_text(KIND, "ada", mark.to_bytes(), None)
+    here.add(record())
+    assert out.sync("ada")
+    assert back.sync("ada")
+    assert there.get("ada") == here.get("ada")
+    there.append("ada", said("one"), "m")
+    there.delete("ada", mark=True)
+    # It is deleted for its part by a clock that is right.
+    assert not back.sync("ada")
+    assert not out.sync("ada")
+    assert here.get("ada") is None
 
 
 def test_another_agent_of_that_id_is_no_agent_to_go_on_with(machine: OpenMachine) -> None:

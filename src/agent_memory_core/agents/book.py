@@ -49,13 +49,18 @@ class LocalAgent:
     record: AgentRecord
     messages: tuple[Message, ...] = field(repr=False)
     sent: int
-    """How many of the messages are in the object store; below 0 after they were cleared."""
+    """How many of the messages are in the object store; below 0 before any is, and after they were cleared."""
     clearings: int
     """How often its history was cleared."""
     copy: str
     """The name of this copy of the agent."""
     given: int
     """How many messages this copy has given to the object store in all, as far as is known here."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of it was ever there."""
+        return self.sent < 0 and not self.clearings
 
     @property
     def unsent(self) -> tuple[Message, ...]:
@@ -142,10 +147,11 @@ class AgentBook:
         """
         with self._writing() as db:
             if mark:
-                db.execute(
-                    "INSERT OR REPLACE INTO deleted VALUES (?, ?, ?)",
-                    (self._namespace, agent_id, time.time()),
-                )
+                known = self._get(db, agent_id)
+                # Not before it was made, by whatever clock that was.
+                when = max(time.time(), known.created if known is not None else 0.0)
+                values = (self._namespace, agent_id, when)
+                db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?, ?)", values)
             return self._delete(db, agent_id)
 
     # -- what was said ------------------------------------------------------------------------------------
@@ -247,7 +253,7 @@ class AgentBook:
             return None
         # Named before anything of it is given away.
         db.execute(
-            f"INSERT OR IGNORE INTO carried SELECT id, 0, 0, ?, 0 FROM ({_ID})",
+            f"INSERT OR IGNORE INTO carried SELECT id, -1, 0, ?, 0 FROM ({_ID})",
             (uuid.uuid4().hex, self._namespace, agent_id),
         )
         sql = f"SELECT sent, clearings, copy, given FROM carried WHERE agent IN ({_ID})"

@@ -9,6 +9,7 @@ leaves a mark, so that no machine brings it back.
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -87,7 +88,9 @@ def merged(here: LocalAgent | None, deleted: float, there: SharedAgent | None) -
     """
     deleted = max(deleted, there.deleted if there is not None else 0.0)
     if here is not None and here.record.created <= deleted:
-        here = None
+        # A new agent of that name is no deleted one, whatever the clock of the machine that deleted it said.
+        later = replace(here.record, created=math.nextafter(deleted, math.inf))
+        here = replace(here, record=later) if here.is_new else None
     if there is not None and (there.record is None or there.record.created <= deleted):
         there = None
     if here is None:
