@@ -50,6 +50,12 @@ def test_sessions_are_listed_shown_pinned_and_forgotten(store: Path) -> None:
     assert "no session 'ada'" in run("sessions", "forget", "ada", code=1)
 
 
+def test_an_empty_list_says_how_a_session_is_made(tmp_path: Path) -> None:
+    none = ("sessions", "list", "--cache-dir", str(tmp_path / "store"))
+    assert run(*none) == "there is no session yet: agent-memory chat makes one.\n"
+    assert json.loads(run(*none, "--json")) == []
+
+
 def test_lists_and_sessions_are_json_too(store: Path) -> None:
     listed = json.loads(run("sessions", "list", "--json"))
     assert {info["session_id"] for info in listed} == {"ada", "bob"}

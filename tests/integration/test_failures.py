@@ -224,24 +224,38 @@ def test_an_exhausted_row_of_the_tree_is_one_tree() -> None:
     assert SessionKey("a").namespace == "default"
 
 
-def test_without_an_mlx_backend_one_sentence_names_the_extra(tmp_path: Path) -> None:
-    fake = tmp_path / "mlx"
+def _without_mlx(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where MLX is installed without the library of its backend."""
+    fake = folder / "mlx"
     fake.mkdir()
     (fake / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
-    code = "from agent_memory_core import AgentMemory; AgentMemory(cache_dir=None).load()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))),
-        },
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    environ = {**os.environ, "PYTHONPATH": path, "AGENT_MEMORY_CACHE_DIR": str(folder / "store")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environ,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_without_an_mlx_backend_one_sentence_names_the_extra(tmp_path: Path) -> None:
+    code = "from agent_memory_core import AgentMemory; AgentMemory(cache_dir=None).load()"
+    done = _without_mlx(tmp_path, "-c", code)
     assert done.returncode == 1
     assert "BackendMissing" in done.stderr
     assert "[cpu]" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["bench", "chat", "demo", "doctor"])
+def test_without_an_mlx_backend_a_command_ends_without_a_traceback(command: str, tmp_path: Path) -> None:
+    done = _without_mlx(tmp_path, "-m", "agent_memory_core.cli", command)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in said
+    assert "[cpu]" in said
 
 
 def test_without_a_compiler_the_engine_runs_uncompiled_and_says_so_once(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ def list_sessions(
     if as_json:
         print_json(with_moments(found, *_MOMENTS))
         return
+    if not found:
+        say("there is no session yet: agent-memory chat makes one.")
+        return
     rows = table("session", "namespace", "model", "last use", "tokens", "size", right=("tokens", "size"))
     for info in found:
         name = info.session_id + (" (pinned)" if info.pinned else "")

@@ -232,12 +232,15 @@ def draw(outcome: Outcome, picture: Path) -> bool:
 
 
 def main() -> None:
-    """Run one of the two processes: ``tell`` or ``ask``, with the folder of the store."""
+    """Run one of the two processes: ``tell`` or ``ask``, with the folder of the store. An error is one sentence."""
     step, folder = sys.argv[1], Path(sys.argv[2])
-    if step == "tell":
-        tell(folder)
-    else:
-        print(json.dumps(dataclasses.asdict(ask(folder, json.load(sys.stdin)))))
+    try:
+        if step == "tell":
+            tell(folder)
+        else:
+            print(json.dumps(dataclasses.asdict(ask(folder, json.load(sys.stdin)))))
+    except AgentMemoryError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
