@@ -30,7 +30,7 @@ from agent_memory_core.server.errors import (
     Kind,
 )
 from agent_memory_core.server.host import Host
-from agent_memory_core.server.metrics_state import State
+from agent_memory_core.server.metrics_state import NAME, State
 from agent_memory_core.server.metrics_vllm import VllmNames
 from agent_memory_core.server.turns import Turns
 
@@ -53,24 +53,36 @@ class Metrics:
 
     def __init__(self, host: Host, turns: Turns, dialect: str = "own") -> None:
         self._registry = CollectorRegistry()
-        name, registry = "agent_memory_", self._registry
+        self._times: dict[tuple[int, int], list[float]] = {}
+        self._add_requests()
+        self._add_turns()
+        self._add_tokens()
+        self._registry.register(State(host, turns))
+        self._pages = [self._registry]
+        if dialect == "vllm":
+            other = CollectorRegistry()
+            other.register(VllmNames(self._registry, lambda: host.served))
+            self._pages.append(other)
+        self.close = host.observe(self._observe)
 
-        def counter(suffix: str, text: str, *labels: str) -> Counter:
-            return Counter(name + suffix, text, labels, registry=registry)
+    def _add_requests(self) -> None:
+        self._requests = self._counter(
+            "requests", "Requests that were answered.", "endpoint", "method", "status"
+        )
+        self._duration = self._histogram("request_duration_seconds", "From a request to its end.", "endpoint")
+        self._rejected = self._counter("requests_rejected", "Requests that were not taken.", "reason")
+        # A rate needs a beginning.
+        for reason in REJECTED.values():
+            self._rejected.labels(reason)
 
-        def histogram(
-            suffix: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
-        ) -> Histogram:
-            return Histogram(name + suffix, text, labels, registry=registry, buckets=buckets)
-
-        self._requests = counter("requests", "Requests that were answered.", "endpoint", "method", "status")
-        self._duration = histogram("request_duration_seconds", "From a request to its end.", "endpoint")
-        self._rejected = counter("requests_rejected", "Requests that were not taken.", "reason")
-        self._turns = counter("turns", "Turns that ended, by how.", "outcome")
-        self._first = histogram("time_to_first_token_seconds", "From arrival to first token.", "tier")
-        self._restore = histogram("restore_seconds", "Reading and decoding stored KV.", "tier")
+    def _add_turns(self) -> None:
+        self._turns = self._counter("turns", "Turns that ended, by how.", "outcome")
+        for outcome in ("stop", "cancelled", "failed"):
+            self._turns.labels(outcome)
+        self._first = self._histogram("time_to_first_token_seconds", "From arrival to first token.", "tier")
+        self._restore = self._histogram("restore_seconds", "Reading and decoding stored KV.", "tier")
         self._stages = {
-            stage: histogram(f"{stage}_seconds", text)
+            stage: self._histogram(f"{stage}_seconds", text)
             for stage, text in (
                 ("queue", "From arrival to a place."),
                 ("prefill", "From a place to the first token."),
@@ -78,25 +90,24 @@ class Metrics:
                 ("turn", "From arrival to the last token."),
             )
         }
-        self._between = histogram("inter_token_latency_seconds", "Between tokens.", buckets=BETWEEN_TOKENS)
-        self._prompt = counter("prompt_tokens", "Tokens of prompts.")
-        self._cached = counter("cached_tokens", "Tokens of prompts that were not computed.", "tier")
-        self._computed = counter("computed_tokens", "Tokens of prompts that were computed.")
-        self._generated = counter("generated_tokens", "Tokens of answers.")
-        self._misses = counter("misses", "Turns that computed what could have been known.", "reason")
-        self._times: dict[tuple[int, int], list[float]] = {}
-        # A rate needs a beginning.
-        for reason in REJECTED.values():
-            self._rejected.labels(reason)
-        for outcome in ("stop", "cancelled", "failed"):
-            self._turns.labels(outcome)
-        registry.register(State(host, turns))
-        self._pages = [registry]
-        if dialect == "vllm":
-            other = CollectorRegistry()
-            other.register(VllmNames(registry, lambda: host.served))
-            self._pages.append(other)
-        self.close = host.observe(self._observe)
+        self._between = self._histogram(
+            "inter_token_latency_seconds", "Between tokens.", buckets=BETWEEN_TOKENS
+        )
+
+    def _add_tokens(self) -> None:
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._cached = self._counter("cached_tokens", "Tokens of prompts that were not computed.", "tier")
+        self._computed = self._counter("computed_tokens", "Tokens of prompts that were computed.")
+        self._generated = self._counter("generated_tokens", "Tokens of answers.")
+        self._misses = self._counter("misses", "Turns that computed what could have been known.", "reason")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(NAME + name, text, labels, registry=self._registry)
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        return Histogram(NAME + name, text, labels, registry=self._registry, buckets=buckets)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the path."""
