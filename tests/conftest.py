@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
@@ -28,6 +29,11 @@ if _DEVICE:
 
     # mlx_lm makes its stream when it is imported, on the device that is the default at that moment.
     devices.select(_DEVICE)
+
+
+# A time is not a test, and a busy machine is slow.
+hypothesis.settings.register_profile("without a clock", deadline=None)
+hypothesis.settings.load_profile("without a clock")
 
 
 def pytest_report_header() -> str:
