@@ -79,7 +79,7 @@ def repeated(heads: Tensor, times: int) -> Tensor:
 
 
 def look_back(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention, written out: the backward pass of torch's own takes four times as long on a CPU.
+    """Causal attention, written out: the backward pass of torch's own takes several times as long on a CPU.
 
     Queries go in chunks, so that none is compared with the keys of later chunks.
     """
