@@ -24,8 +24,10 @@ ASKED: dict[str, Any] = {
     "max_tokens": 4,
     "session_id": "ada",
 }
-AFTER = 0.4
-"""Seconds within which everything ends once the time is over."""
+IN_VAIN = 60.0
+"""Seconds that whoever waits for the object store in vain once more takes."""
+AFTER = IN_VAIN / 3
+"""Seconds within which everything ends once the time is over, also on a busy machine."""
 
 
 class Machine:
@@ -88,6 +90,7 @@ def test_a_bucket_that_is_gone_does_not_keep_a_server_from_ending(machine: Machi
     """Nor does closing wait for it once more. What waited is uploaded by the next start."""
     machine.weather.is_gone = True
     assert machine.say().status_code == 200
+    machine.tier._timeout = IN_VAIN
     done, seconds = drained(machine, 0.5)
     assert (done, machine.tier.status().waiting_turns > 0) == (False, True)
     assert 0.5 <= seconds < 0.5 + AFTER
@@ -108,9 +111,10 @@ def test_a_replica_ends_the_same_way(machine: Machine, is_gone: bool) -> None:
     assert machine.tier.flush(20.0)
     machine.weather.is_gone = is_gone
     machine.memory.chat("And now?", session="bea", max_tokens=2)
+    machine.tier._timeout = IN_VAIN
     began = time.monotonic()
     assert end(machine.server, 0.5) == (not is_gone)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 0.5 + AFTER
     assert machine.server.turns.draining
     assert machine.memory.closed
     assert machine.heads() == (1 if is_gone else 2)

@@ -8,13 +8,12 @@ added at the end, within one transaction.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -22,10 +21,10 @@ from typing import Any
 
 from agent_memory_core import Cipher, Locked, Message, StoreError, StoreFull, ToolCall
 from agent_memory_core.agents.errors import AgentExists
+from agent_memory_core.sqlite_file import open_shared
 
 FILE = "agents.db"
 _VERSION = 1
-_BUSY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,14 +308,7 @@ class AgentBook:
         return self._cipher.open_text(f"agent {agent_id}", text)
 
     def _open(self) -> sqlite3.Connection:
-        if self._path is not None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite gives its log the mode that the file has.
-            with suppress(FileExistsError):
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        db = sqlite3.connect(
-            self._path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        db = open_shared(self._path)
         try:
             _prepare(db, str(self._path))
         except BaseException:
@@ -367,11 +359,6 @@ _ID = "SELECT id FROM agents WHERE namespace = ? AND agent_id = ?"
 
 
 def _prepare(db: sqlite3.Connection, path: str) -> None:
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute("PRAGMA trusted_schema = OFF")
-    # What was deleted must not stay in free pages.
-    db.execute("PRAGMA secure_delete = ON")
     db.execute("BEGIN IMMEDIATE")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -24,6 +23,7 @@ from agent_memory_core.coordination.plain import (
     spoken_of,
 )
 from agent_memory_core.coordination.spec import SessionSpec
+from agent_memory_core.sqlite_file import open_shared
 
 VERSION = 1
 """Of the tables."""
@@ -248,19 +248,8 @@ class Store:
 
 
 def _open(path: Path | None) -> sqlite3.Connection:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path or ":memory:", timeout=10, isolation_level=None, check_same_thread=False)
+    db = open_shared(path)
     try:
-        for pragma in (
-            "journal_mode = WAL",
-            "foreign_keys = ON",
-            "secure_delete = ON",
-            "trusted_schema = OFF",
-        ):
-            db.execute(f"PRAGMA {pragma}").close()
         # Another process may be making the tables, too.
         db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -251,7 +251,6 @@ class Engine:
         self._seal(turn, cache, sequence.num_computed)
         tail = self.retention.checkpoint(turn, cache, sequence.num_computed)
         report = turn.report(reason, completion, self.loaded.name)
-        self.counters.add(report, background=sequence.background)
         if turn.call_mask is not None:
             turn.call_mask.end()
             self.counters.calls_held += turn.call_mask.held
@@ -264,6 +263,8 @@ class Engine:
             self.background.ended(turn, branch)
         ended = self.committing.commit(turn, branch, tail, report)
         self.in_flight.close(turn)
+        # Counted once it is on its way to the disk, so that whoever sees the count can wait for it.
+        self.counters.add(report, background=sequence.background)
         if ended is not None:
             self._ended(ended)
         self.retention.keep_live(turn, cache, tail)
@@ -284,12 +285,12 @@ class Engine:
         if turn is None:
             self.counters.cancelled += self.in_flight.withdraw(seq_id)
             return
-        self.counters.cancelled += not turn.sequence.background
         report = turn.report("cancelled", len(turn.sequence.generated), self.loaded.name)
         if turn.slot is not None:
             self._for_turn(turn, self._keep_computed)
         if seq_id in self.turns:
             self.in_flight.close(turn)
+            self.counters.cancelled += not turn.sequence.background
             turn.sink.fail(Cancelled(CANCELLED))
             self._observers.tell(events.TurnCancelled(turn.info, report))
 
@@ -318,8 +319,8 @@ class Engine:
             self._fail(turn, error)
 
     def _fail(self, turn: Turn, error: Exception) -> None:
-        self.counters.failed += 1
         self.in_flight.close(turn)
+        self.counters.failed += 1
         turn.sink.fail(error)
         self._observers.tell(events.TurnFailed(turn.info, error))
 

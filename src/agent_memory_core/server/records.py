@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 
 from agent_memory_core import InvalidSetting, Locked, StoreError
 from agent_memory_core.server.host import Host
+from agent_memory_core.sqlite_file import open_shared
 
 T = TypeVar("T")
 log = logging.getLogger("agent_memory.server")
@@ -123,27 +123,20 @@ class Records:
         try:
             cipher = self._host.memory.cipher(namespace)
             sealed = cipher.seal_text(f"record {record.id}", json.dumps(asdict(record)))
-            with self._db:
-                self._delete("created < ?", time.time() - self._seconds)
-                self._db.execute(
-                    "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)",
-                    (namespace, record.id, record.session_id, time.time(), sealed),
-                )
+            self._delete("created < ?", time.time() - self._seconds)
+            self._db.execute(
+                "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)",
+                (namespace, record.id, record.session_id, time.time(), sealed),
+            )
         except (sqlite3.Error, StoreError) as error:
             log.error("%s could not be kept: %s", record.id, error)
 
     def _delete(self, where: str, *values: object) -> int:
-        with self._db:
-            return self._db.execute(f"DELETE FROM records WHERE {where}", values).rowcount
+        return self._db.execute(f"DELETE FROM records WHERE {where}", values).rowcount
 
 
 def _opened(path: Path | None) -> sqlite3.Connection:
-    if path is not None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its log the mode that the file has.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path or ":memory:", timeout=30, check_same_thread=False)
+    db = open_shared(path)
     try:
         _prepare(db)
     except BaseException:
@@ -153,15 +146,12 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    # What was deleted must not stay in free pages.
-    for pragma in ("journal_mode = WAL", "trusted_schema = OFF", "secure_delete = ON"):
-        db.execute(f"PRAGMA {pragma}")
     # Another server may be making the tables, too.
     db.execute("BEGIN IMMEDIATE")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
         for statement in resources.files(__package__).joinpath("records.sql").read_text().split(";\n"):
             db.execute(statement)
-    db.commit()
+    db.execute("COMMIT")
     if version not in (0, _VERSION):
         raise sqlite3.DatabaseError(f"it has version {version}, and this release reads {_VERSION}")

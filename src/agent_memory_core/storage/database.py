@@ -21,6 +21,7 @@ from typing import Any
 
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import StoreError, StoreFull, StoreUnreadable
+from agent_memory_core.sqlite_file import write_ahead
 from agent_memory_core.storage.folder import FORMAT, require_version
 from agent_memory_core.storage.layout import SCHEMA, is_ours, layout, renew, wanted_layout
 
@@ -137,7 +138,7 @@ class Database:
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with self._connection() as db:
-            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            if not write_ahead(db, _BUSY_SECONDS):
                 raise StoreUnreadable(
                     f"{self._path} cannot have a log here. Set a cache_dir on a local disk."
                 )
