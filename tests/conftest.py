@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def tolerance(request: pytest.FixtureRequest) -> float:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests run first: they are quick, and what they find explains what fails after them."""
     items.sort(key=lambda item: "unit" not in item.path.relative_to(TESTS).parts)
+
+
+def pytest_collection_finish() -> None:
+    """Take what the modules of all tests made out of what Python looks through for garbage, which models are freed by."""
+    gc.collect()
+    gc.freeze()

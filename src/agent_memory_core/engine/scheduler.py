@@ -361,12 +361,13 @@ class Scheduler:
             ready.sort(key=lambda s: -s.waited)
         room = self._chunk_size(ready[0])
         chunks: list[Chunk] = []
-        for sequence in ready:
+        for waiting in ready:
+            sequence = self._leader(waiting, ready)
+            if any(chunk.sequence is sequence or _computes_for(chunk, sequence) for chunk in chunks):
+                continue
             chunk = Chunk(sequence, sequence.num_computed, self._chunk_end(sequence, room))
             if chunks and not (chunk.is_last or sequence.is_short):
                 break
-            if any(_computes_for(other, sequence) for other in chunks):
-                continue
             if self._takes_more(sequence):
                 batch.admitted.append(sequence)
                 break
@@ -375,6 +376,23 @@ class Scheduler:
             if room <= 0:
                 break
         return chunks
+
+    def _leader(self, sequence: Sequence, ready: list[Sequence]) -> Sequence:
+        """Who has come furthest with the block that the sequence would begin with, and seals it for both: itself, if nobody.
+
+        A chunk may be shorter than a block, so that one is begun by several sequences before it is at rest.
+        """
+        if sequence.num_computed > sequence.num_cached:
+            return sequence
+        return max(
+            (other for other in ready if other is sequence or self._is_inside(other, sequence)),
+            key=lambda other: (other.num_computed, -other.seq_id),
+        )
+
+    def _is_inside(self, other: Sequence, sequence: Sequence) -> bool:
+        start = sequence.num_computed
+        begun = other.num_computed // self._limits.block_tokens * self._limits.block_tokens
+        return begun <= start < other.num_computed and _begin_alike(other, sequence)
 
     def _chunk_size(self, sequence: Sequence) -> int:
         small = sequence.background or any(s.status is Status.DECODE for s in self._running)
@@ -401,12 +419,13 @@ class Scheduler:
 
 def _computes_for(chunk: Chunk, sequence: Sequence) -> bool:
     """Whether a chunk computes what another sequence needs next, which can therefore take it after this step."""
+    return chunk.start <= sequence.num_computed < chunk.stop and _begin_alike(chunk.sequence, sequence)
+
+
+def _begin_alike(other: Sequence, sequence: Sequence) -> bool:
+    """Whether two prompts are the same beyond what was computed of the second one."""
     end = sequence.num_computed + START_TOKENS
-    return (
-        chunk.start <= sequence.num_computed < chunk.stop
-        and chunk.sequence.root == sequence.root
-        and chunk.sequence.token_ids[:end] == sequence.token_ids[:end]
-    )
+    return other.root == sequence.root and other.token_ids[:end] == sequence.token_ids[:end]
 
 
 def _least_work(sequence: Sequence) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from support import families
 from support.cases import some_of
 
-from agent_memory_core.blocks.block import Block, record_hash, root_hash
+from agent_memory_core.blocks.block import START_TOKENS, Block, record_hash, root_hash
 from agent_memory_core.blocks.block_pool import BlockPool
 from agent_memory_core.blocks.match import Hit, Match
 from agent_memory_core.engine.scheduler import Chunk, Limits, Scheduler, joint_groups
@@ -116,6 +116,63 @@ def test_short_prompts_are_prefilled_in_one_step_and_a_long_one_takes_the_rest_o
     assert [number for step in steps[3:] for number, _ in step] == [0] * (len(steps) - 3)
     assert sum(size for step in steps for number, size in step if number == 0) == SHORT_PROMPT + 1
     assert all(sum(size for _, size in step) <= 16 for step in steps)
+
+
+def match_of(pool: BlockPool, sequence: Sequence) -> Match:
+    """The leading blocks of a prompt that are at rest; one token is always left."""
+    blocks = []
+    for name in sequence.hashes[: (sequence.num_prompt - 1) // sequence.block_tokens]:
+        if name not in pool:
+            break
+        blocks.append(Hit(name, sequence.block_tokens, pool.get(name), stored=False))
+    return Match(blocks=blocks)
+
+
+def seal(scheduler: Scheduler, sequence: Sequence) -> None:
+    """Put to rest what was computed, as the engine does behind each chunk."""
+    last = sequence.num_computed // sequence.block_tokens
+    fresh = []
+    for index in range(sequence.num_sealed, last):
+        start, stop = sequence.block_range(index)
+        tokens = tuple(sequence.token_ids[start:stop])
+        fresh.append(Block(sequence.hashes[index], sequence.parent_of(index), tokens, 1, None))
+    scheduler.sealed(sequence, last, fresh, persist=False)
+
+
+@given(
+    shared=st.integers(1, 8),
+    rests=st.lists(st.integers(0, 40), min_size=2, max_size=4),
+    paced=st.integers(1, 40),
+    block=st.integers(START_TOKENS + 1, 24),
+)
+def test_what_several_prompts_begin_with_is_computed_once_however_short_chunks_are(
+    shared: int, rests: list[int], paced: int, block: int
+) -> None:
+    """Whole blocks are meant; what is left of a prompt behind the last of them belongs to it alone."""
+    pool = BlockPool(10**9)
+    begin = list(range(shared * block))
+    limits = Limits(
+        max_batch_size=4, prefill_chunk=64, prefill_chunk_busy=64, block_tokens=block, bytes_per_token=1,
+        context_length=10_000, grow=1, window=0, window_bytes=0, fixed_bytes=0,
+    )  # fmt: skip
+    scheduler = Scheduler(pool, limits, lambda sequence, _: match_of(pool, sequence))
+    scheduler.chunk_tokens = paced
+    for number, rest in enumerate(rests):
+        ids = begin + [10_000 * (number + 1) + n for n in range(rest + 1)]
+        scheduler.add(Sequence(ROOT, ids, block, seq_id=number, max_tokens=0))
+    computed = 0
+    while scheduler.running or scheduler.waiting:
+        batch = scheduler.schedule()
+        assert batch.admitted or batch.chunks, "somebody always goes on"
+        for sequence in batch.admitted:
+            scheduler.restored(sequence)
+        for chunk in batch.chunks:
+            computed += chunk.stop - chunk.start
+            scheduler.computed(chunk)
+            seal(scheduler, chunk.sequence)
+            if chunk.is_last:
+                scheduler.retire(chunk.sequence)
+    assert computed == len(begin) + sum(rest + 1 for rest in rests)
 
 
 @given(limits, st.integers(1, 150), st.sets(st.integers(1, 150), max_size=5), st.integers(1, 20))
