@@ -58,7 +58,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(work) for work in (server.load(), server.free_memory())]
+        tasks = [
+            asyncio.ensure_future(work)
+            for work in (server.load(), server.free_memory(), server.free_models())
+        ]
         yield
         for task in tasks:
             task.cancel()
@@ -121,7 +124,7 @@ def _add_messages(app: FastAPI, server: Server) -> None:
         whole, writer = anthropic_messages.whole, anthropic_messages.MessageWriter
         place = await server.threads.place(request.state.tenant.namespace, body.wanted)
         asked = partial(body.going_on(place).asked, strip=strip)
-        call = server.asked(request, body, asked, place.session_id, stream=bool(body.stream))
+        call = server.asked(request, body, asked, place.thread, stream=bool(body.stream))
         in_place = partial(whole, body=body, place=place)
         return await server.run(request, call, in_place, partial(writer, body=body, place=place))
 

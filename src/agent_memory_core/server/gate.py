@@ -92,15 +92,19 @@ class Gate:
         """Whose request it is; whoever runs the server needs another key, or the private socket."""
         if not scope["path"].startswith(ADMIN_PREFIXES):
             return self._keys.tenant(headers)
-        is_private = scope.get("server") is not None and scope["server"][1] is None
         wanted, given = self._settings.admin_key, headers.get("x-admin-key", "")
-        if is_private or (wanted and hmac.compare_digest(key_hash(wanted), key_hash(given))):
+        if self._is_private(scope) or (wanted and hmac.compare_digest(key_hash(wanted), key_hash(given))):
             return NOBODY
         if wanted:
             raise ApiError(UNAUTHORIZED, "Send the admin key in X-Admin-Key.")
         raise ApiError(
             FORBIDDEN, "These paths are closed: set admin_key, or admin_socket, where the server is started."
         )
+
+    def _is_private(self, scope: Scope) -> bool:
+        """Whether a request came in by the admin socket; another Unix socket is nothing better than a port."""
+        private, reached = self._settings.admin_socket, scope.get("server")
+        return private is not None and reached is not None and tuple(reached) == (str(private), None)
 
     def _count(self, scope: Scope, sent: _Sent) -> None:
         # Only the templates of paths: what clients make up would fill the memory of whoever counts.

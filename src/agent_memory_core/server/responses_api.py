@@ -65,7 +65,7 @@ class ResponsePaths:
         """A response, whole or as a stream."""
         place = await self._threads.place(_namespace(request), body.wanted)
         asked = partial(body.asked, place.earlier)
-        call = self._server.asked(request, body, asked, place.session_id, stream=bool(body.stream))
+        call = self._server.asked(request, body, asked, place.thread, stream=bool(body.stream))
         whole = partial(responses_writer.whole, body=body, place=place)
         return await self._server.run(request, call, whole, partial(ResponseWriter, body=body, place=place))
 

@@ -44,6 +44,10 @@ class ServerSettings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes a free one.")
+    uds: Path | None = Field(
+        default=None,
+        description="A Unix socket to listen on in place of an address; only its owner can open it.",
+    )
     api_keys: Words = Field(
         default=(),
         repr=False,
@@ -82,6 +86,11 @@ class ServerSettings(BaseSettings):
         description="Web origins whose pages may call the server, each spelled out; * only without keys.",
     )
     model_alias: Words = Field(default=(), description="Other names by which requests may call the model.")
+    keep_anonymous: bool = Field(
+        default=False,
+        description="Keep also what names no session: under a name made from its system prompt, its tools and its "
+        "first question.",
+    )
     any_model: bool = Field(
         default=False, description="Answer requests for every model with the one that is loaded."
     )

@@ -30,6 +30,7 @@ from agent_memory_core import (
 from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
 from agent_memory_core.server.host import Host
+from agent_memory_core.server.keeping import Keeping
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
@@ -64,6 +65,8 @@ class Call:
     """Most tokens of prompt and answer together."""
     ignored: tuple[str, ...] = ()
     """Tools of the request that nobody here can run, by their types."""
+    keep: float | None = None
+    """Seconds for which the model is to be kept after it; None leaves that to the settings."""
     usage_in_stream: bool = True
     """Whether a stream ends with the usage, in the dialect where clients choose."""
     recorder: Recorder | None = None
@@ -246,7 +249,7 @@ class Turns:
         self._seconds: deque[float] = deque([2.0], maxlen=64)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._idle_since = time.monotonic()
+        self.keeping = Keeping()
         self._stop_observing = host.observe(self._observe)
 
     def running(self) -> list[Turn]:
@@ -322,6 +325,7 @@ class Turns:
         if turn.report is not None:
             self._seconds.append(turn.report.total_seconds)
         self._by_namespace[turn.call.key.namespace] -= 1
+        self.keeping.ended(turn.call.served, turn.call.keep)
         self._check_idle()
 
     @contextmanager
@@ -344,13 +348,7 @@ class Turns:
 
     def _check_idle(self) -> None:
         if not len(self):
-            self._idle_since = time.monotonic()
             self._idle.set()
-
-    @property
-    def idle_seconds(self) -> float:
-        """How long no turn has been in flight; 0 while one is."""
-        return 0.0 if len(self) else time.monotonic() - self._idle_since
 
     async def drain(self, seconds: float) -> None:
         """Take no more turns, wait so long for those in flight, then withdraw the rest."""
