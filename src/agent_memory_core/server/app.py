@@ -102,14 +102,16 @@ def _add_paths(app: FastAPI, server: Server) -> None:
 
 def _add_completions(app: FastAPI, server: Server) -> None:
     async def chat(request: Request, body: openai_chat.ChatBody) -> Response:
-        call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        wire: dict[str, Any] = {"usage_in_stream": body.wants_usage, "is_older": body.is_older}
+        call = server.asked(request, body, body.asked, stream=bool(body.stream), **wire)
         if (body.n or 1) > 1:
             count, stream = body.n or 1, partial(openai_chat.stream_of, count=body.n or 1)
             return await server.run_several(request, call, count, openai_chat.whole_of, stream)
         return await server.run(request, call, openai_chat.whole, openai_chat.ChatWriter)
 
     async def complete(request: Request, body: openai_completions.CompletionBody) -> Response:
-        call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        wire: dict[str, Any] = {"usage_in_stream": body.wants_usage}
+        call = server.asked(request, body, body.asked, stream=bool(body.stream), **wire)
         whole, writer = openai_completions.whole, openai_completions.CompletionWriter
         return await server.run(request, call, partial(whole, body=body), partial(writer, body=body))
 

@@ -39,6 +39,10 @@ ADMIN_PREFIXES = ("/admin/", "/debug/")
 """How the paths begin of whoever runs the server."""
 
 
+PROVIDER_PREFIX = "/anthropic/"
+"""What some clients put before every path of Anthropic's dialect."""
+
+
 def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
     """Whether a request is in Anthropic's dialect rather than in OpenAI's."""
     return "/messages" in path or ("anthropic-version" in headers and "/models" in path)
@@ -64,6 +68,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["path"].startswith(PROVIDER_PREFIX):
+            scope = {**scope, "path": scope["path"].removeprefix(PROVIDER_PREFIX.rstrip("/"))}
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req_")
         state = scope.setdefault("state", {})

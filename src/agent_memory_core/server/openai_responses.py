@@ -26,6 +26,9 @@ from agent_memory_core.server.requests import (
 from agent_memory_core.server.threads import Wanted
 from agent_memory_core.server.tool_choice import allowed_tools, full_name
 
+MOST_ITEMS = 20_000
+"""Most items of an input."""
+
 FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 """The arguments of a custom tool, which OpenAI's models call with plain text."""
 
@@ -86,6 +89,10 @@ class ResponsesBody(Body):
     store: bool | None = None
     prompt_cache_options: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    user: str | None = None
+    prompt: dict[str, Any] | None = None
+    """A template that a provider holds."""
 
     def read_tools(self) -> Tools:
         """The tools that the model can be told of."""
@@ -152,7 +159,9 @@ class ResponsesBody(Body):
         )
 
     def _check(self) -> None:
-        for name in ("background", "top_logprobs"):
+        if len(self.input) > MOST_ITEMS and not isinstance(self.input, str):
+            raise ApiError(INVALID, f"input: at most {MOST_ITEMS} items can be read at once.", param="input")
+        for name in ("background", "prompt", "top_logprobs"):
             if getattr(self, name):
                 raise ApiError(
                     UNSUPPORTED, f"{name} is not supported by this server: leave it out.", param=name

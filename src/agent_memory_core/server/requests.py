@@ -27,6 +27,9 @@ from agent_memory_core.server.turns import Call
 MAX_DEPTH = 64
 """How deep the values of a request may be nested."""
 
+MAX_SCHEMA = 256 * 1024
+"""Most characters of the schema of an answer."""
+
 
 class Body(BaseModel):
     """The JSON object of a request."""
@@ -89,10 +92,15 @@ class Reader:
         self.seed: int | None = None
         """Of answers whose requests give none."""
 
-    def call(
-        self, asked: Asked, body: Body, client: Client, *, served: str, stream: bool, usage: bool = True
-    ) -> Call:
+    def call(self, asked: Asked, body: Body, client: Client, *, served: str, **wire: Any) -> Call:
         """The call of a request, for the model that is served by that name.
+
+        Args:
+            asked: the turn.
+            body: what it was read from.
+            client: who asks.
+            served: the model.
+            wire: fields of `Call` that say in which form the client reads the answer.
 
         Raises:
             ApiError: a part of it cannot be used.
@@ -108,13 +116,12 @@ class Reader:
             request,
             body.model,
             served,
-            stream,
-            session,
-            key,
-            self._host.context_of(served),
-            (*asked.ignored, *ignored),
-            keep,
-            usage_in_stream=usage,
+            session=session,
+            key=key,
+            context=self._host.context_of(served),
+            ignored=(*asked.ignored, *ignored),
+            keep=keep,
+            **wire,
         )
 
     def _session(self, client: Client, asked: Asked, request: ChatRequest) -> Session:
@@ -130,6 +137,7 @@ class Reader:
 
         It gets no more seconds than ``timeout`` and the settings allow.
         """
+        check_size(asked.response_schema)
         sampling = {
             "max_tokens": self._settings.max_tokens,
             **self._host.sampling_of(served),
@@ -276,6 +284,16 @@ def parts_of(content: object, place: str) -> list[tuple[Part, str]]:
             raise ApiError(INVALID, f"{place}.{index}: a content part must be an object.", param=place)
         found.append((part, f"{place}.{index}"))
     return found
+
+
+def check_size(schema: Mapping[str, Any] | None) -> None:
+    """Refuse a schema of an answer that would take long to be made a grammar of.
+
+    Raises:
+        ApiError: it is larger than `MAX_SCHEMA`.
+    """
+    if schema is not None and len(json.dumps(schema, default=str)) > MAX_SCHEMA:
+        raise ApiError(INVALID, f"The schema is larger than {MAX_SCHEMA // 1024} KiB: make it smaller.")
 
 
 def check_depth(value: object) -> None:

@@ -44,6 +44,7 @@ class Response:
             "id": place.answer_id,
             "object": "response",
             "created_at": int(time.time()),
+            "completed_at": None,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
@@ -54,6 +55,7 @@ class Response:
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
             "conversation": {"id": conversation.id} if conversation else None,
             "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
             "store": place.is_kept,
@@ -64,6 +66,7 @@ class Response:
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": None,
+            "user": body.user,
         }
 
     def begun(self) -> dict[str, Any]:

@@ -202,6 +202,9 @@ class _OlderNames(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """All values that are there."""
         named = {field: os.environ[name] for name, field in _OLDER_NAMES.items() if os.environ.get(name)}
+        if os.environ.get("SEMANTIC_AUTH_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+            # Of its own keys only. Without any, the server listens to this machine alone.
+            named.pop("api_keys", None)
         for field in {"rate_per_session", "rate_per_key"} & named.keys():
             # A number of turns in a minute.
             named[field] += "/minute" if named[field].isdecimal() else ""
@@ -211,6 +214,10 @@ class _OlderNames(PydanticBaseSettingsSource):
 
 
 def _refuse_unknown_variables() -> None:
+    if (workers := os.environ.get("SEMANTIC_SERVER_WORKERS", "1")) not in ("", "1"):
+        raise InvalidSetting(
+            f"SEMANTIC_SERVER_WORKERS={workers!r} is not valid: 1, because a model is in memory once."
+        )
     known = {PREFIX + name.upper() for name in ServerSettings.model_fields}
     unknown = sorted(
         name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known

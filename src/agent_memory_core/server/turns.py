@@ -69,6 +69,8 @@ class Call:
     """Seconds for which the model is to be kept after it; None leaves that to the settings."""
     usage_in_stream: bool = True
     """Whether a stream ends with the usage, in the dialect where clients choose."""
+    is_older: bool = False
+    """Whether the client reads a call in the form that OpenAI had before tools."""
     recorder: Recorder | None = None
     """Who keeps what is answered, beside the engine."""
 
