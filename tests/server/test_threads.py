@@ -84,6 +84,19 @@ def test_a_kept_response_can_be_read_listed_and_deleted(server: Running) -> None
     assert respond(server, "And?", previous_response_id=second.id).output_text
 
 
+def test_a_client_that_names_its_session_has_one_however_often_it_begins_anew(server: Running) -> None:
+    said = [{"role": "user", "content": ADA}]
+    for _ in range(2):
+        answer = respond(server, said, prompt_cache_key="replays")
+        said += [*(item.model_dump() for item in answer.output), {"role": "user", "content": NAME}]
+    assert answer.store
+    follow = respond(server, "Hello.", previous_response_id=answer.id)
+    assert follow.usage.input_tokens_details.cached_tokens >= answer.usage.total_tokens - 1
+    server.memory.flush()
+    tokens = {info.session_id: info.tokens for info in server.memory.sessions("default")}
+    assert tokens["replays"] >= follow.usage.total_tokens - 1
+
+
 def test_what_is_not_stored_cannot_be_found(server: Running) -> None:
     said = respond(server, ADA, store=False)
     assert not said.store

@@ -89,6 +89,8 @@ class Health:
             return "swapping"
         if not self._turns.loaded:
             return "loading"
+        if self._turns.is_failing:
+            return "turns_fail"
         return "queue_full" if self._turns.is_full else ""
 
     async def _stall(self) -> str:

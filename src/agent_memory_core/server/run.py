@@ -40,7 +40,7 @@ class GracefulServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._server.on_failure = self._stop
         self._loop.add_signal_handler(signal.SIGHUP, self._server.reload)
-        await super().serve()
+        await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, also on the admin socket if there is to be one."""

@@ -23,6 +23,8 @@ from agent_memory_core import (
     SessionKey,
     TurnAdmitted,
     TurnEvent,
+    TurnFailed,
+    TurnFinished,
     TurnProgress,
     TurnQueued,
     TurnReport,
@@ -34,6 +36,12 @@ from agent_memory_core.server.keeping import Keeping
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
+
+
+FAILURES = 3
+"""So many turns that fail one after another within `FAILING_SECONDS` are no accident."""
+
+FAILING_SECONDS = 60.0
 
 
 class Recorder(Protocol):
@@ -252,6 +260,8 @@ class Turns:
         self._idle = asyncio.Event()
         self._idle.set()
         self.keeping = Keeping()
+        self._failures: deque[float] = deque(maxlen=FAILURES)
+        """When the last turns failed, as far as none has succeeded since."""
         self._stop_observing = host.observe(self._observe)
 
     def running(self) -> list[Turn]:
@@ -265,6 +275,12 @@ class Turns:
     def is_full(self) -> bool:
         """Whether further turns are told to come back later."""
         return len(self) >= self._settings.max_in_flight
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last turns all failed, and not long ago: then the next one may as well."""
+        failures = list(self._failures)
+        return len(failures) == FAILURES and time.monotonic() - failures[0] < FAILING_SECONDS
 
     async def begin(self, call: Call, request_id: str = "") -> Turn:
         """Start a turn that the engine takes.
@@ -369,7 +385,11 @@ class Turns:
 
     def _observe(self, event: TurnEvent | BlocksEvicted) -> None:
         """Runs on the engine's thread."""
-        if isinstance(event, Watched):
+        if isinstance(event, TurnFailed):
+            self._failures.append(time.monotonic())
+        elif isinstance(event, TurnFinished):
+            self._failures.clear()
+        elif isinstance(event, Watched):
             watch = self._watches.get(id(event.turn.key))
             if watch is not None and watch.key is event.turn.key and not watch.loop.is_closed():
                 watch.loop.call_soon_threadsafe(watch.tell, event)
