@@ -90,6 +90,18 @@ def test_questions_at_once_are_answered_one_after_another(client: httpx.Client) 
     assert [message["role"] for message in messages[1:]] == ["user", "assistant"] * 3
 
 
+def test_an_agent_answers_while_a_chat_is_streamed(client: httpx.Client) -> None:
+    create(client, "beside")
+    long = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000}
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": long}}
+    chat = {"messages": [{"role": "user", "content": "Count."}], "response_format": form, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=chat) as stream:
+        lines = (line for line in stream.iter_lines() if line)
+        next(lines)
+        assert ask(client, "beside", "Where is Emma?")["text"]
+        assert '"content"' in next(lines)
+
+
 def test_what_cannot_be_asked_is_refused_and_remembered_by_nobody(client: httpx.Client) -> None:
     create(client, "strict")
     for body in ({}, {"prompt": ""}, {"prompt": "x", "stream": True}, {"prompt": "x", "n": 2}):

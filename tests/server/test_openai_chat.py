@@ -13,7 +13,10 @@ from pydantic import BaseModel
 from support import http_server
 from support.http_server import Running, wait_until
 
-from agent_memory_core import AgentMemory
+from agent_memory_core import AgentMemory, ChatRequest, Delta, Message, SessionKey, ToolCallPiece
+from agent_memory_core.server.openai_chat import ChatWriter
+from agent_memory_core.server.sessions import Session
+from agent_memory_core.server.turns import Call
 
 ADA = {"role": "user", "content": "My name is Ada."}
 WEATHER = {
@@ -97,6 +100,19 @@ def test_a_forced_call_is_one_that_the_client_can_read(server: Running, stream: 
         name, arguments, finish = call.function.name, call.function.arguments, choice.finish_reason
     assert (name, finish) == ("get_weather", "tool_calls")
     assert set(json.loads(arguments)) == {"city"}
+
+
+def test_streamed_calls_have_an_index_each_and_their_text_is_no_content() -> None:
+    request = ChatRequest((Message("user", "Hi."),))
+    call = Call(request, "m", "m", True, Session(None, "none"), SessionKey(None), 0)
+    writer = ChatWriter(call)
+    pieces = [("c1", "a", "{"), ("c1", "a", "}"), ("c2", "b", "{}")]
+    deltas = [Delta(call_pieces=(ToolCallPiece(*piece),)) for piece in pieces]
+    chunks = [json.loads(chunk[6:]) for delta in deltas for chunk in writer.delta(delta)]
+    told = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert [part["tool_calls"][0]["index"] for part in told] == [0, 0, 1]
+    assert [part["tool_calls"][0].get("id") for part in told] == ["c1", None, "c2"]
+    assert not any("content" in part for part in told)
 
 
 def test_a_call_and_its_result_come_back_to_the_same_tokens(server: Running) -> None:

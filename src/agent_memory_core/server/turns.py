@@ -37,7 +37,6 @@ from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
 
-
 FAILURES = 3
 """So many turns that fail one after another within `FAILING_SECONDS` are no accident."""
 
