@@ -11,12 +11,13 @@ import anthropic
 import httpx
 import openai
 import pytest
-from support import http_server
+from support import command_line, http_server
 from support.http_server import Running
 
 from agent_memory_core import AgentMemory, InvalidSetting
 from agent_memory_core.server import ServerSettings, create_app
 from agent_memory_core.server.binding import check_binding
+from agent_memory_core.server.keys import Keys
 
 ADA = {"role": "user", "content": "My name is Ada."}
 CHAT: dict[str, Any] = {"model": "tiny-chat", "messages": [ADA], "max_tokens": 4}
@@ -248,6 +249,23 @@ def test_older_names_are_read_and_those_of_other_programs_are_not(monkeypatch: p
     monkeypatch.setenv("SEMANTIC_SERVER_WORKERS", "2")
     with pytest.raises(InvalidSetting, match="SEMANTIC_SERVER_WORKERS='2'"):
         ServerSettings()
+
+
+def test_a_key_is_made_whose_file_is_its_owners_and_does_not_hold_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    made = [
+        command_line.command("keys", "add", name, "--file", str(file)).stdout.strip()
+        for name in ("a", 'b "c"')
+    ]
+    keys = Keys(ServerSettings(api_key_file=file))
+    tenants = [keys.tenant({"authorization": f"Bearer {key}"}).namespace for key in made]
+    assert tenants == ["a", 'b "c"']
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not [key for key in made if key in file.read_text()]
+    refused = command_line.command("keys", "add", "a", "--file", str(file), code=1)
+    assert "already" in refused.stderr
+    file.write_text("no toml")
+    command_line.command("keys", "add", "d", "--file", str(file), code=1)
 
 
 @pytest.mark.parametrize("text", ["not toml", '[a]\nsha256 = "short"', "a = 1"])

@@ -77,7 +77,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(server.settings.cors_origins),
-            allow_methods=["DELETE", "GET", "POST"],
+            allow_methods=["DELETE", "GET", "PATCH", "POST"],
             allow_headers=["*"],
         )
     app.add_middleware(Gate, settings=server.settings, keys=server.keys, metrics=server.metrics)
