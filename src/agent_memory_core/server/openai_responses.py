@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -166,6 +167,18 @@ class ResponsesBody(Body):
                 raise ApiError(
                     UNSUPPORTED, f"{name} is not supported by this server: leave it out.", param=name
                 )
+
+
+def referenced(item: Mapping[str, Any]) -> str | None:
+    """The id of the item that stands somewhere else, where an item only refers to it."""
+    is_reference = item.get("type") == "item_reference" or {"id"} <= item.keys() <= {"id", "type"}
+    return str(item.get("id")) if is_reference else None
+
+
+def response_of(item_id: str) -> str:
+    """The id of the response that has an item in its output; empty where the id is none of this server's."""
+    found = re.fullmatch(r"[a-z]+_([0-9a-f]{32})_\d+", item_id)
+    return f"resp_{found[1]}" if found else ""
 
 
 def with_ids(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
