@@ -133,10 +133,16 @@ def test_a_server_whose_turns_all_fail_is_not_ready(monkeypatch: pytest.MonkeyPa
         http_server.serve(memory) as server,
         server.http() as client,
     ):
+        form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
+        body = {"messages": [user("Count.")], "max_tokens": 500, "response_format": form}
         with monkeypatch.context() as broken:
-            broken.setattr(ModelRunner, "decode", fail)
-            statuses = [client.post(CHAT, json={"messages": [user("Hi.")]}).status_code for _ in range(3)]
-            assert statuses == [500] * 3
+            with client.stream("POST", CHAT, json=body | {"n": 4, "stream": True}) as stream:
+                wait_until(lambda: memory.stats().running == 4)
+                broken.setattr(ModelRunner, "decode", fail)
+                assert '"error"' in [line for line in stream.iter_lines() if line][-1]
+            wait_until(lambda: memory.stats().failed == 4)
+            assert client.get("/health/ready").status_code == 200, "it was one fault"
+            assert [client.post(CHAT, json=body).status_code for _ in range(2)] == [500, 500]
             wait_until(lambda: client.get("/health/ready").json().get("reason") == "turns_fail")
         asked(client, [user("Hi.")])
         wait_until(lambda: client.get("/health/ready").status_code == 200)

@@ -38,7 +38,7 @@ from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
 
 FAILURES = 3
-"""So many turns that fail one after another within `FAILING_SECONDS` are no accident."""
+"""So many faults one after another within `FAILING_SECONDS` are no accident."""
 
 FAILING_SECONDS = 60.0
 
@@ -260,7 +260,9 @@ class Turns:
         self._idle.set()
         self.keeping = Keeping()
         self._failures: deque[float] = deque(maxlen=FAILURES)
-        """When the last turns failed, as far as none has succeeded since."""
+        """When the last faults were, as far as no turn has succeeded since."""
+        self._was_queued = False
+        """Whether a turn came since the last fault."""
         self._stop_observing = host.observe(self._observe)
 
     def running(self) -> list[Turn]:
@@ -277,7 +279,7 @@ class Turns:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last turns all failed, and not long ago: then the next one may as well."""
+        """Whether all turns failed that came lately: then the next one may as well."""
         failures = list(self._failures)
         return len(failures) == FAILURES and time.monotonic() - failures[0] < FAILING_SECONDS
 
@@ -385,10 +387,14 @@ class Turns:
     def _observe(self, event: TurnEvent | BlocksEvicted) -> None:
         """Runs on the engine's thread."""
         if isinstance(event, TurnFailed):
-            self._failures.append(time.monotonic())
+            # One fault fails all turns in flight, and is one.
+            if self._was_queued:
+                self._failures.append(time.monotonic())
+            self._was_queued = False
         elif isinstance(event, TurnFinished):
             self._failures.clear()
         elif isinstance(event, Watched):
+            self._was_queued |= isinstance(event, TurnQueued)
             watch = self._watches.get(id(event.turn.key))
             if watch is not None and watch.key is event.turn.key and not watch.loop.is_closed():
                 watch.loop.call_soon_threadsafe(watch.tell, event)
