@@ -11,12 +11,13 @@ import anthropic
 import httpx
 import openai
 import pytest
-from support import http_server
+from support import command_line, http_server
 from support.http_server import Running
 
 from agent_memory_core import AgentMemory, InvalidSetting
 from agent_memory_core.server import ServerSettings, create_app
 from agent_memory_core.server.binding import check_binding
+from agent_memory_core.server.keys import Keys
 
 ADA = {"role": "user", "content": "My name is Ada."}
 CHAT: dict[str, Any] = {"model": "tiny-chat", "messages": [ADA], "max_tokens": 4}
@@ -78,6 +79,12 @@ def test_keys_share_nothing_and_see_nothing_of_each_other(keyed: Running) -> Non
 
 
 def test_a_session_and_a_key_have_only_so_many_turns_in_a_time(keyed: Running) -> None:
+    with keyed.http(**{"x-api-key": "anna"}) as http:
+        http.post("/v1/agents", json={"agent_id": "often"})
+        asked = [
+            http.post("/v1/agents/often/generate", json={"prompt": "Hi.", "max_tokens": 1}) for _ in "1234"
+        ]
+    assert [answer.status_code for answer in asked] == [200, 200, 200, 429]
     client = keyed.openai("bert", **{"X-Session-ID": "often"})
     for _ in range(3):
         client.chat.completions.create(**CHAT)
@@ -184,7 +191,8 @@ def test_before_the_model_is_loaded_the_server_says_so(tmp_path: Path) -> None:
     with memory, serving as server, server.http() as client:
         assert client.get("/health/live").status_code == 200
         http_server.wait_until(lambda: "no folder" in client.get("/health").json()["reason"])
-        assert client.get("/health/ready").status_code == 503
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["error"]["type"]) == (503, "unavailable_error")
         answer: httpx.Response = client.post("/v1/chat/completions", json=CHAT)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "model_loading"
@@ -227,6 +235,37 @@ def test_variables_set_what_the_constructor_does_not(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AGENT_MEMORY_SERVER_PROT", "80")
     with pytest.raises(InvalidSetting, match="AGENT_MEMORY_SERVER_PROT"):
         ServerSettings()
+
+
+def test_older_names_are_read_and_those_of_other_programs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "of-the-user")
+    assert ServerSettings().api_keys == ()
+    monkeypatch.setenv("SEMANTIC_API_KEY", "key-a,key-b")
+    assert ServerSettings().api_keys == ("key-a", "key-b")
+    monkeypatch.setenv("SEMANTIC_AUTH_DISABLED", "true")
+    assert ServerSettings().api_keys == ()
+    with pytest.raises(InvalidSetting, match="without keys"):
+        check_binding(ServerSettings(host="0.0.0.0"), has_keys=False)
+    monkeypatch.setenv("SEMANTIC_SERVER_WORKERS", "2")
+    with pytest.raises(InvalidSetting, match="SEMANTIC_SERVER_WORKERS='2'"):
+        ServerSettings()
+
+
+def test_a_key_is_made_whose_file_is_its_owners_and_does_not_hold_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    made = [
+        command_line.command("keys", "add", name, "--file", str(file)).stdout.strip()
+        for name in ("a", 'b "c"')
+    ]
+    keys = Keys(ServerSettings(api_key_file=file))
+    tenants = [keys.tenant({"authorization": f"Bearer {key}"}).namespace for key in made]
+    assert tenants == ["a", 'b "c"']
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not [key for key in made if key in file.read_text()]
+    refused = command_line.command("keys", "add", "a", "--file", str(file), code=1)
+    assert "already" in refused.stderr
+    file.write_text("no toml")
+    command_line.command("keys", "add", "d", "--file", str(file), code=1)
 
 
 @pytest.mark.parametrize("text", ["not toml", '[a]\nsha256 = "short"', "a = 1"])

@@ -37,10 +37,13 @@ def admin(run: Running) -> Iterator[httpx.Client]:
 def test_nobody_without_the_admin_key_comes_in(run: Running, server: Running) -> None:
     for key in ({}, {"x-api-key": "user"}, {"X-Admin-Key": "wrong"}, {"X-Admin-Key": "user"}):
         with run.http(**key) as client:
+            assert client.post("/admin/seed", json={"seed": 1}).status_code == 401
             for path in ("/admin/stats", "/debug/memory", "/admin/requests", "/admin/nothing"):
                 assert client.get(path).status_code == 401, path
     with server.http(**{"X-Admin-Key": ""}) as client:
         assert client.post("/admin/drain").status_code == 403
+        assert client.post("/admin/seed", json={"seed": 1}).status_code == 403
+        assert client.request("DELETE", "/admin/caches", json={"confirm": True}).status_code == 403
         assert "/admin" not in client.get("/openapi.json").text
 
 

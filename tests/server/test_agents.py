@@ -39,6 +39,9 @@ def ask(client: httpx.Client, name: str, prompt: str) -> dict[str, Any]:
 
 def test_an_agent_remembers_and_computes_only_what_is_new(client: httpx.Client) -> None:
     made = create(client, "a", pinned=True)
+    for body, pinned in (({"pinned": False}, False), ({"pinned": True}, True)):
+        assert client.patch("/v1/agents/a", json=body).json()["pinned"] is pinned
+    assert client.patch("/v1/agents/a", json={"system_prompt": "Other."}).status_code == 400
     assert (made.status_code, made.json()["pinned"]) == (201, True)
     assert create(client, "a").status_code == 409
     first, second = ask(client, "a", "Where is Moby Dick?"), ask(client, "a", "And Hamlet?")
@@ -87,10 +90,25 @@ def test_questions_at_once_are_answered_one_after_another(client: httpx.Client) 
     assert [message["role"] for message in messages[1:]] == ["user", "assistant"] * 3
 
 
+def test_an_agent_answers_while_a_chat_is_streamed(client: httpx.Client) -> None:
+    create(client, "beside")
+    long = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000}
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": long}}
+    chat = {"messages": [{"role": "user", "content": "Count."}], "response_format": form, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=chat) as stream:
+        lines = (line for line in stream.iter_lines() if line)
+        next(lines)
+        assert ask(client, "beside", "Where is Emma?")["text"]
+        assert '"content"' in next(lines)
+
+
 def test_what_cannot_be_asked_is_refused_and_remembered_by_nobody(client: httpx.Client) -> None:
     create(client, "strict")
     for body in ({}, {"prompt": ""}, {"prompt": "x", "stream": True}, {"prompt": "x", "n": 2}):
         assert client.post("/v1/agents/strict/generate", json=body).status_code == 400
+    for more in ({"tools": [{"name": "f"}]}, {"ttl": 5}):
+        assert create(client, "never", **more).json()["error"]["param"] == next(iter(more))
+    assert client.post("/v1/agents/strict/fork", json={"new_id": "b", "at": 1}).status_code == 400
     too_long = {"prompt": "word " * 9000}
     assert client.post("/v1/agents/strict/generate", json=too_long).status_code == 400
     assert len(client.get("/v1/agents/strict/messages").json()["messages"]) == 1

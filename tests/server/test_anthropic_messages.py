@@ -9,6 +9,7 @@ from typing import Any
 
 import anthropic
 import pytest
+from anthropic.types import ModelInfo
 from support import http_server, tiny_models
 from support.http_server import Running
 
@@ -209,6 +210,13 @@ def test_models_are_listed(server: Running) -> None:
     client = server.anthropic()
     assert [model.id for model in client.models.list()] == ["tiny-chat"]
     assert client.models.retrieve("tiny-chat").type == "model"
+    with server.http() as http:
+        entry = http.get("/v1/models/tiny-chat").json()
+    read = ModelInfo.model_validate(entry)
+    assert read.capabilities is not None
+    assert read.capabilities.structured_outputs.supported
+    assert not read.capabilities.thinking.supported
+    assert (read.lifecycle, entry["loaded"]) == ("active", True)
 
 
 # A model that thinks

@@ -33,11 +33,13 @@ def test_a_shell_sets_what_is_printed_for_it(client: str) -> None:
     assert any(value.startswith("http://127.0.0.1:8000") for value in values.values())
 
 
-def test_codex_reads_toml_and_opencode_json() -> None:
+def test_clients_are_told_the_context_and_codex_reads_toml_and_opencode_json() -> None:
     codex = tomllib.loads(printed("connect", "codex", "--url", "http://host:1/", "--model", "tiny-chat"))
     provider = codex["model_providers"][codex["model_provider"]]
     assert (provider["base_url"], provider["wire_api"]) == ("http://host:1/v1", "responses")
     assert (codex["model"], codex["model_context_window"]) == ("tiny-chat", 8192)
+    shell = printed("connect", "claude-code", "--model", "tiny-chat").splitlines()
+    assert "export CLAUDE_CODE_AUTO_COMPACT_WINDOW='8192'" in shell
     opencode = json.loads(printed("connect", "opencode", "--model", "tiny-chat"))
     provider = opencode["provider"]["agent-memory"]
     assert provider["models"]["tiny-chat"]["limit"]["context"] == 8192

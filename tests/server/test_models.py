@@ -190,9 +190,14 @@ def test_what_cannot_be_served_is_named(tmp_path: Path) -> None:
         create_app(manager)
 
 
-def test_a_model_that_nobody_uses_is_freed_and_comes_back_with_the_next_turn(manager: ModelManager) -> None:
-    with http_server.serve(manager, ttl=0.2) as server, server.http() as client:
-        before = ask(client, "a", session_id="kept")
+@pytest.mark.parametrize(
+    ("settings", "asked"), [({"ttl": 0.2}, {}), ({}, {"ttl": 0.2}), ({"ttl": 600}, {"keep_alive": 0})]
+)
+def test_a_model_that_nobody_uses_is_freed_and_comes_back_with_the_next_turn(
+    manager: ModelManager, settings: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    with http_server.serve(manager, **settings) as server, server.http() as client:
+        before = ask(client, "a", session_id="kept", **asked)
         http_server.wait_until(
             lambda: {one.state for one in manager.get_model_stats().values()} == {"unloaded"}
         )
@@ -200,3 +205,11 @@ def test_a_model_that_nobody_uses_is_freed_and_comes_back_with_the_next_turn(man
         after = ask(client, "a", session_id="kept")
     assert after["choices"] == before["choices"]
     assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, "the session is warm"
+
+
+def test_the_holder_of_a_key_does_not_free_what_others_use(manager: ModelManager) -> None:
+    body = CHAT | {"keep_alive": 0}
+    with http_server.serve(manager, api_keys=("k",)) as server, server.http(**{"x-api-key": "k"}) as client:
+        answer = client.post("/v1/chat/completions", json=body)
+    assert answer.headers["x-agent-memory-ignored"] == "keep_alive"
+    assert manager.list_loaded_models() == ["b"]

@@ -13,7 +13,10 @@ from pydantic import BaseModel
 from support import http_server
 from support.http_server import Running, wait_until
 
-from agent_memory_core import AgentMemory
+from agent_memory_core import AgentMemory, ChatRequest, Delta, Message, SessionKey, ToolCallPiece
+from agent_memory_core.server.openai_chat import ChatWriter
+from agent_memory_core.server.sessions import Session
+from agent_memory_core.server.turns import Call
 
 ADA = {"role": "user", "content": "My name is Ada."}
 WEATHER = {
@@ -24,6 +27,9 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+
+
+LARGE = {"type": "json_schema", "json_schema": {"name": "large", "schema": {"description": "x" * 300_000}}}
 
 
 def ask(server: Running, *messages: Any, session: str | None = None, **options: Any) -> Any:
@@ -96,6 +102,19 @@ def test_a_forced_call_is_one_that_the_client_can_read(server: Running, stream: 
     assert set(json.loads(arguments)) == {"city"}
 
 
+def test_streamed_calls_have_an_index_each_and_their_text_is_no_content() -> None:
+    request = ChatRequest((Message("user", "Hi."),))
+    call = Call(request, "m", "m", True, Session(None, "none"), SessionKey(None), 0)
+    writer = ChatWriter(call)
+    pieces = [("c1", "a", "{"), ("c1", "a", "}"), ("c2", "b", "{}")]
+    deltas = [Delta(call_pieces=(ToolCallPiece(*piece),)) for piece in pieces]
+    chunks = [json.loads(chunk[6:]) for delta in deltas for chunk in writer.delta(delta)]
+    told = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert [part["tool_calls"][0]["index"] for part in told] == [0, 0, 1]
+    assert [part["tool_calls"][0].get("id") for part in told] == ["c1", None, "c2"]
+    assert not any("content" in part for part in told)
+
+
 def test_a_call_and_its_result_come_back_to_the_same_tokens(server: Running) -> None:
     options: dict[str, Any] = {"tools": [WEATHER], "max_tokens": 100, "session": "tools"}
     question = {"role": "user", "content": "What is the weather in Paris?"}
@@ -104,6 +123,35 @@ def test_a_call_and_its_result_come_back_to_the_same_tokens(server: Running) -> 
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}
     second = ask(server, question, message.model_dump(exclude_none=True), result, **options)
     assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.total_tokens - 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_knows_functions_and_no_tools_gets_its_call_in_that_form(
+    server: Running, stream: bool
+) -> None:
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    options: dict[str, Any] = {"functions": [WEATHER["function"]], "max_tokens": 100}
+    forced = options | {"function_call": {"name": "get_weather"}}
+    if stream:
+        choices = [c.choices[0] for c in ask(server, question, stream=True, **forced)]
+        pieces = [choice.delta.function_call for choice in choices if choice.delta.function_call]
+        assert [bool(piece.name) for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+        arguments = "".join(piece.arguments for piece in pieces)
+        call, finish = {"name": pieces[0].name, "arguments": arguments}, choices[-1].finish_reason
+    else:
+        choice = ask(server, question, **forced).choices[0]
+        assert choice.message.tool_calls is None
+        call, finish = choice.message.function_call.model_dump(), choice.finish_reason
+    assert (call["name"], finish, set(json.loads(call["arguments"]))) == (
+        "get_weather",
+        "function_call",
+        {"city"},
+    )
+    as_tools = ask(server, question, tools=[WEATHER], tool_choice="required", max_tokens=100)
+    said = {"role": "assistant", "content": None, "function_call": call}
+    result = {"role": "function", "name": "get_weather", "content": "Rain."}
+    second = ask(server, question, said, result, **options)
+    assert second.usage.prompt_tokens_details.cached_tokens >= as_tools.usage.prompt_tokens
 
 
 class Person(BaseModel):
@@ -143,6 +191,16 @@ def test_a_stop_string_ends_an_answer(server: Running) -> None:
         ),
         ({"tool_choice": "required"}, openai.BadRequestError, None, "tool_choice"),
         ({"modalities": ["audio"]}, openai.BadRequestError, "unsupported_value", "text only"),
+        ({"presence_penalty": 1}, openai.BadRequestError, "unsupported_value", "presence_penalty=1.0"),
+        ({"logit_bias": {"5": 1}}, openai.BadRequestError, "unsupported_value", "logit_bias={'5': 1.0}"),
+        (
+            {"extra_body": {"add_generation_prompt": False}},
+            openai.BadRequestError,
+            "unsupported_value",
+            "continue_final_message",
+        ),
+        ({"extra_body": {"keep_alive": "soon"}}, openai.BadRequestError, None, "keep_alive='soon'"),
+        ({"response_format": LARGE}, openai.BadRequestError, None, "256 KiB"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             openai.BadRequestError,
@@ -225,15 +283,21 @@ def test_a_client_that_goes_away_withdraws_its_turn(server: Running, stream: boo
 def test_several_answers_to_one_prompt_compute_it_once_and_only_the_first_is_kept(server: Running) -> None:
     long = {"role": "user", "content": "Tell me what a boat is. " * 30}
     options: dict[str, Any] = {"n": 3, "temperature": 1, "seed": 5, "max_tokens": 8}
+    before = server.memory.stats()
     answer: ChatCompletion = ask(server, long, session="three", **options)
     texts = [choice.message.content for choice in answer.choices]
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert len(set(texts)) > 1, "each has a seed of its own"
     turns = server.memory.stats()
+    assert turns.turns - before.turns == 3
+    assert answer.usage is not None
+    prompt = answer.usage.prompt_tokens
+    computed = (turns.prompt_tokens - turns.cache_read) - (before.prompt_tokens - before.cache_read)
+    # The others share whole blocks, and compute what of the prompt is left after the last one.
+    assert computed == prompt + 2 * (prompt % server.memory.config.block_tokens)
     alone = [ask(server, long, **options | {"n": 1, "seed": 5 + i}) for i in range(3)]
     assert [one.choices[0].message.content for one in alone] == texts
-    assert answer.usage is not None
-    assert answer.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert prompt == alone[0].usage.prompt_tokens
     assert answer.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
     assert turns.running == turns.waiting == 0
     (kept,) = [info for info in server.memory.sessions("default") if info.session_id == "three"]

@@ -44,7 +44,12 @@ def test_a_text_goes_on_where_it_was(server: Running) -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"prompt": ["a", "b"]}, "2 prompts"), ({"suffix": "x"}, "suffix"), ({"best_of": 2}, "best_of=2")],
+    [
+        ({"prompt": ["a", "b"]}, "2 prompts"),
+        ({"prompt": [1, 2]}, "token ids"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of=2"),
+    ],
 )
 def test_what_cannot_be_done_is_refused_by_name(server: Running, options: dict[str, Any], says: str) -> None:
     with pytest.raises(openai.BadRequestError, match=says):

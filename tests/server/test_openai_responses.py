@@ -127,7 +127,9 @@ def test_what_an_agent_sends_before_its_user_speaks_is_read(server: Running) -> 
         {"type": "message", "role": "user", "content": "What is my name?"},
     ]
     more = {"include": ["reasoning.encrypted_content"], "store": False, "prompt_cache_key": "codex"}
-    assert "Ada" in ask(server, given, **more).output_text
+    answer = ask(server, given, **more, user="ada")
+    assert "Ada" in answer.output_text
+    assert (answer.prompt_cache_key, answer.user) == ("codex", "ada")
     assert "codex" in {info.session_id for info in server.memory.sessions("default")}
 
 
@@ -156,7 +158,7 @@ def test_the_tokens_of_an_input_are_counted(server: Running) -> None:
     [
         ({"previous_response_id": "resp_1"}, "previous_response_not_found", "resp_1"),
         ({"background": True}, "unsupported_value", "background"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "unsupported_value", "input.0"),
+        ({"prompt": {"id": "pmpt_1"}}, "unsupported_value", "prompt"),
         ({"input": "long " * 9000}, "context_length_exceeded", "maximum context length is 8192"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "unsupported_value", "images"),
     ],

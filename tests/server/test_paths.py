@@ -34,6 +34,16 @@ def test_clients_of_anthropic_are_told_in_their_dialect(server: Running) -> None
             assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
 
 
+def test_the_prefix_of_a_provider_leads_to_the_same_paths_and_to_no_others(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}
+    with server.http() as client:
+        assert client.post("/anthropic/v1/messages", json=body).json()["type"] == "message"
+        assert client.get("/anthropic/v1/models/tiny-chat").json()["id"] == "tiny-chat"
+        assert client.get("/anthropic/admin/stats").status_code == 403
+        links = client.get("/").json()["links"]
+        assert {client.get(path).status_code for path in links.values()} <= {200, 307}
+
+
 def test_paths_that_clients_make_up_are_counted_as_one(server: Running) -> None:
     with server.http() as client:
         for number in range(3):

@@ -7,15 +7,17 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support import http_server, tiny_models
+from support import http_server, made_tokenizers, tiny_models
 from support.http_server import Running, wait_until
 
 from agent_memory_core import AgentMemory, TurnProgress
+from agent_memory_core.engine.model_runner import ModelRunner
 from agent_memory_core.server.ids import new_id
 
 CHAT = "/v1/chat/completions"
@@ -71,6 +73,102 @@ def test_a_long_conversation_says_what_a_stranger_with_the_same_words_is_told(me
             for index, (text, prompt) in enumerate(answers):
                 told, usage = asked(stranger, turns[: 2 * index + 1])
                 assert (told, usage["prompt_tokens"]) == (text, prompt)
+
+
+@pytest.mark.parametrize("kv_bits", [None, 8, "6/4"])
+def test_a_session_goes_on_after_a_restart_in_every_precision(tmp_path: Path, kv_bits: Any) -> None:
+    turns = [user(QUESTIONS[0])]
+    said = []
+    for _ in range(2):
+        memory = AgentMemory(
+            cache_dir=tmp_path, memory_budget_mb=64, min_free_mb=0, block_tokens=64, kv_bits=kv_bits
+        )
+        with memory, http_server.serve(memory) as server, server.http() as client:
+            for _ in range(2):
+                said.append(asked(client, turns, session_id="precise"))
+    texts, usages = zip(*said, strict=True)
+    assert len(set(texts)) == 1
+    assert [cached(usage) for usage in usages] == [0, *[usages[0]["prompt_tokens"] - 1] * 3]
+
+
+def opened(folder: Path) -> AgentMemory:
+    return AgentMemory(cache_dir=folder, memory_budget_mb=64, min_free_mb=0, block_tokens=64, kv_bits=None)
+
+
+@pytest.mark.parametrize("share", [0.7, 1.0], ids=["changed", "cut"])
+def test_a_damaged_file_costs_time_and_never_an_answer(tmp_path: Path, share: float) -> None:
+    turns = [user("Some words that are worth keeping. " * 20)]
+    with opened(tmp_path) as memory, http_server.serve(memory) as server, server.http() as client:
+        text, whole = asked(client, turns, session_id="harmed")
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        raw = bytearray(file.read_bytes())
+        at = int(len(raw) * share)
+        file.write_bytes(raw[: len(raw) // 2] if share == 1 else raw[:at] + b"\xff" * 8 + raw[at + 8 :])
+    with opened(tmp_path) as memory, http_server.serve(memory) as server, server.http() as client:
+        again, usage = asked(client, turns, session_id="harmed")
+        assert (again, cached(usage)) == (text, 0)
+        assert usage["prompt_tokens"] == whole["prompt_tokens"]
+
+
+def test_a_turn_that_is_lost_leaves_its_session_as_it_was(tmp_path: Path) -> None:
+    turns = [user("Some words that are worth keeping. " * 20)]
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
+    long = {"session_id": "safe", "max_tokens": 8000, "response_format": form, "stream": True}
+    with opened(tmp_path) as memory, http_server.serve(memory) as server, server.http() as client:
+        text, usage = asked(client, turns, session_id="safe")
+        more = [*turns, {"role": "assistant", "content": text}, user("Go on.")]
+        with client.stream("POST", CHAT, json=long | {"messages": more}) as stream:
+            next(stream.iter_lines())
+        wait_until(lambda: memory.stats().cancelled == 1)
+    with opened(tmp_path) as memory, http_server.serve(memory) as server, server.http() as client:
+        again, warm = asked(client, turns, session_id="safe")
+        assert (again, cached(warm)) == (text, usage["prompt_tokens"] - 1)
+
+
+def test_a_server_whose_turns_all_fail_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        AgentMemory(cache_dir=None, memory_budget_mb=64) as memory,
+        http_server.serve(memory) as server,
+        server.http() as client,
+    ):
+        form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
+        body = {"messages": [user("Count.")], "max_tokens": 500, "response_format": form}
+        with monkeypatch.context() as broken:
+            with client.stream("POST", CHAT, json=body | {"n": 4, "stream": True}) as stream:
+                wait_until(lambda: memory.stats().running == 4)
+                broken.setattr(ModelRunner, "decode", fail)
+                assert '"error"' in [line for line in stream.iter_lines() if line][-1]
+            wait_until(lambda: memory.stats().failed == 4)
+            assert client.get("/health/ready").status_code == 200, "it was one fault"
+            assert [client.post(CHAT, json=body).status_code for _ in range(2)] == [500, 500]
+            wait_until(lambda: client.get("/health/ready").json().get("reason") == "turns_fail")
+        asked(client, [user("Hi.")])
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("a fault")
+
+
+def test_what_names_no_session_is_kept_if_the_server_is_told_to(tmp_path: Path) -> None:
+    turns = [user(QUESTIONS[0])]
+    with opened(tmp_path) as memory, http_server.serve(memory, keep_anonymous=True) as server:
+        with server.http() as client:
+            text, usage = asked(client, turns)
+            answer = client.post("/v1/completions", json={"prompt": "As it stands.", "max_tokens": 2})
+            assert answer.headers["x-agent-memory-session-source"] == "none"
+            more = [*turns, {"role": "assistant", "content": text}, user(QUESTIONS[1])]
+            answer = client.post(CHAT, json={"messages": more, "max_tokens": 2})
+            assert answer.headers["x-agent-memory-session-source"] == "content"
+            name = answer.headers["x-session-id"]
+        memory.flush()
+        assert [info.session_id for info in memory.sessions("default")] == [name]
+    with opened(tmp_path) as memory, http_server.serve(memory, keep_anonymous=True) as server:
+        with server.http() as client:
+            _, usage = asked(client, more, max_tokens=2)
+        assert cached(usage) == usage["prompt_tokens"] - 1
 
 
 def test_another_model_of_the_same_shape_reuses_nothing(tmp_path: Path) -> None:
@@ -136,6 +234,18 @@ def test_no_blank_of_an_answer_is_lost(server: Running, stream: bool) -> None:
     else:
         said = answer.json()["choices"][0]["message"]["content"]
     assert json.loads(said) == text
+
+
+def test_prompts_are_written_by_the_models_own_template_and_by_nothing_in_its_place(server: Running) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, user("Hi.")]
+    written = made_tokenizers.tiny_chat().apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    with server.http() as client:
+        assert client.post("/apply-template", json={"messages": turns}).json()["prompt"] == written
+    # Without it the library that renders templates would refuse them.
+    needed = [one for one in requires("agent-memory-mlx") or () if "extra ==" not in one]
+    assert any(one.startswith("jinja2") for one in needed)
 
 
 def test_no_more_is_said_to_be_cached_than_the_prompts_have_in_common(server: Running) -> None:

@@ -194,3 +194,9 @@ def test_a_budget_of_thinking_is_taken_from_either_dialect() -> None:
     wrong = MessagesBody.model_validate(MESSAGES | {"thinking": thinking | {"budget_tokens": "many"}})
     with pytest.raises(ApiError, match="budget_tokens='many'"):
         wrong.asked(strip=True)
+
+
+def test_an_input_of_too_many_items_is_refused() -> None:
+    body = ResponsesBody.model_validate({"input": [{"role": "user", "content": "a"}] * 20_001})
+    with pytest.raises(ApiError, match="at most 20000 items"):
+        body.asked()

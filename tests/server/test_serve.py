@@ -64,6 +64,7 @@ def test_a_server_that_was_killed_goes_on_and_one_that_is_ended_tells_its_client
     [
         (("--model", "./nothing"), "there is no folder './nothing'"),
         (("--host", "0.0.0.0"), "without keys"),
+        (("--log-format", "xml"), "log_format='xml'"),
         (("--models", "./nothing.json"), "of one model"),
     ],
 )
@@ -107,6 +108,38 @@ def test_a_file_of_settings_is_read_again_and_the_log_quotes_nobody(tmp_path: Pa
         for word in ("Ada", "a-session", "old-key", "new-key")
         if f'"{word}' in text or f" {word}" in text
     ]
+
+
+def test_a_unix_socket_takes_the_place_of_an_address_and_opens_no_admin_path(tmp_path: Path) -> None:
+    path, admin = tmp_path / "own.sock", tmp_path / "admin.sock"
+    options = ("--cache-dir", str(tmp_path / "store"), "--uds", str(path), "--host", "0.0.0.0")
+    args, environ = command(*options, AGENT_MEMORY_SERVER_ADMIN_SOCKET=str(admin))
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(args, env=environ, cwd=tmp_path, stderr=stderr) as process,
+        client_of(path) as client,
+    ):
+        try:
+            wait_until(lambda: f"running on unix:{path}" in log.read_text())
+            wait_until(lambda: client.get("/health/ready").status_code == 200)
+            assert "http://" not in log.read_text(), "it listens nowhere else"
+            assert path.stat().st_mode & 0o777 == 0o600
+            body = {"messages": [ADA], "max_tokens": 2}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            assert client.get("/admin/stats").status_code == 403
+            with client_of(admin) as owner:
+                assert owner.get("/admin/stats").status_code == 200
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+    assert not path.exists()
+
+
+def client_of(path: Path) -> httpx.Client:
+    """A client on a Unix socket."""
+    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60)
 
 
 def test_the_admin_socket_asks_for_no_key_and_is_its_owners(tmp_path: Path) -> None:

@@ -84,6 +84,37 @@ def test_a_kept_response_can_be_read_listed_and_deleted(server: Running) -> None
     assert respond(server, "And?", previous_response_id=second.id).output_text
 
 
+def test_a_client_that_names_its_session_has_one_however_often_it_begins_anew(server: Running) -> None:
+    said = [{"role": "user", "content": ADA}]
+    for _ in range(2):
+        answer = respond(server, said, prompt_cache_key="replays")
+        said += [*(item.model_dump() for item in answer.output), {"role": "user", "content": NAME}]
+    assert answer.store
+    follow = respond(server, "Hello.", previous_response_id=answer.id)
+    assert follow.usage.input_tokens_details.cached_tokens >= answer.usage.total_tokens - 1
+    server.memory.flush()
+    tokens = {info.session_id: info.tokens for info in server.memory.sessions("default")}
+    assert tokens["replays"] >= follow.usage.total_tokens - 1
+
+
+def test_an_item_of_a_kept_response_can_stand_for_itself_and_only_for_its_key(memory: AgentMemory) -> None:
+    with http_server.serve(memory, api_keys=("first", "second")) as server:
+        client: Any = server.openai("first")
+        first = client.responses.create(**OPTIONS, input=ADA, store=True)
+        (item,) = first.output
+        spoken = [{"role": "user", "content": ADA}, item.model_dump(), {"role": "user", "content": NAME}]
+        for reference in ({"type": "item_reference", "id": item.id}, {"id": item.id}):
+            referring = [spoken[0], reference, spoken[2]]
+            answer = client.responses.create(**OPTIONS, input=referring, store=False)
+            assert answer.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens - 1
+            counted = client.responses.input_tokens.count(model="tiny-chat", input=referring)
+            assert answer.usage.input_tokens == counted.input_tokens
+        assert client.responses.create(**OPTIONS, input=spoken, store=False).output_text == answer.output_text
+        for key, name in (("second", item.id), ("first", "msg_1"), ("first", f"{item.id}1")):
+            with pytest.raises(openai.NotFoundError, match="is not held"):
+                server.openai(key).responses.create(**OPTIONS, input=[{"type": "item_reference", "id": name}])
+
+
 def test_what_is_not_stored_cannot_be_found(server: Running) -> None:
     said = respond(server, ADA, store=False)
     assert not said.store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -125,6 +126,12 @@ def test_a_result_meets_its_targets(name: str) -> None:
     for measured in ratios(name).values():
         for ratio, target in targets.items():
             assert report.meets(measured[ratio], target), (ratio, measured[ratio], target)
+
+
+def test_no_benchmark_touches_the_users_sessions_or_ends_processes_by_name() -> None:
+    for file in BENCHMARKS.rglob("*.py"):
+        text = file.read_text()
+        assert not re.search(r"pkill|killall|\.agent_memory\b|default_cache_dir", text), file.name
 
 
 def test_medians_are_those_of_the_samples() -> None:

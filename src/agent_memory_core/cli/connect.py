@@ -62,6 +62,10 @@ def _claude_code(server: Server) -> str:
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(ANSWER),
         "API_TIMEOUT_MS": str(HOUR_MS),
     }
+    if server.context:
+        # It takes every model for one of its vendor, with a window that few others have.
+        windows = ("CLAUDE_CODE_MAX_CONTEXT_TOKENS", "CLAUDE_CODE_AUTO_COMPACT_WINDOW")
+        values |= dict.fromkeys(windows, str(server.context))
     return _exports(values)
 
 

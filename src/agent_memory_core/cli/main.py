@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.cli import agents, cold, manager, models, scale, service, sessions, store
+from agent_memory_core.cli import agents, cold, keys, manager, models, scale, service, sessions, store
 from agent_memory_core.cli.bench import bench
 from agent_memory_core.cli.chat import chat
 from agent_memory_core.cli.connect import connect
@@ -51,6 +51,7 @@ app.command()(doctor)
 app.command()(bench)
 app.command()(serve)
 app.command()(connect)
+app.add_typer(keys.app, name="keys")
 app.add_typer(service.app, name="service")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(agents.app, name="agents")

@@ -25,6 +25,9 @@ def serve(
     disk_budget: DiskBudget = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on (default: 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="The port (default: 8000).")] = None,
+    uds: Annotated[
+        Path | None, typer.Option(help="A Unix socket to listen on in place of an address.")
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A TOML file of API keys.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take requests for every model.")] = False,
@@ -32,6 +35,27 @@ def serve(
         float | None,
         typer.Option(help="Seconds without a turn after which the model is freed (default: never)."),
     ] = None,
+    keep_anonymous: Annotated[
+        bool, typer.Option("--keep-anonymous", help="Keep also conversations that name no session.")
+    ] = False,
+    max_in_flight: Annotated[
+        int | None, typer.Option(help="Most turns that run or wait (default: 64).")
+    ] = None,
+    drain: Annotated[
+        float | None, typer.Option(help="Seconds that turns get to end when it is stopped (default: 30).")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which an answer is given up (default: never).")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A web origin whose pages may call it; repeatable.")
+    ] = None,
+    strip_pseudo_headers: Annotated[
+        bool | None,
+        typer.Option(help="Leave out system text that begins with x-anthropic- (default: yes)."),
+    ] = None,
+    metrics_dialect: Annotated[str | None, typer.Option(help="own, or vllm for its names, too.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json (default: text).")] = None,
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="Listen on the network without any key.")
     ] = False,
@@ -40,19 +64,45 @@ def serve(
 
     AGENT_MEMORY_SERVER_* variables set the rest. They may also stand in a file .env in the working directory.
     """
-    server = _server()
-    from agent_memory_core.cli.env_file import EnvFile
-
-    env_file = EnvFile()
     options = given(
         host=host,
         port=port,
+        uds=uds,
         api_key_file=api_key_file,
         model_alias=tuple(alias) if alias else None,
         any_model=any_model or None,
         ttl=ttl,
+        keep_anonymous=keep_anonymous or None,
+        max_in_flight=max_in_flight,
+        drain=drain,
+        timeout=timeout,
+        cors_origins=tuple(cors_origin) if cors_origin else None,
+        strip_pseudo_headers=strip_pseudo_headers,
+        metrics_dialect=metrics_dialect,
+        log_format=log_format,
         insecure_no_auth=insecure_no_auth or None,
     )
+    if models is not None and given(cache_dir=cache_dir, disk_budget_mb=disk_budget):
+        raise InvalidSetting(
+            "--cache-dir and --disk-budget-mb are of one model: with --models they stand in the parameters of each."
+        )
+
+    def opened(name: str | None) -> AgentMemory:
+        return AgentMemory(**given(model=name, cache_dir=cache_dir, disk_budget_mb=disk_budget))
+
+    _serve(options, lambda: _source(models, model, opened), opened)
+
+
+def _serve(
+    options: dict[str, Any],
+    source_of: Callable[[], AgentMemory | ModelManager],
+    opened: Callable[[str | None], AgentMemory],
+) -> None:
+    """Serve until a signal comes. ``options`` are settings of the server, which go before those of the environment."""
+    server = _server()
+    from agent_memory_core.cli.env_file import EnvFile
+
+    env_file = EnvFile()
 
     def settings() -> ServerSettings:
         env_file.load()
@@ -60,17 +110,10 @@ def serve(
         return read
 
     first = settings()
-
-    def opened(name: str | None) -> AgentMemory:
-        return AgentMemory(**given(model=name, cache_dir=cache_dir, disk_budget_mb=disk_budget))
-
-    if models is not None and given(cache_dir=cache_dir, disk_budget_mb=disk_budget):
-        raise InvalidSetting(
-            "--cache-dir and --disk-budget-mb are of one model: with --models they stand in the parameters of each."
-        )
-    with _source(models, model, opened) as source:
+    with source_of() as source:
         name = source.model_name if isinstance(source, AgentMemory) else source.default_model
-        err.print(f"serving {name} at http://{first.host}:{first.port}", soft_wrap=True)
+        place = f"unix:{first.uds}" if first.uds else f"http://{first.host}:{first.port}"
+        err.print(f"serving {name} at {place}", soft_wrap=True)
         server.serve(source, first, settings, opened)
 
 

@@ -11,14 +11,14 @@ from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent_memory_core import AgentMemoryError
 from agent_memory_core.adapter import measurements
 from agent_memory_core.agents import PersistentAgentManager
 from agent_memory_core.server.agents import Agents, Recorder, described
 from agent_memory_core.server.answers import Answer
-from agent_memory_core.server.errors import INVALID, NOT_FOUND, ApiError, from_core
+from agent_memory_core.server.errors import INVALID, NOT_FOUND, UNSUPPORTED, ApiError, from_core
 from agent_memory_core.server.openai_chat import SamplingBody, finish_reason, usage
 from agent_memory_core.server.serving import Server, apart
 from agent_memory_core.server.sessions import Session
@@ -40,6 +40,22 @@ class CreateBody(SamplingBody):
     system_prompt: str | None = Field(default=None, min_length=1)
     metadata: dict[str, str] = Field(default_factory=dict)
     pinned: bool = False
+    tools: Any = None
+    ttl: Any = None
+
+    def check(self) -> None:
+        """Refuse what an agent does not have.
+
+        Raises:
+            ApiError: the request asks for it.
+        """
+        if self.tools:
+            raise ApiError(UNSUPPORTED, "tools: an agent of the server has none.", param="tools")
+        if self.ttl is not None:
+            message = (
+                "ttl: the setting session_ttl_days says how long sessions stay, and pinned ones stay longer."
+            )
+            raise ApiError(UNSUPPORTED, message, param="ttl")
 
     def prompt(self) -> str | None:
         """Its system prompt; None is that of its type."""
@@ -57,6 +73,15 @@ class ForkBody(SamplingBody):
     """The id of a copy."""
 
     new_id: str = Field(min_length=1)
+    at: Any = None
+
+
+class ChangeBody(BaseModel):
+    """What of an agent is changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pinned: bool
 
 
 class AgentPaths:
@@ -75,6 +100,7 @@ class AgentPaths:
             ("GET", "/stats", self.stats),
             ("POST", "/import", self.import_one),
             ("GET", "/{agent_id}", self.one),
+            ("PATCH", "/{agent_id}", self.change),
             ("DELETE", "/{agent_id}", self.delete),
             ("POST", "/{agent_id}/generate", self.generate),
             ("POST", "/{agent_id}/fork", self.fork),
@@ -88,6 +114,7 @@ class AgentPaths:
 
     async def create(self, request: Request, body: CreateBody) -> Response:
         """Make an agent."""
+        body.check()
         agent_id, type_ = body.agent_id or uuid4().hex, body.agent_type or "assistant"
         self._server.turns.check_loaded()
 
@@ -119,6 +146,17 @@ class AgentPaths:
     async def one(self, request: Request, agent_id: str) -> dict[str, Any]:
         """One agent."""
         return await self._with(request, lambda agents: _one(agents, agent_id))
+
+    async def change(self, request: Request, agent_id: str, body: ChangeBody) -> dict[str, Any]:
+        """Keep an agent on disk whatever the budget, or no longer."""
+
+        def pin(agents: PersistentAgentManager) -> dict[str, Any]:
+            _one(agents, agent_id)
+            agents.memory.flush()
+            agents.memory.pin(agent_id, agents.namespace, pinned=body.pinned)
+            return _one(agents, agent_id)
+
+        return await self._with(request, pin)
 
     async def messages(self, request: Request, agent_id: str) -> dict[str, Any]:
         """The conversation of an agent."""
@@ -152,6 +190,8 @@ class AgentPaths:
 
     async def fork(self, request: Request, agent_id: str, body: ForkBody) -> Response:
         """Make another agent that knows what this one knows."""
+        if body.at is not None:
+            raise ApiError(UNSUPPORTED, "at: an agent is copied as it is now.", param="at")
         await self._with(request, lambda agents: agents.fork_agent(agent_id, body.new_id), body.model)
         return JSONResponse({"agent_id": body.new_id, "forked_from": agent_id}, status_code=201)
 

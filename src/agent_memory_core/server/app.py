@@ -58,7 +58,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(work) for work in (server.load(), server.free_memory())]
+        tasks = [
+            asyncio.ensure_future(work)
+            for work in (server.load(), server.free_memory(), server.free_models())
+        ]
         yield
         for task in tasks:
             task.cancel()
@@ -74,7 +77,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(server.settings.cors_origins),
-            allow_methods=["DELETE", "GET", "POST"],
+            allow_methods=["DELETE", "GET", "PATCH", "POST"],
             allow_headers=["*"],
         )
     app.add_middleware(Gate, settings=server.settings, keys=server.keys, metrics=server.metrics)
@@ -99,14 +102,16 @@ def _add_paths(app: FastAPI, server: Server) -> None:
 
 def _add_completions(app: FastAPI, server: Server) -> None:
     async def chat(request: Request, body: openai_chat.ChatBody) -> Response:
-        call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        wire: dict[str, Any] = {"usage_in_stream": body.wants_usage, "is_older": body.is_older}
+        call = server.asked(request, body, body.asked, stream=bool(body.stream), **wire)
         if (body.n or 1) > 1:
             count, stream = body.n or 1, partial(openai_chat.stream_of, count=body.n or 1)
             return await server.run_several(request, call, count, openai_chat.whole_of, stream)
         return await server.run(request, call, openai_chat.whole, openai_chat.ChatWriter)
 
     async def complete(request: Request, body: openai_completions.CompletionBody) -> Response:
-        call = server.asked(request, body, body.asked, stream=bool(body.stream), usage=body.wants_usage)
+        wire: dict[str, Any] = {"usage_in_stream": body.wants_usage}
+        call = server.asked(request, body, body.asked, stream=bool(body.stream), **wire)
         whole, writer = openai_completions.whole, openai_completions.CompletionWriter
         return await server.run(request, call, partial(whole, body=body), partial(writer, body=body))
 
@@ -121,7 +126,7 @@ def _add_messages(app: FastAPI, server: Server) -> None:
         whole, writer = anthropic_messages.whole, anthropic_messages.MessageWriter
         place = await server.threads.place(request.state.tenant.namespace, body.wanted)
         asked = partial(body.going_on(place).asked, strip=strip)
-        call = server.asked(request, body, asked, place.session_id, stream=bool(body.stream))
+        call = server.asked(request, body, asked, place.thread, stream=bool(body.stream))
         in_place = partial(whole, body=body, place=place)
         return await server.run(request, call, in_place, partial(writer, body=body, place=place))
 

@@ -15,7 +15,7 @@ def check_binding(settings: ServerSettings, *, has_keys: bool) -> None:
     Raises:
         InvalidSetting: others would.
     """
-    if has_keys or is_loopback(settings.host):
+    if has_keys or settings.uds is not None or is_loopback(settings.host):
         return
     if not settings.insecure_no_auth:
         raise InvalidSetting(

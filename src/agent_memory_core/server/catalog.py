@@ -65,7 +65,8 @@ class Catalog:
         return self._entry(name, self.find(name))
 
     def _entry(self, name: str, model: str) -> dict[str, Any]:
-        context = self._host.engine(model).stated_context_length
+        memory = self._host.engine(model)
+        context = memory.stated_context_length
         return {
             "id": name,
             "object": "model",
@@ -74,7 +75,24 @@ class Catalog:
             "created_at": datetime.fromtimestamp(self._created, UTC).isoformat(),
             "owned_by": "agent-memory",
             "display_name": name,
+            "lifecycle": "active",
+            "loaded": memory.weights_bytes > 0,
+            "capabilities": _capabilities(thinks=bool(memory.stated_reasoning)),
             "context_length": context,
             "max_input_tokens": context,
             "max_tokens": context,
         }
+
+
+def _capabilities(*, thinks: bool) -> dict[str, Any]:
+    """What a model can do, in the words of Anthropic's list of models."""
+    yes, no, perhaps = {"supported": True}, {"supported": False}, {"supported": thinks}
+    missing = ("batch", "citations", "code_execution", "context_management", "image_input", "pdf_input")
+    degrees = {degree: perhaps for degree in ("low", "medium", "high", "xhigh", "max")}
+    kinds = {kind: perhaps for kind in ("adaptive", "between_tools", "disabled", "enabled")}
+    return {name: no for name in missing} | {
+        "effort": {**perhaps, **degrees},
+        "server_tools": {**no, "code_execution": no, "web_search": no},
+        "structured_outputs": yes,
+        "thinking": {**perhaps, "types": kinds},
+    }

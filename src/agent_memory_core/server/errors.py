@@ -6,6 +6,7 @@ Some clients act on the words: Claude Code looks for "prompt is too long: N toke
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from agent_memory_core import (
@@ -153,4 +154,12 @@ def from_core(error: AgentMemoryError) -> ApiError:
     tokens = None
     if isinstance(error, PromptTooLong) and error.prompt_tokens is not None and error.limit is not None:
         tokens = (error.prompt_tokens, error.limit)
-    return ApiError(kind, str(error), tokens=tokens, retry_after=5 if kind in _PASSING else None)
+    # Where a value is wrong, the sentence begins with its name.
+    named = re.match(r"(\w+)=", str(error)) if kind is INVALID else None
+    return ApiError(
+        kind,
+        str(error),
+        param=named[1] if named else None,
+        retry_after=5 if kind in _PASSING else None,
+        tokens=tokens,
+    )

@@ -39,6 +39,10 @@ ADMIN_PREFIXES = ("/admin/", "/debug/")
 """How the paths begin of whoever runs the server."""
 
 
+PROVIDER_PREFIX = "/anthropic/"
+"""What some clients put before every path of Anthropic's dialect."""
+
+
 def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
     """Whether a request is in Anthropic's dialect rather than in OpenAI's."""
     return "/messages" in path or ("anthropic-version" in headers and "/models" in path)
@@ -64,6 +68,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["path"].startswith(PROVIDER_PREFIX):
+            scope = {**scope, "path": scope["path"].removeprefix(PROVIDER_PREFIX.rstrip("/"))}
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req_")
         state = scope.setdefault("state", {})
@@ -92,15 +98,19 @@ class Gate:
         """Whose request it is; whoever runs the server needs another key, or the private socket."""
         if not scope["path"].startswith(ADMIN_PREFIXES):
             return self._keys.tenant(headers)
-        is_private = scope.get("server") is not None and scope["server"][1] is None
         wanted, given = self._settings.admin_key, headers.get("x-admin-key", "")
-        if is_private or (wanted and hmac.compare_digest(key_hash(wanted), key_hash(given))):
+        if self._is_private(scope) or (wanted and hmac.compare_digest(key_hash(wanted), key_hash(given))):
             return NOBODY
         if wanted:
             raise ApiError(UNAUTHORIZED, "Send the admin key in X-Admin-Key.")
         raise ApiError(
             FORBIDDEN, "These paths are closed: set admin_key, or admin_socket, where the server is started."
         )
+
+    def _is_private(self, scope: Scope) -> bool:
+        """Whether a request came in by the admin socket; another Unix socket is nothing better than a port."""
+        private, reached = self._settings.admin_socket, scope.get("server")
+        return private is not None and reached is not None and tuple(reached) == (str(private), None)
 
     def _count(self, scope: Scope, sent: _Sent) -> None:
         # Only the templates of paths: what clients make up would fill the memory of whoever counts.

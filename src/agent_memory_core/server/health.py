@@ -13,6 +13,15 @@ from agent_memory_core import AgentMemoryError
 from agent_memory_core.server.host import Host
 from agent_memory_core.server.turns import Turns
 
+LINKS = {
+    "description": "/openapi.json",
+    "health": "/health",
+    "metrics": "/metrics",
+    "models": "/v1/models",
+    "page": "/ui",
+}
+"""Where to look next."""
+
 STALLED = 60
 """Seconds of one step of the engine after which it is taken to be stuck; a step is made for a quarter of one."""
 
@@ -36,13 +45,13 @@ class Health:
         app.add_api_route("/health/live", self.live, methods=["GET"])
         app.add_api_route("/health/startup", self.startup, methods=["GET"])
 
-    async def about(self) -> dict[str, str]:
+    async def about(self) -> dict[str, Any]:
         """What this is."""
         try:
             release = version("agent-memory-mlx")
         except PackageNotFoundError:
             release = ""
-        return {"name": "agent-memory", "version": release, "model": self._host.served}
+        return {"name": "agent-memory", "version": release, "model": self._host.served, "links": LINKS}
 
     async def noted(self) -> Response:
         """Nothing is done with it."""
@@ -60,8 +69,13 @@ class Health:
     async def ready(self) -> JSONResponse:
         """Turns are taken; else why not, with status 503."""
         reason = self.reason() or await self._stall()
-        body: dict[str, Any] = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
-        return JSONResponse(body, status_code=503 if reason else 200)
+        if not reason:
+            return JSONResponse({"status": "ok"})
+        # Clients of llama.cpp look for its sentence.
+        message = "Loading model" if reason == "loading" else reason
+        error = {"code": 503, "message": message, "type": "unavailable_error"}
+        body = {"status": "unavailable", "reason": reason, "error": error}
+        return JSONResponse(body, status_code=503)
 
     def reason(self) -> str:
         """Why no turns are taken; empty where they are."""
@@ -75,6 +89,8 @@ class Health:
             return "swapping"
         if not self._turns.loaded:
             return "loading"
+        if self._turns.is_failing:
+            return "turns_fail"
         return "queue_full" if self._turns.is_full else ""
 
     async def _stall(self) -> str:

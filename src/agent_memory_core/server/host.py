@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent_memory_core import AgentMemory, AgentMemoryError, BlocksEvicted, InvalidSetting, TurnEvent
@@ -125,13 +125,19 @@ class Host:
             done = await asyncio.to_thread(self.manager.unload_model, model.name, timeout=seconds)
             return done or not model.loaded
 
-    async def free_idle(self) -> None:
-        """Free all models that nobody uses now."""
+    async def free_idle(self, limits: Mapping[str, float]) -> list[str]:
+        """Free those of the models that nobody has used for as many seconds as each of them is kept; return them."""
+        freed: list[str] = []
         if self._changing.locked():
-            return
-        for name in self.names():
-            if await asyncio.to_thread(self.manager.unload_model, name):
+            return freed
+        stats = self.manager.get_model_stats()
+        for name in limits.keys() & stats.keys():
+            one = stats[name]
+            is_idle = one.state == "ready" and not one.leases and one.idle_seconds >= limits[name]
+            if is_idle and await asyncio.to_thread(self.manager.unload_model, name):
                 log.info("the model %s was not used and was freed", name)
+                freed.append(name)
+        return freed
 
     async def swap(self, name: str, seconds: float) -> None:
         """Serve another model where requests name none. Turns in flight of the one before get so long to end, and it

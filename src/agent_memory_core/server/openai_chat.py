@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from agent_memory_core import Delta, Message, TokenLogprob, TurnReport, Usage
+from agent_memory_core import Delta, InvalidRequest, Message, TokenLogprob, TurnReport, Usage
 from agent_memory_core.adapter import check_neutral, measurements, to_response_schema
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.choices import MOST_CHOICES, Choices, summed
@@ -53,10 +53,9 @@ class SamplingBody(Body):
         """Fields of `SamplingParams`.
 
         Raises:
-            InvalidRequest: a field asks for what no model here can do.
+            ApiError: a field asks for what no model here can do.
         """
-        changes_nothing = PENALTIES if self.CAN_CHOOSE else (*PENALTIES, "n")
-        check_neutral(self.model_dump(include=set(changes_nothing)))
+        self._check_neutral()
         given = self.given("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed")
         if self.top_k is not None:
             # Some servers write "off" as -1.
@@ -65,6 +64,13 @@ class SamplingBody(Body):
             given["max_tokens"] = self.max_completion_tokens
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return given | {"stop": tuple(text for text in stop if text)}
+
+    def _check_neutral(self) -> None:
+        for name in PENALTIES if self.CAN_CHOOSE else (*PENALTIES, "n"):
+            try:
+                check_neutral({name: getattr(self, name)})
+            except InvalidRequest as error:
+                raise ApiError(UNSUPPORTED, str(error), param=name) from error
 
     @property
     def wants_usage(self) -> bool:
@@ -93,6 +99,8 @@ class ChatMessage(BaseModel):
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
     tool_calls: list[ChatCall] | None = None
+    function_call: CalledFunction | None = None
+    """The only call, in the form before tools."""
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: Any = None
@@ -107,6 +115,9 @@ class ChatBody(SamplingBody):
     messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=512)
     tool_choice: Any = None
+    functions: list[dict[str, Any]] | None = Field(default=None, max_length=512)
+    """Tools in the form before tools."""
+    function_call: Any = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
@@ -115,6 +126,7 @@ class ChatBody(SamplingBody):
     thinking_budget: int | None = Field(default=None, ge=0)
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
     modalities: list[str] | None = None
 
     def asked(self) -> Asked:
@@ -124,24 +136,45 @@ class ChatBody(SamplingBody):
             ApiError: a part of the request cannot be used.
             InvalidRequest: the same.
         """
-        if set(self.modalities or ()) - {"text"}:
-            raise ApiError(
-                UNSUPPORTED, f"modalities={self.modalities} is not valid: text only.", param="modalities"
-            )
-        tools = [_tool(tool, f"tools.{i}") for i, tool in enumerate(self.tools or ())]
-        tools, choice = allowed_tools(tools, self.tool_choice)
+        self._check()
+        tools, choice = self._tools()
         logprobs = self.given("logprobs", "top_logprobs") if self.logprobs else {}
         return Asked(
             messages=[_message(item, f"messages.{i}") for i, item in enumerate(self.messages)],
             tools=tools,
             tool_choice=choice,
-            parallel_tool_calls=self.parallel_tool_calls,
+            parallel_tool_calls=False if self.is_older else self.parallel_tool_calls,
             response_schema=to_response_schema(self.response_format),
             sampling=self.sampling() | logprobs,
             template_kwargs=effort(self.reasoning_effort) | (self.chat_template_kwargs or {}),
             continues=self.continue_final_message,
             thinking_budget=self.thinking_budget,
         )
+
+    @property
+    def is_older(self) -> bool:
+        """Whether the client speaks of functions, as before there were tools, and reads its call in that form."""
+        return bool(self.functions) and not self.tools
+
+    def _check(self) -> None:
+        if set(self.modalities or ()) - {"text"}:
+            raise ApiError(
+                UNSUPPORTED, f"modalities={self.modalities} is not valid: text only.", param="modalities"
+            )
+        if self.add_generation_prompt is False and not self.continue_final_message:
+            name = "add_generation_prompt"
+            raise ApiError(
+                UNSUPPORTED, f"{name}=False is not valid without continue_final_message=True.", param=name
+            )
+
+    def _tools(self) -> tuple[list[dict[str, Any]], object]:
+        """The tools that the model is told of, and the choice among them."""
+        if self.is_older:
+            given = [{"function": function} for function in self.functions or ()]
+            tools = [_tool(tool, f"functions.{i}") for i, tool in enumerate(given)]
+            return tools, self.function_call if self.tool_choice is None else self.tool_choice
+        tools = [_tool(tool, f"tools.{i}") for i, tool in enumerate(self.tools or ())]
+        return allowed_tools(tools, self.tool_choice)
 
 
 def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -165,13 +198,14 @@ def _message(item: ChatMessage, place: str) -> Message:
         )
     content, points = content_of(item.content, f"{place}.content", texts=TEXTS)
     reasoning = item.reasoning_content or item.reasoning
+    older = [ChatCall(function=item.function_call)] if item.function_call else []
     return Message(
         role,
         content,
         name=item.name,
         tool_calls=tuple(
             called(call.function.name, call.function.arguments, call.id, f"{place}.tool_calls.{index}")
-            for index, call in enumerate(item.tool_calls or ())
+            for index, call in enumerate(item.tool_calls or older)
         ),
         tool_call_id=item.tool_call_id,
         reasoning=reasoning if isinstance(reasoning, str) and role == "assistant" else None,
@@ -201,6 +235,12 @@ def finish_reason(report: TurnReport) -> str:
     return report.finish_reason if report.finish_reason != "cancelled" else "stop"
 
 
+def _finish(report: TurnReport, call: Call) -> str:
+    """Why an answer ended, in the form that its client reads."""
+    reason = finish_reason(report)
+    return "function_call" if call.is_older and reason == "tool_calls" else reason
+
+
 def _logprob(entry: TokenLogprob, top: bool = True) -> dict[str, Any]:
     said = {"token": entry.token, "logprob": entry.logprob, "bytes": list(entry.raw)}
     return said | {"top_logprobs": [_logprob(other, False) for other in entry.top]} if top else said
@@ -227,13 +267,13 @@ def whole_of(call: Call, answers: Sequence[Answer]) -> dict[str, Any]:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": call.model,
-        "choices": [_choice(index, answer) for index, answer in enumerate(answers)],
+        "choices": [_choice(index, answer, call) for index, answer in enumerate(answers)],
         "usage": usage(summed([answer.ended.usage for answer in answers])),
         "agent_memory": measurements(answers[0].ended),
     }
 
 
-def _choice(index: int, answer: Answer) -> dict[str, Any]:
+def _choice(index: int, answer: Answer, call: Call) -> dict[str, Any]:
     text, thought, calls = answer.text(), answer.text("reasoning"), answer.of("call")
     message: dict[str, Any] = {
         "role": "assistant",
@@ -242,13 +282,15 @@ def _choice(index: int, answer: Answer) -> dict[str, Any]:
     }
     if thought:
         message["reasoning_content"] = thought
-    if calls:
+    if calls and call.is_older:
+        message["function_call"] = _wire_call(calls[0])["function"]
+    elif calls:
         message["tool_calls"] = [_wire_call(piece) for piece in calls]
     return {
         "index": index,
         "message": message,
         "logprobs": _logprobs(answer.logprobs),
-        "finish_reason": finish_reason(answer.ended),
+        "finish_reason": _finish(answer.ended, call),
     }
 
 
@@ -316,7 +358,7 @@ class ChatWriter:
         yield data(error.openai())
 
     def _end(self, report: TurnReport) -> Iterator[bytes]:
-        yield self._chunk({}, finish=finish_reason(report), agent_memory=measurements(report))
+        yield self._chunk({}, finish=_finish(report, self._call), agent_memory=measurements(report))
         if not self._is_last:
             return
         if self._call.usage_in_stream:
@@ -328,11 +370,20 @@ class ChatWriter:
             return {"content": piece.text}
         if piece.kind == "reasoning":
             return {"reasoning_content": piece.text}
+        if self._call.is_older:
+            return {"function_call": self._older(piece)}
         if piece.call_id in self._calls:
             index = self._calls.index(piece.call_id)
             return {"tool_calls": [{"index": index, "function": {"arguments": piece.text}}]}
         self._calls.append(piece.call_id)
         return {"tool_calls": [{"index": len(self._calls) - 1, **_wire_call(piece)}]}
+
+    def _older(self, piece: Piece) -> dict[str, str]:
+        """A piece of the only call; its name is in the first one."""
+        if self._calls:
+            return {"arguments": piece.text}
+        self._calls.append(piece.call_id)
+        return {"name": piece.name, "arguments": piece.text}
 
     def _chunk(
         self,

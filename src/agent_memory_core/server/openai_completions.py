@@ -20,7 +20,7 @@ from agent_memory_core.server.turns import Admitted, Call
 class CompletionBody(SamplingBody):
     """A request for a completion."""
 
-    prompt: str | list[str]
+    prompt: str | list[Any]
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None
@@ -37,8 +37,9 @@ class CompletionBody(SamplingBody):
         refused = self.given("suffix", "logprobs") | (
             {"best_of": self.best_of} if (self.best_of or 1) > 1 else {}
         )
-        if len(prompts) != 1:
-            refused["prompt"] = f"{len(prompts)} prompts"
+        if len(prompts) != 1 or not isinstance(prompts[0], str):
+            is_text = all(isinstance(prompt, str) for prompt in prompts)
+            refused["prompt"] = f"{len(prompts)} prompts" if is_text else "token ids"
         if refused:
             name, value = next(iter(refused.items()))
             raise ApiError(UNSUPPORTED, f"{name}={value!r} is not supported by this server.", param=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ from agent_memory_core.server.requests import (
 )
 from agent_memory_core.server.threads import Wanted
 from agent_memory_core.server.tool_choice import allowed_tools, full_name
+
+MOST_ITEMS = 20_000
+"""Most items of an input."""
 
 FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 """The arguments of a custom tool, which OpenAI's models call with plain text."""
@@ -86,6 +90,10 @@ class ResponsesBody(Body):
     store: bool | None = None
     prompt_cache_options: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    user: str | None = None
+    prompt: dict[str, Any] | None = None
+    """A template that a provider holds."""
 
     def read_tools(self) -> Tools:
         """The tools that the model can be told of."""
@@ -152,11 +160,25 @@ class ResponsesBody(Body):
         )
 
     def _check(self) -> None:
-        for name in ("background", "top_logprobs"):
+        if len(self.input) > MOST_ITEMS and not isinstance(self.input, str):
+            raise ApiError(INVALID, f"input: at most {MOST_ITEMS} items can be read at once.", param="input")
+        for name in ("background", "prompt", "top_logprobs"):
             if getattr(self, name):
                 raise ApiError(
                     UNSUPPORTED, f"{name} is not supported by this server: leave it out.", param=name
                 )
+
+
+def referenced(item: Mapping[str, Any]) -> str | None:
+    """The id of the item that stands somewhere else, where an item only refers to it."""
+    is_reference = item.get("type") == "item_reference" or {"id"} <= item.keys() <= {"id", "type"}
+    return str(item.get("id")) if is_reference else None
+
+
+def response_of(item_id: str) -> str:
+    """The id of the response that has an item in its output; empty where the id is none of this server's."""
+    found = re.fullmatch(r"[a-z]+_([0-9a-f]{32})_\d+", item_id)
+    return f"resp_{found[1]}" if found else ""
 
 
 def with_ids(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

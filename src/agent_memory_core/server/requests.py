@@ -18,12 +18,17 @@ from agent_memory_core import AgentMemoryError, ChatRequest, Message, ToolCall, 
 from agent_memory_core.adapter import chosen_tool, joined, merge_leading_systems, template_kwargs
 from agent_memory_core.server.errors import INVALID, UNSUPPORTED, ApiError, from_core
 from agent_memory_core.server.host import Host
-from agent_memory_core.server.sessions import Session, SessionKeys
+from agent_memory_core.server.keeping import FIELDS, kept_for
+from agent_memory_core.server.keys import Tenant
+from agent_memory_core.server.sessions import Session, SessionKeys, session_by_content
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.turns import Call
 
 MAX_DEPTH = 64
 """How deep the values of a request may be nested."""
+
+MAX_SCHEMA = 256 * 1024
+"""Most characters of the schema of an answer."""
 
 
 class Body(BaseModel):
@@ -72,7 +77,7 @@ class Asked:
 class Client:
     """Who asks: what the request says beside its body."""
 
-    namespace: str
+    tenant: Tenant
     session: Session
     timeout: float | None = None
     """Seconds that it wants to wait at most."""
@@ -87,36 +92,52 @@ class Reader:
         self.seed: int | None = None
         """Of answers whose requests give none."""
 
-    def call(
-        self, asked: Asked, body: Body, client: Client, *, served: str, stream: bool, usage: bool = True
-    ) -> Call:
+    def call(self, asked: Asked, body: Body, client: Client, *, served: str, **wire: Any) -> Call:
         """The call of a request, for the model that is served by that name.
+
+        Args:
+            asked: the turn.
+            body: what it was read from.
+            client: who asks.
+            served: the model.
+            wire: fields of `Call` that say in which form the client reads the answer.
 
         Raises:
             ApiError: a part of it cannot be used.
         """
         try:
             request = self.request(asked, served, client.timeout)
-            key = self._keys.key_of(client.session, client.namespace, request)
+            session = self._session(client, asked, request)
+            key = self._keys.key_of(session, client.tenant.namespace, request)
         except AgentMemoryError as error:
             raise from_core(error) from error
+        keep, ignored = _keep(body, client.tenant)
         return Call(
             request,
             body.model,
             served,
-            stream,
-            client.session,
-            key,
-            self._host.context_of(served),
-            asked.ignored,
-            usage_in_stream=usage,
+            session=session,
+            key=key,
+            context=self._host.context_of(served),
+            ignored=(*asked.ignored, *ignored),
+            keep=keep,
+            **wire,
         )
+
+    def _session(self, client: Client, asked: Asked, request: ChatRequest) -> Session:
+        """The session that the client names; or, if the settings say so, one that is named by its content."""
+        is_unnamed = client.session.session_id is None
+        # A prompt as it stands has no first question by which its next one could be known.
+        if is_unnamed and self._settings.keep_anonymous and not asked.is_raw:
+            return session_by_content(request)
+        return client.session
 
     def request(self, asked: Asked, served: str, timeout: float | None = None) -> ChatRequest:
         """The core's request, with what the model's configuration says of its answers. Raises the core's errors.
 
         It gets no more seconds than ``timeout`` and the settings allow.
         """
+        check_size(asked.response_schema)
         sampling = {
             "max_tokens": self._settings.max_tokens,
             **self._host.sampling_of(served),
@@ -137,6 +158,18 @@ class Reader:
             is_raw=asked.is_raw,
             timeout=min((t for t in (timeout, self._settings.timeout) if t is not None), default=None),
         )
+
+
+def _keep(body: Body, tenant: Tenant) -> tuple[float | None, tuple[str, ...]]:
+    """For how long the model is to be kept, and the fields that say so and are not followed.
+
+    Where keys are asked for, the holder of one must not free what the others use.
+    """
+    said = body.model_extra or {}
+    keep = kept_for(said)
+    if keep is None or not tenant.is_limited:
+        return keep, ()
+    return None, tuple(name for name in FIELDS if said.get(name) is not None)
 
 
 def _with_names(messages: Sequence[Message]) -> list[Message]:
@@ -251,6 +284,16 @@ def parts_of(content: object, place: str) -> list[tuple[Part, str]]:
             raise ApiError(INVALID, f"{place}.{index}: a content part must be an object.", param=place)
         found.append((part, f"{place}.{index}"))
     return found
+
+
+def check_size(schema: Mapping[str, Any] | None) -> None:
+    """Refuse a schema of an answer that would take long to be made a grammar of.
+
+    Raises:
+        ApiError: it is larger than `MAX_SCHEMA`.
+    """
+    if schema is not None and len(json.dumps(schema, default=str)) > MAX_SCHEMA:
+        raise ApiError(INVALID, f"The schema is larger than {MAX_SCHEMA // 1024} KiB: make it smaller.")
 
 
 def check_depth(value: object) -> None:

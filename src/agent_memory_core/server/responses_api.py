@@ -13,7 +13,13 @@ from pydantic import Field
 
 from agent_memory_core.server import responses_writer
 from agent_memory_core.server.errors import NOT_FOUND, ApiError
-from agent_memory_core.server.openai_responses import ResponsesBody, as_listed, with_ids
+from agent_memory_core.server.openai_responses import (
+    ResponsesBody,
+    as_listed,
+    referenced,
+    response_of,
+    with_ids,
+)
 from agent_memory_core.server.records import Record
 from agent_memory_core.server.requests import Body
 from agent_memory_core.server.responses_writer import ResponseWriter
@@ -63,14 +69,16 @@ class ResponsePaths:
 
     async def respond(self, request: Request, body: ResponsesBody) -> Response:
         """A response, whole or as a stream."""
+        body = await self._complete(_namespace(request), body)
         place = await self._threads.place(_namespace(request), body.wanted)
         asked = partial(body.asked, place.earlier)
-        call = self._server.asked(request, body, asked, place.session_id, stream=bool(body.stream))
+        call = self._server.asked(request, body, asked, place.thread, stream=bool(body.stream))
         whole = partial(responses_writer.whole, body=body, place=place)
         return await self._server.run(request, call, whole, partial(ResponseWriter, body=body, place=place))
 
     async def count(self, request: Request, body: ResponsesBody) -> dict[str, Any]:
         """How many tokens the prompt of a response has."""
+        body = await self._complete(_namespace(request), body)
         place = await self._threads.place(_namespace(request), body.wanted)
         call = self._server.asked(request, body, partial(body.asked, place.earlier), stream=False)
         return {"object": "response.input_tokens", "input_tokens": await self._server.count(call)}
@@ -128,6 +136,31 @@ class ResponsePaths:
         added = with_ids(body.items)
         self._records.put(_namespace(request), replace(found, history=[*found.history, *added]))
         return _listed(added, len(added), "", "asc")
+
+    async def _complete(self, namespace: str, body: ResponsesBody) -> ResponsesBody:
+        """A request in which the items stand that it only refers to.
+
+        Raises:
+            ApiError: one of them is not held.
+        """
+        if isinstance(body.input, str):
+            return body
+        items = []
+        for index, item in enumerate(body.input):
+            item_id = referenced(item)
+            items.append(item if item_id is None else await self._item(namespace, item_id, f"input.{index}"))
+        return body.model_copy(update={"input": items})
+
+    async def _item(self, namespace: str, item_id: str, place: str) -> Item:
+        found = await self._threads.answer(namespace, response_of(item_id))
+        for item in found.history if found is not None else ():
+            if item.get("id") == item_id:
+                return item
+        raise ApiError(
+            NOT_FOUND,
+            f"{place}: an item with the id {item_id!r} is not held: send it as it was.",
+            param=place,
+        )
 
     async def _answer(self, request: Request, response_id: str) -> Record:
         found = await self._threads.answer(_namespace(request), response_id)

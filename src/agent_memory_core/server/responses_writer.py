@@ -12,7 +12,6 @@ from agent_memory_core import Delta, TurnReport, Usage
 from agent_memory_core.adapter import measurements
 from agent_memory_core.server.answers import Answer, Piece, PieceReader
 from agent_memory_core.server.errors import ApiError
-from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.openai_responses import ResponsesBody, WireTool
 from agent_memory_core.server.sse import data
 from agent_memory_core.server.threads import Place
@@ -44,6 +43,7 @@ class Response:
             "id": place.answer_id,
             "object": "response",
             "created_at": int(time.time()),
+            "completed_at": None,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
@@ -54,6 +54,7 @@ class Response:
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
             "conversation": {"id": conversation.id} if conversation else None,
             "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
             "store": place.is_kept,
@@ -64,6 +65,7 @@ class Response:
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": None,
+            "user": body.user,
         }
 
     def begun(self) -> dict[str, Any]:
@@ -109,6 +111,10 @@ class Response:
             return {**head, "type": "custom_tool_call", "input": free_text(piece)}
         return {**head, "type": "function_call", "arguments": piece.text}
 
+    def item_id(self, piece: Piece, index: int) -> str:
+        """The id of an item of the output, by which `response_of` finds the response again."""
+        return f"{_PREFIXES[piece.kind]}{self._place.answer_id.removeprefix('resp_')}_{index}"
+
     def tool(self, piece: Piece) -> WireTool:
         """The tool that a piece calls."""
         return self._tools.get(piece.name, WireTool(piece.name, None, False))
@@ -127,15 +133,11 @@ def free_text(piece: Piece) -> str:
         return ""
 
 
-def new_item_id(piece: Piece) -> str:
-    """An id for an item."""
-    return new_id(_PREFIXES[piece.kind])
-
-
 def whole(call: Call, answer: Answer, body: ResponsesBody, place: Place) -> dict[str, Any]:
     """A response."""
     response = Response(call, body, place)
-    output = [response.item(piece, new_item_id(piece)) for piece in answer.pieces]
+    pieces = enumerate(answer.pieces)
+    output = [response.item(piece, response.item_id(piece, index)) for index, piece in pieces]
     return response.ended(output, answer.ended)
 
 
@@ -183,7 +185,7 @@ class ResponseWriter:
         yield self._event("response.failed", response=self._response.failed(self._output, error))
 
     def _begin(self, piece: Piece) -> Iterator[bytes]:
-        self._item_id = new_item_id(piece)
+        self._item_id = self._response.item_id(piece, len(self._output))
         item = self._response.item(piece._replace(text=""), self._item_id, "in_progress")
         yield self._of_item("response.output_item.added", item=item)
         if piece.kind == "text":

@@ -14,12 +14,12 @@ from fastapi import FastAPI
 
 from agent_memory_core import AgentMemory
 from agent_memory_core.manager import ModelManager
-from agent_memory_core.server.admin_socket import listening
 from agent_memory_core.server.app import create_app
 from agent_memory_core.server.host import OpenModel
 from agent_memory_core.server.logs import configure, log
 from agent_memory_core.server.serving import Server
 from agent_memory_core.server.settings import ServerSettings
+from agent_memory_core.server.unix_socket import listening
 
 LAST_WORDS = 5
 """Seconds in which the answers that were withdrawn are told so."""
@@ -40,11 +40,13 @@ class GracefulServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._server.on_failure = self._stop
         self._loop.add_signal_handler(signal.SIGHUP, self._server.reload)
-        await super().serve()
+        await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, also on the admin socket if there is to be one."""
         await super().startup(sockets)
+        if sockets is not None:
+            log.info("running on unix:%s", self._server.settings.uds)
         if self._admin is not None:
             self.servers.append(await self._loop.create_server(self._protocol, sock=self._admin))
 
@@ -93,15 +95,19 @@ def serve(
         open_model: see `create_app`.
 
     Raises:
-        InvalidSetting: anybody on the network could use it, or the admin socket cannot be opened.
+        InvalidSetting: anybody on the network could use it, or a Unix socket cannot be opened.
         ModelError: the model cannot be loaded.
     """
     configure(settings.log_level, settings.log_format)
     app = create_app(source, settings, open_model)
     server: Server = app.state.server
     server.read_settings = again or (lambda: settings)
-    with listening(settings.admin_socket) as admin_socket:
-        GracefulServer(_config(app, settings), server, admin_socket).run()
+    with (
+        listening(settings.admin_socket, "admin_socket") as admin_socket,
+        listening(settings.uds, "uds") as own_socket,
+    ):
+        sockets = None if own_socket is None else [own_socket]
+        GracefulServer(_config(app, settings), server, admin_socket).run(sockets)
     if server.health.failure is not None:
         raise server.health.failure
 

@@ -33,7 +33,7 @@ from agent_memory_core.server.rates import Rates
 from agent_memory_core.server.recent import RecentTurns
 from agent_memory_core.server.records import Records
 from agent_memory_core.server.requests import Asked, Body, Client, Reader
-from agent_memory_core.server.sessions import session_of
+from agent_memory_core.server.sessions import NO_THREAD, Thread, session_of
 from agent_memory_core.server.settings import ServerSettings
 from agent_memory_core.server.sse import EventStream, Writer, encoded, events
 from agent_memory_core.server.threads import Threads
@@ -45,7 +45,10 @@ _STEP = 0.2
 """Seconds that uploads are waited for before it is looked whether there is time left."""
 
 _LOOK = 5.0
-"""Seconds after which it is looked again for memory that can be freed."""
+"""Seconds after which it is looked again for memory and for models that can be freed."""
+
+_LEAST_LOOK = 0.1
+"""The same where a model is kept for less."""
 
 
 class Server:
@@ -88,17 +91,22 @@ class Server:
         self.turns.loaded = True
 
     async def free_memory(self) -> None:
-        """Free the models whenever no turn has come for as long as ``ttl`` says, and give back what was freed.
-
-        It runs until it is cancelled.
-        """
+        """Give back to the system what was freed, again and again until it is cancelled."""
         while True:
-            ttl = self.settings.ttl
-            # Settings may be read again meanwhile.
-            await asyncio.sleep(min(_LOOK, ttl or _LOOK))
+            await asyncio.sleep(_LOOK)
             await asyncio.to_thread(release_freed_memory)
-            if ttl is not None and self.turns.loaded and self.turns.idle_seconds >= ttl:
-                await self.host.free_idle()
+
+    async def free_models(self) -> None:
+        """Free each model that had no turn for as long as it is kept, until it is cancelled."""
+        keeping = self.turns.keeping
+        while True:
+            # Settings may be read again meanwhile.
+            limits = keeping.limits(self.host.names(), self.settings.ttl)
+            await keeping.asked(max(_LEAST_LOOK, min([_LOOK, *limits.values()])))
+            if self.turns.loaded:
+                now = keeping.limits(self.host.names(), self.settings.ttl)
+                for model in await self.host.free_idle(now):
+                    keeping.freed(model)
 
     def reload(self) -> bool:
         """Take other keys, limits, names of the model and another log level, while requests go on.
@@ -202,15 +210,20 @@ class Server:
         except AgentMemoryError as error:
             raise from_core(error) from error
 
-    def client(self, request: Request, body: Body, thread: str = "") -> Client:
-        """Who asks. ``thread`` is the session of a conversation that the server holds."""
+    def client(self, request: Request, body: Body, thread: Thread = NO_THREAD) -> Client:
+        """Who asks. ``thread`` is the conversation that the server holds."""
         state = request.state
         said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
         session = session_of(state.headers, said, thread)
-        return Client(state.tenant.namespace, session, _timeout(state.headers))
+        return Client(state.tenant, session, _timeout(state.headers))
 
     def asked(
-        self, request: Request, body: Body, asked: Callable[[], Asked], thread: str = "", **more: Any
+        self,
+        request: Request,
+        body: Body,
+        asked: Callable[[], Asked],
+        thread: Thread = NO_THREAD,
+        **more: Any,
     ) -> Call:
         """The call of a request in any dialect."""
         served = self.catalog.find(body.model)

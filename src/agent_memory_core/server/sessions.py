@@ -28,6 +28,9 @@ CLIENT_HEADERS = (
 )
 """Headers that clients send by themselves, the more specific ones first."""
 
+CONTENT = "content"
+"""The source of a session that is named by what was said, because the request named none."""
+
 THREAD = "thread"
 """The source of a session that belongs to a conversation which the server holds."""
 
@@ -46,22 +49,41 @@ class Session(NamedTuple):
     """Where the name was found; "none" where there was none."""
 
 
-def session_of(headers: Mapping[str, str], body: Mapping[str, Any], thread: str = "") -> Session:
+class Thread(NamedTuple):
+    """The session of a conversation that the server holds."""
+
+    session_id: str
+    is_new: bool
+    """Whether the request begins it: then it has this session only where the client names no other one."""
+
+
+NO_THREAD = Thread("", is_new=True)
+
+
+def session_of(headers: Mapping[str, str], body: Mapping[str, Any], thread: Thread = NO_THREAD) -> Session:
     """The session of a request: the first name that is there.
 
     Args:
         headers: with lower-case names.
         body: the request's JSON object.
-        thread: the session of the conversation that the request goes on with.
+        thread: the conversation that the request goes on with, or begins.
     """
     found = next((Session(name, source) for name, source in _names(headers, body, thread) if name), None)
     return found or Session(None, "none")
 
 
-def _names(headers: Mapping[str, str], body: Mapping[str, Any], thread: str) -> Iterator[tuple[str, str]]:
+def session_by_content(request: ChatRequest) -> Session:
+    """A session for a conversation whose requests name none: they all begin with the same question to one agent."""
+    question = next((message.content for message in request.messages if message.role == "user"), "")
+    digest = hashlib.sha256(f"{_lane(request)}\0{question}".encode(errors="replace")).hexdigest()
+    return Session(f"auto-{digest[:32]}", CONTENT)
+
+
+def _names(headers: Mapping[str, str], body: Mapping[str, Any], thread: Thread) -> Iterator[tuple[str, str]]:
     yield headers.get(OWN_HEADER, ""), f"header {OWN_HEADER}"
     yield _text(body.get("session_id")), "body session_id"
-    yield thread, THREAD
+    if not thread.is_new:
+        yield thread.session_id, THREAD
     for name in CLIENT_HEADERS:
         yield headers.get(name, ""), f"header {name}"
     yield _text(body.get("prompt_cache_key")), "body prompt_cache_key"
@@ -70,6 +92,7 @@ def _names(headers: Mapping[str, str], body: Mapping[str, Any], thread: str) -> 
         for name in METADATA_NAMES:
             yield _text(metadata.get(name)), f"body metadata.{name}"
         yield _inner_session(metadata.get("user_id")), "body metadata.user_id"
+    yield thread.session_id, THREAD
 
 
 def _text(value: object) -> str:
@@ -100,12 +123,13 @@ class SessionKeys:
 
     def key_of(self, session: Session, namespace: str, request: ChatRequest) -> SessionKey:
         """The key of a turn. Two agents that share a session id are two lanes of it, told apart by system and tools."""
-        first = request.messages[0]
-        lane = lane_of(first.content if first.role == "system" else "", request.tools)
         aside = session.session_id is not None and self._is_aside((namespace, session.session_id), request)
         # What a later request goes on from is kept, whatever it looks like.
         return SessionKey(
-            session.session_id, namespace=namespace, lane=lane, ephemeral=aside and session.source != THREAD
+            session.session_id,
+            namespace=namespace,
+            lane=_lane(request),
+            ephemeral=aside and session.source != THREAD,
         )
 
     def _is_aside(self, owner: tuple[str, str], request: ChatRequest) -> bool:
@@ -116,6 +140,11 @@ class SessionKeys:
         if len(self._agents) > MAX_AGENTS:
             self._agents.popitem(last=False)
         return False
+
+
+def _lane(request: ChatRequest) -> str:
+    first = request.messages[0]
+    return lane_of(first.content if first.role == "system" else "", request.tools)
 
 
 def lane_of(system: str, tools: Sequence[Mapping[str, Any]]) -> str:

@@ -44,6 +44,10 @@ class ServerSettings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes a free one.")
+    uds: Path | None = Field(
+        default=None,
+        description="A Unix socket to listen on in place of an address; only its owner can open it.",
+    )
     api_keys: Words = Field(
         default=(),
         repr=False,
@@ -82,6 +86,11 @@ class ServerSettings(BaseSettings):
         description="Web origins whose pages may call the server, each spelled out; * only without keys.",
     )
     model_alias: Words = Field(default=(), description="Other names by which requests may call the model.")
+    keep_anonymous: bool = Field(
+        default=False,
+        description="Keep also what names no session: under a name made from its system prompt, its tools and its "
+        "first question.",
+    )
     any_model: bool = Field(
         default=False, description="Answer requests for every model with the one that is loaded."
     )
@@ -193,6 +202,9 @@ class _OlderNames(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """All values that are there."""
         named = {field: os.environ[name] for name, field in _OLDER_NAMES.items() if os.environ.get(name)}
+        if os.environ.get("SEMANTIC_AUTH_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+            # Of its own keys only. Without any, the server listens to this machine alone.
+            named.pop("api_keys", None)
         for field in {"rate_per_session", "rate_per_key"} & named.keys():
             # A number of turns in a minute.
             named[field] += "/minute" if named[field].isdecimal() else ""
@@ -202,6 +214,10 @@ class _OlderNames(PydanticBaseSettingsSource):
 
 
 def _refuse_unknown_variables() -> None:
+    if (workers := os.environ.get("SEMANTIC_SERVER_WORKERS", "1")) not in ("", "1"):
+        raise InvalidSetting(
+            f"SEMANTIC_SERVER_WORKERS={workers!r} is not valid: 1, because a model is in memory once."
+        )
     known = {PREFIX + name.upper() for name in ServerSettings.model_fields}
     unknown = sorted(
         name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known

@@ -12,6 +12,7 @@ from agent_memory_core.server.comparing import Finding, Outline, compared
 from agent_memory_core.server.errors import NOT_FOUND, ApiError, Kind
 from agent_memory_core.server.ids import new_id
 from agent_memory_core.server.records import Record, Records
+from agent_memory_core.server.sessions import NO_THREAD, Thread
 from agent_memory_core.server.turns import Call
 
 Item = dict[str, Any]
@@ -49,8 +50,8 @@ class Place:
     answer_id: str
     earlier: list[Item] = field(default_factory=list)
     """What was said before, as the dialect writes it."""
-    session_id: str = ""
-    """Whose memory has read it; empty where there is nothing yet."""
+    thread: Thread = NO_THREAD
+    """Whose memory has read it; without a name where nothing is to be held."""
     held: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the request that began it."""
     conversation: Record | None = None
@@ -109,7 +110,7 @@ class Threads:
         """
         place = Place(self.records, namespace, wanted, new_id(wanted.prefix), held=wanted.held)
         if wanted.keeps:
-            place = replace(place, session_id=new_id("thread:"))
+            place = replace(place, thread=Thread(new_id("thread:"), is_new=True))
         if wanted.previous is not None:
             found = await self.records.get(namespace, wanted.previous)
             if found is None or not found.history:
@@ -117,10 +118,12 @@ class Threads:
                     f"Previous response with id {wanted.previous!r} not found: send the whole conversation."
                 )
                 raise ApiError(wanted.missing, message, param="previous_response_id")
-            place = replace(place, earlier=found.history, session_id=found.session_id, held=found.held)
+            thread = Thread(found.session_id, is_new=False)
+            place = replace(place, earlier=found.history, thread=thread, held=found.held)
         elif wanted.conversation is not None:
             held = await self.conversation(namespace, wanted.conversation)
-            place = replace(place, earlier=held.history, session_id=held.session_id, conversation=held)
+            thread = Thread(held.session_id, is_new=False)
+            place = replace(place, earlier=held.history, thread=thread, conversation=held)
         if wanted.compare is not None:
             place = replace(place, comparison=_outline(await self.records.get(namespace, wanted.compare)))
         return place

@@ -23,6 +23,8 @@ from agent_memory_core import (
     SessionKey,
     TurnAdmitted,
     TurnEvent,
+    TurnFailed,
+    TurnFinished,
     TurnProgress,
     TurnQueued,
     TurnReport,
@@ -30,9 +32,15 @@ from agent_memory_core import (
 from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
 from agent_memory_core.server.host import Host
+from agent_memory_core.server.keeping import Keeping
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
+
+FAILURES = 3
+"""So many faults one after another within `FAILING_SECONDS` are no accident."""
+
+FAILING_SECONDS = 60.0
 
 
 class Recorder(Protocol):
@@ -64,8 +72,12 @@ class Call:
     """Most tokens of prompt and answer together."""
     ignored: tuple[str, ...] = ()
     """Tools of the request that nobody here can run, by their types."""
+    keep: float | None = None
+    """Seconds for which the model is to be kept after it; None leaves that to the settings."""
     usage_in_stream: bool = True
     """Whether a stream ends with the usage, in the dialect where clients choose."""
+    is_older: bool = False
+    """Whether the client reads a call in the form that OpenAI had before tools."""
     recorder: Recorder | None = None
     """Who keeps what is answered, beside the engine."""
 
@@ -246,7 +258,11 @@ class Turns:
         self._seconds: deque[float] = deque([2.0], maxlen=64)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._idle_since = time.monotonic()
+        self.keeping = Keeping()
+        self._failures: deque[float] = deque(maxlen=FAILURES)
+        """When the last faults were, as far as no turn has succeeded since."""
+        self._was_queued = False
+        """Whether a turn came since the last fault."""
         self._stop_observing = host.observe(self._observe)
 
     def running(self) -> list[Turn]:
@@ -260,6 +276,12 @@ class Turns:
     def is_full(self) -> bool:
         """Whether further turns are told to come back later."""
         return len(self) >= self._settings.max_in_flight
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether all turns failed that came lately: then the next one may as well."""
+        failures = list(self._failures)
+        return len(failures) == FAILURES and time.monotonic() - failures[0] < FAILING_SECONDS
 
     async def begin(self, call: Call, request_id: str = "") -> Turn:
         """Start a turn that the engine takes.
@@ -322,6 +344,7 @@ class Turns:
         if turn.report is not None:
             self._seconds.append(turn.report.total_seconds)
         self._by_namespace[turn.call.key.namespace] -= 1
+        self.keeping.ended(turn.call.served, turn.call.keep)
         self._check_idle()
 
     @contextmanager
@@ -344,13 +367,7 @@ class Turns:
 
     def _check_idle(self) -> None:
         if not len(self):
-            self._idle_since = time.monotonic()
             self._idle.set()
-
-    @property
-    def idle_seconds(self) -> float:
-        """How long no turn has been in flight; 0 while one is."""
-        return 0.0 if len(self) else time.monotonic() - self._idle_since
 
     async def drain(self, seconds: float) -> None:
         """Take no more turns, wait so long for those in flight, then withdraw the rest."""
@@ -369,7 +386,15 @@ class Turns:
 
     def _observe(self, event: TurnEvent | BlocksEvicted) -> None:
         """Runs on the engine's thread."""
-        if isinstance(event, Watched):
+        if isinstance(event, TurnFailed):
+            # One fault fails all turns in flight, and is one.
+            if self._was_queued:
+                self._failures.append(time.monotonic())
+            self._was_queued = False
+        elif isinstance(event, TurnFinished):
+            self._failures.clear()
+        elif isinstance(event, Watched):
+            self._was_queued |= isinstance(event, TurnQueued)
             watch = self._watches.get(id(event.turn.key))
             if watch is not None and watch.key is event.turn.key and not watch.loop.is_closed():
                 watch.loop.call_soon_threadsafe(watch.tell, event)

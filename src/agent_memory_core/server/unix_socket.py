@@ -1,4 +1,4 @@
-"""A Unix socket that only its owner can open, for whom the server asks no key."""
+"""Unix sockets that only their owner can open."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from agent_memory_core import InvalidSetting
 
 
 @contextmanager
-def listening(path: Path | None) -> Iterator[socket.socket | None]:
+def listening(path: Path | None, setting: str) -> Iterator[socket.socket | None]:
     """Listen at ``path``, if there is one, and remove it at the end. What a server left behind there is replaced.
+
+    Args:
+        path: where; None is nowhere.
+        setting: the name of the setting that says so, for errors.
 
     Raises:
         InvalidSetting: something else is there, another server listens, or the path cannot be used.
@@ -22,14 +26,14 @@ def listening(path: Path | None) -> Iterator[socket.socket | None]:
     if path is None:
         yield None
         return
-    with _bound(path) as listener:
+    with _bound(path, setting) as listener:
         yield listener
         path.unlink(missing_ok=True)
 
 
-def _bound(path: Path) -> socket.socket:
+def _bound(path: Path, setting: str) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_left_over(path)
+    _remove_left_over(path, setting)
     listener = socket.socket(socket.AF_UNIX)
     # The socket is made with its mode, so that there is no moment in which others could open it.
     before = os.umask(0o177)
@@ -37,20 +41,20 @@ def _bound(path: Path) -> socket.socket:
         listener.bind(str(path))
     except OSError as error:
         listener.close()
-        raise InvalidSetting(f"admin_socket={str(path)!r} cannot be used: {error}.") from error
+        raise InvalidSetting(f"{setting}={str(path)!r} cannot be used: {error}.") from error
     finally:
         os.umask(before)
     return listener
 
 
-def _remove_left_over(path: Path) -> None:
+def _remove_left_over(path: Path, setting: str) -> None:
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
         return
     if not is_socket or _is_alive(path):
         what = "another server listens there" if is_socket else "it is no socket"
-        raise InvalidSetting(f"admin_socket={str(path)!r} cannot be used: {what}.")
+        raise InvalidSetting(f"{setting}={str(path)!r} cannot be used: {what}.")
     path.unlink()
 
 
