@@ -58,6 +58,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what the modules of all tests made out of what Python looks through for garbage, which models are freed by."""
+    """Spare what the modules of all tests made: Python looks for garbage at each model's end."""
     gc.collect()
     gc.freeze()

@@ -378,9 +378,9 @@ class Scheduler:
         return chunks
 
     def _leader(self, sequence: Sequence, ready: list[Sequence]) -> Sequence:
-        """Who has come furthest with the block that the sequence would begin with, and seals it for both: itself, if nobody.
+        """Who has come furthest with the block that the sequence would begin with: itself, if nobody.
 
-        A chunk may be shorter than a block, so that one is begun by several sequences before it is at rest.
+        A chunk may be shorter than a block, so that one is begun before it is at rest for others.
         """
         if sequence.num_computed > sequence.num_cached:
             return sequence
