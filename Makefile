@@ -155,12 +155,14 @@ test-clients: $(INSTALLED)
 	npm install --no-fund --no-audit --prefix $(CLIENTS) @anthropic-ai/claude-code@2 @openai/codex@0 opencode-ai@1
 	CLIENTS_FOLDER=$(CLIENTS) $(BIN)/python -m pytest tests/clients
 
-# LlamaIndex's client needs an older release of OpenAI's, so it runs apart from the others.
+# LlamaIndex's client needs an older release of OpenAI's, so it runs apart from the others. What these packages ask for
+# takes pip a quarter of an hour to bring together, and uv seconds.
 SDKS := .venv-sdks/bin/python
 OPENAI_LIKE := .venv-openai-like/bin/python
 test-sdks: $(INSTALLED)
 	$(BIN)/python -m venv .venv-sdks
-	$(SDKS) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev,client-tests]'
+	$(SDKS) -m pip install --quiet --disable-pip-version-check uv
+	$(SDKS) -m uv pip install --quiet --python $(SDKS) --editable '.[$(EXTRAS),dev,client-tests]'
 	$(BIN)/python -m venv .venv-openai-like
 	$(OPENAI_LIKE) -m pip install --quiet --disable-pip-version-check 'llama-index-llms-openai-like>=0.8,<1'
 	OPENAI_LIKE_PYTHON=$(OPENAI_LIKE) $(SDKS) -m pytest tests/clients/test_sdks.py tests/clients/test_openai_like.py
