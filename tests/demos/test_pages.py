@@ -65,6 +65,7 @@ def shown(app: Any) -> str:
     return "\n".join(each.value for each in app.markdown)
 
 
+@pytest.mark.heavy
 def test_the_dilemma_is_played_over_a_kill_between_its_phases(engine: Engine) -> None:
     app = press(page("dilemma"), "Run Room A")
     # What a suspect does not know is not in its column.

@@ -92,7 +92,7 @@ def run(folder: Path, kill_at: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_killed_team_goes_on_as_warm_and_as_it_would_have(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     assert len(whole) == len(QUESTIONS) * len(TEAM)
