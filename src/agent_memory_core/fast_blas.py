@@ -7,15 +7,17 @@ Metal and CUDA nothing is loaded: matrix work runs elsewhere there.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import ctypes.util
 import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, files
+from pathlib import Path
 
 log = logging.getLogger("agent_memory")
 
@@ -24,6 +26,27 @@ OPENBLAS_VARIABLE = "AGENT_MEMORY_OPENBLAS"
 
 PACKAGE = "ngsolve-openblas"
 """A distribution whose library has the standard names. It needs the system's libgfortran.so.5."""
+
+CORE_VARIABLE = "OPENBLAS_CORETYPE"
+"""The kernels that OpenBLAS takes, by its own names of CPUs; set by whoever knows better."""
+
+OLD_CORES = frozenset(
+    {
+        "Katmai",
+        "Coppermine",
+        "Northwood",
+        "Prescott",
+        "Banias",
+        "Core2",
+        "Penryn",
+        "Dunnington",
+        "Nehalem",
+        "Sandybridge",
+        "Atom",
+        "Generic",
+    }
+)
+"""What it takes for CPUs without AVX2, and for those that are newer than it (version 0.3.21 on a Xeon of 2023)."""
 
 CPU_BACKEND = "mlx-cpu"
 """The distribution that is installed with MLX exactly where it runs on a Linux CPU."""
@@ -39,12 +62,54 @@ def load_openblas() -> str | None:
         return None
     for library in _libraries():
         try:
-            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            _load(library)
         except OSError as error:
             log.info("%s could not be loaded: %s", library, error)
         else:
             return library
     return None
+
+
+def _load(library: str) -> None:
+    core = None if CORE_VARIABLE in os.environ else _better_core(library)
+    if core is not None:
+        os.environ[CORE_VARIABLE] = core
+    try:
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    finally:
+        # Of the library alone: programs that this one starts decide for themselves.
+        if core is not None:
+            del os.environ[CORE_VARIABLE]
+
+
+def _better_core(library: str) -> str | None:
+    """The kernels to ask for where a library takes those of a CPU without AVX2, though this one has it."""
+    loaded = ctypes.CDLL(library)
+    try:
+        ask = loaded.openblas_get_corename
+    except AttributeError:
+        return None
+    ask.restype = ctypes.c_char_p
+    try:
+        return core_of(_cpu_flags()) if ask().decode() in OLD_CORES else None
+    finally:
+        # Which kernels it takes is decided once, when it is loaded.
+        _ctypes.dlclose(loaded._handle)
+
+
+def core_of(flags: Collection[str]) -> str | None:
+    """The kernels of OpenBLAS for a CPU with these flags of ``/proc/cpuinfo``; None where its own choice is as good."""
+    if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(flags):
+        return "SkylakeX"
+    return "Haswell" if {"avx2", "fma"} <= set(flags) else None
+
+
+def _cpu_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
 
 
 def _runs_on_cpu() -> bool:

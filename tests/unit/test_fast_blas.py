@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from agent_memory_core.fast_blas import OPENBLAS_VARIABLE
+from agent_memory_core.fast_blas import CORE_VARIABLE, OLD_CORES, OPENBLAS_VARIABLE, _cpu_flags, core_of
 from agent_memory_core.models.loader import load_model
 
 LOOK = """
@@ -59,6 +59,49 @@ def test_the_systems_library_is_there_before_mlx() -> None:
 @here
 def test_it_is_not_loaded_when_that_would_come_too_late() -> None:
     assert looked("import mlx.core") == "None False"
+
+
+CORE = """
+import ctypes, os
+from agent_memory_core.fast_blas import load_openblas
+ask = ctypes.CDLL(load_openblas()).openblas_get_corename
+ask.restype = ctypes.c_char_p
+print(ask().decode(), "OPENBLAS_CORETYPE" in os.environ)
+"""
+
+
+@here
+@pytest.mark.parametrize(("wanted", "heirs"), [(None, False), ("Nehalem", True)])
+def test_a_cpu_that_is_newer_than_the_library_gets_kernels_of_its_kind(
+    wanted: str | None, heirs: bool
+) -> None:
+    """Unless somebody says which. Programs that are started later inherit nothing."""
+    environ = {name: value for name, value in os.environ.items() if name != OPENBLAS_VARIABLE}
+    environ |= {CORE_VARIABLE: wanted} if wanted else {}
+    done = subprocess.run(
+        [sys.executable, "-c", CORE], env=environ, capture_output=True, text=True, check=True
+    )
+    core, is_inherited = done.stdout.split()
+    assert is_inherited == str(heirs)
+    if wanted:
+        assert core == wanted
+    else:
+        assert core not in OLD_CORES or core_of(_cpu_flags()) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "core"),
+    [
+        ("sse4_2 avx", None),
+        ("avx avx2", None),
+        ("avx avx2 fma", "Haswell"),
+        ("avx avx2 fma avx512f", "Haswell"),
+        ("avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl amx_tile", "SkylakeX"),
+        ("", None),
+    ],
+)
+def test_kernels_need_what_the_cpu_has(flags: str, core: str | None) -> None:
+    assert core_of(flags.split()) == core
 
 
 def test_it_can_be_switched_off_and_a_library_that_is_not_there_is_no_error() -> None:
