@@ -402,10 +402,12 @@ def _fleet(result: Result) -> str:
 
 def _server(result: Result) -> str:
     found, targets = result["results"], result["settings"]["targets"]
-    rows = [["", "in process", "HTTP", "median of the differences or ratios", "target"]]
+    aims = result["settings"].get("aims", {})
+    rows = [["", "in process", "HTTP", "median of the differences or ratios", "target", "aim"]]
     for name, compared in zip(found["medians"]["HTTP"], found["ratios"], strict=True):
         sides = [f"{found['medians'][side][name]:.3g}" for side in ("in process", "HTTP")]
-        rows.append([name, *sides, f"{found['ratios'][compared]:.3g}", _sign(targets.get(compared, ""))])
+        bounds = (_sign(which.get(compared, "")) for which in (targets, aims))
+        rows.append([name, *sides, f"{found['ratios'][compared]:.3g}", *bounds])
     return _grid(rows)
 
 
