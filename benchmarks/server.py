@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -200,20 +201,28 @@ class Client:
 
 def answer_commands(url: str) -> None:
     """Measure what each line of standard input says."""
-    with httpx.Client(base_url=url, timeout=600) as client:
-        for line in sys.stdin:
-            name, *arguments = json.loads(line)
-            measures: dict[str, Callable[..., float]] = {"first_token": http_first_token, "rate": http_rate}
-            seconds = measures[name](client, *arguments)
-            print(json.dumps(seconds), flush=True)
+    address = url.removeprefix("http://")
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        measures: dict[str, Callable[..., float]] = {"first_token": http_first_token, "rate": http_rate}
+        seconds = measures[name](address, *arguments)
+        print(json.dumps(seconds), flush=True)
 
 
-def http_first_token(client: httpx.Client, turns: Turns) -> float:
+@contextlib.contextmanager
+def streamed(address: str, body: dict[str, Any]) -> Iterator[HTTPResponse]:
+    """A stream, by a client that computes little: it shares the cores with the server."""
+    with contextlib.closing(HTTPConnection(address, timeout=600)) as connection:
+        connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
+        yield connection.getresponse()
+
+
+def http_first_token(address: str, turns: Turns) -> float:
     """Seconds to the first text of a stream."""
     seconds, usage = 0.0, dict[str, Any]()
     began = time.perf_counter()
-    with client.stream("POST", CHAT, json=_body(turns, "known", 2)) as answer:
-        for line in answer.iter_lines():
+    with streamed(address, _body(turns, "known", 2)) as answer:
+        while line := answer.readline().decode():
             event = json.loads(line[6:]) if line.startswith("data: {") else {}
             if not seconds and any(choice["delta"].get("content") for choice in event.get("choices", ())):
                 seconds = time.perf_counter() - began
@@ -222,12 +231,12 @@ def http_first_token(client: httpx.Client, turns: Turns) -> float:
     return seconds
 
 
-def http_rate(client: httpx.Client, asked: list[Turns], name: str) -> float:
+def http_rate(address: str, asked: list[Turns], name: str) -> float:
     """Tokens a second of several streams at once."""
 
     def read(index: int) -> None:
-        with client.stream("POST", CHAT, json=_body(asked[index], f"{name}.{index}", ANSWER)) as answer:
-            text = b"".join(answer.iter_raw()).decode()
+        with streamed(address, _body(asked[index], f"{name}.{index}", ANSWER)) as answer:
+            text = answer.read().decode()
         events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
         assert events[-1]["usage"]["completion_tokens"] == ANSWER
 
