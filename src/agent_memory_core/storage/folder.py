@@ -277,7 +277,9 @@ def make_dir(path: Path) -> bool:
         path.mkdir(mode=0o700)
     except FileExistsError:
         return False
-    path.chmod(0o700)
+    # Who deleted it meanwhile saw that it was empty; whoever needs it makes it again.
+    with suppress(FileNotFoundError):
+        path.chmod(0o700)
     return True
 
 

@@ -64,7 +64,7 @@ _RECORD = re.compile(
     rf"([0-9a-f]{{64}})/({'|'.join(_KINDS)})/([0-9a-f]{{2}})/(\3[0-9a-f]{{62}})\.safetensors"
 )
 _IDENTITY = re.compile(r"([0-9a-f]{64})/identity\.json")
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +218,11 @@ class RecordFiles:
                 try:
                     link(tmp, path)
                 except FileNotFoundError:
+                    if not tmp.exists():
+                        raise
                     # Another process deleted the folder, which was empty.
                     self._make_dirs(path.parent)
-                    link(tmp, path)
+                    continue
                 return stored
             try:
                 with open_file(path) as (fd, size):
@@ -259,6 +261,13 @@ class RecordFiles:
 
     def _make_dirs(self, folder: Path) -> list[Path]:
         """Make a folder below ``ns/``; return the folders that get a new entry by a file in it."""
+        for _ in range(_ATTEMPTS):
+            # Another process deletes folders that are empty, also the one in which the next is being made.
+            with suppress(FileNotFoundError):
+                return self._made_dirs(folder)
+        return self._made_dirs(folder)
+
+    def _made_dirs(self, folder: Path) -> list[Path]:
         changed = [folder]
         if not folder.is_dir():
             below = folder.relative_to(self._ns)

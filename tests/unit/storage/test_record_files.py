@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from support.stored_turns import (
@@ -100,3 +102,25 @@ def test_the_quarantine_keeps_the_newest_few(store: BlockStore) -> None:
         assert store.load(ROOT, made.key, allocate) is None
     kept = sorted(int(path.read_text()) for path in (store.path / "quarantine").iterdir())
     assert kept == list(range(12 - MAX_QUARANTINED, 12))
+
+
+def test_whoever_deletes_empty_folders_costs_no_record(store: BlockStore) -> None:
+    """As reconciling and deleting do, in this process and in others, at any moment of a write."""
+    stop = threading.Event()
+
+    def sweep() -> None:
+        while not stop.is_set():
+            for folder in store.files.place(ROOT, record_hash("block", ROOT, ()), "block").parents[1].glob("*"):
+                with suppress(OSError):
+                    folder.rmdir()
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    try:
+        for number in range(40):
+            turn(store, ids(2 * BLOCK, 1000 * number), f"s{number}")
+    finally:
+        stop.set()
+        thread.join()
+    assert len(store.catalog.branches.sessions()) == 40
+    assert store.check().clean
