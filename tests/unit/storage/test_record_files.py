@@ -110,7 +110,9 @@ def test_whoever_deletes_empty_folders_costs_no_record(store: BlockStore) -> Non
 
     def sweep() -> None:
         while not stop.is_set():
-            for folder in store.files.place(ROOT, record_hash("block", ROOT, ()), "block").parents[1].glob("*"):
+            for folder in (
+                store.files.place(ROOT, record_hash("block", ROOT, ()), "block").parents[1].glob("*")
+            ):
                 with suppress(OSError):
                     folder.rmdir()
 
