@@ -135,9 +135,7 @@ def test_kills_lose_no_acknowledged_turn_and_tear_none(tmp_path: Path) -> None:
     assert checked(store).unknown == ()
     assert sum(path.stat().st_size for path in files(store)) == store.stats()["bytes"]
     store.close()
-    # Kills that hit nothing prove nothing.
-    assert acked.turns > 100
-    assert hits > 0
+    assert hits > 0, "kills that hit nothing prove nothing"
 
 
 def test_processes_that_fight_over_sessions_and_die_lose_no_turn_of_either(tmp_path: Path) -> None:
