@@ -103,14 +103,15 @@ def test_keys_and_values_are_encoded_each_in_its_own_way() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("outer", [(), (1,), (2, 3)])
 @pytest.mark.parametrize("group", [32, 64])
-def test_codes_of_6_bits_decode_to_what_mlx_makes_of_them(
-    dtype: mx.Dtype, outer: tuple[int, ...], group: Any
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+def test_codes_decode_to_what_mlx_makes_of_them(
+    bits: Any, dtype: mx.Dtype, outer: tuple[int, ...], group: Any
 ) -> None:
     x = mx.random.normal((*outer, 128, 80), key=mx.random.key(1)).astype(dtype)
     for along, wide in (("tokens", x), ("head_dim", mx.random.normal((*outer, 7, 128)).astype(dtype))):
-        encoding = TensorEncoding(6, along, group)
+        encoding = TensorEncoding(bits, along, group)
         codes, scales, biases = encoding.encode(wide)
-        expected = mx.dequantize(codes, scales, biases, group_size=group, bits=6)
+        expected = mx.dequantize(codes, scales, biases, group_size=group, bits=bits)
         if along == "tokens":
             expected = expected.flatten(-2).swapaxes(-1, -2)
         decoded = encoding.decode((codes, scales, biases))
