@@ -188,12 +188,7 @@ class Turn:
         answer, reader = Answer(), PieceReader()
         async for event in self.events(3600):
             if isinstance(event, Delta):
-                for piece in reader.read(event):
-                    answer.add(piece)
-                for wrong in event.invalid_tool_calls:
-                    answer.withdraw_call(wrong)
-                answer.logprobs += event.logprobs
-                answer.report = event.report
+                answer.take(event, reader)
         return answer
 
     def progress(self) -> dict[str, Any]:
