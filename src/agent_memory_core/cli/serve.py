@@ -45,7 +45,10 @@ def serve(
         float | None, typer.Option(help="Seconds that turns get to end when it is stopped (default: 30).")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which an answer is given up (default: never).")
+        float | None,
+        typer.Option(
+            help="Seconds after which an answer is given up (default: 3600, and never one that streams)."
+        ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="A web origin whose pages may call it; repeatable.")

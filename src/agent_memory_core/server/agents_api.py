@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent_memory_core import AgentMemoryError
 from agent_memory_core.agents import PersistentAgentManager
 from agent_memory_core.server.agents import Agents, Recorder, described
 from agent_memory_core.server.agents_writer import AgentWriter, whole
+from agent_memory_core.server.deadlines import within
 from agent_memory_core.server.errors import NOT_FOUND, UNSUPPORTED, ApiError, from_core
 from agent_memory_core.server.openai_chat import SamplingBody
 from agent_memory_core.server.serving import Server, apart
@@ -26,6 +28,9 @@ from agent_memory_core.server.turns import Call
 T = TypeVar("T")
 
 DEFAULT_PROMPT = "You are a helpful assistant."
+
+_LEAST_SECONDS = 0.001
+"""What is left at least of a turn's time: none at all would be no valid time."""
 
 _FILE = "application/octet-stream"
 
@@ -176,7 +181,8 @@ class AgentPaths:
         self._server.turns.check_loaded()
         served = self._server.catalog.find(body.model or request.query_params.get("model", ""))
         agents = await apart(lambda: self._agents.of(request.state.tenant.namespace, served))
-        call = await self._call(agents, agent_id, body, served)
+        limit = self._server.time_limit(request, stream=bool(body.stream))
+        call = await self._call(agents, agent_id, body, served, limit)
         try:
             return await self._server.run(request, call, whole, AgentWriter)
         except BaseException:
@@ -241,20 +247,28 @@ class AgentPaths:
         return await apart(lambda: work(self._agents.of(namespace, served)))
 
     async def _call(
-        self, agents: PersistentAgentManager, agent_id: str, body: GenerateBody, served: str
+        self,
+        agents: PersistentAgentManager,
+        agent_id: str,
+        body: GenerateBody,
+        served: str,
+        limit: float | None,
     ) -> Call:
-        """An agent's turn, once those before it have ended."""
+        """An agent's turn, once those before it have ended, with what is left of its time."""
+        began = time.monotonic()
         try:
             sampling = body.sampling()
             if self._server.reader.seed is not None:
                 sampling.setdefault("seed", self._server.reader.seed)
-            turn = await agents.abegin_turn(
+            asked = agents.abegin_turn(
                 agent_id, body.prompt, response_schema=body.response_schema, **sampling
             )
+            turn = await within(limit, asked)
         except AgentMemoryError as error:
             raise from_core(error) from error
+        left = None if limit is None else max(_LEAST_SECONDS, limit - (time.monotonic() - began))
         return Call(
-            replace(turn.request, timeout=self._server.settings.timeout),
+            replace(turn.request, timeout=left),
             body.model,
             served,
             bool(body.stream),

@@ -14,6 +14,9 @@ from agent_memory_core import InvalidSetting
 
 PREFIX = "AGENT_MEMORY_SERVER_"
 
+WHOLE_SECONDS = 3600.0
+"""Seconds after which an answer that does not stream is given up, where nobody says otherwise."""
+
 _OLDER_NAMES = {
     "SEMANTIC_API_KEY": "api_keys",
     "SEMANTIC_ADMIN_KEY": "admin_key",
@@ -98,7 +101,10 @@ class ServerSettings(BaseSettings):
         default=4096, ge=1, description="Most tokens of an answer whose request does not say how many."
     )
     timeout: float | None = Field(
-        default=None, gt=0, description="Seconds after which any answer is given up; None is no limit."
+        default=None,
+        gt=0,
+        description="Seconds after which any answer is given up; None gives up one that does not stream after "
+        f"{WHOLE_SECONDS:,.0f}, and a stream never.",
     )
     ttl: float | None = Field(
         default=None,
