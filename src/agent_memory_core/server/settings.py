@@ -154,7 +154,11 @@ class ServerSettings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         default="text", description="Log lines as text, or each as a JSON object. Neither quotes a prompt."
     )
-
+    log_prompts: Path | None = Field(
+        default=None,
+        description="A folder that gets a file of each request, with its body and its answer as they are; none: nobody "
+        "keeps them.",
+    )
     metrics_dialect: Literal["own", "vllm"] = Field(
         default="own", description="vllm repeats the metrics under the names of vLLM, for its dashboards."
     )
