@@ -58,7 +58,7 @@ class Server:
         self.settings = settings
         self.host = Host(source, open_model)
         self.keys = Keys(settings)
-        self.turns = Turns(self.host, settings)
+        self.turns = Turns(self.host, settings, self.keys)
         self.catalog = Catalog(self.host, settings)
         self.health = Health(self.host, self.turns)
         self.reader = Reader(self.host, settings)
