@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from support.http_server import wait_until
 from agent_memory_core import AgentMemory
 from agent_memory_core.engine.block_io import MAX_PENDING, BlockWriter
 from agent_memory_core.engine.disk_watch import DiskWatch
+from agent_memory_core.engine.model_runner import ModelRunner
+from agent_memory_core.server import health
 from agent_memory_core.storage.record_files import RecordFiles
 
 CHAT = "/v1/chat/completions"
@@ -117,3 +120,22 @@ def test_a_budget_without_room_and_no_store_at_all_are_what_was_asked_for(tmp_pa
     with without, http_server.serve(without) as server, server.http() as client:
         ask(client, "nowhere")
         assert (reason(client), without.save_error) == ("", None)
+
+
+def test_an_engine_that_is_stuck_is_told_without_it(
+    client: httpx.Client, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, decode = threading.Event(), ModelRunner.decode
+
+    def stuck(*given: Any) -> Any:
+        goes_on.wait(60)
+        return decode(*given)
+
+    monkeypatch.setattr(health, "STALLED", 0.05)
+    monkeypatch.setattr(ModelRunner, "decode", stuck)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, client, "waits")
+        wait_until(lambda: reason(client) == "engine_stalled")
+        goes_on.set()
+        asked.result()
+    wait_until(lambda: reason(client) == "")

@@ -53,7 +53,7 @@ def test_a_request_and_its_answer_are_in_a_file_of_their_owner(logged: Running, 
     assert (first["request_id"], first["path"], first["status"]) == ("mine", "/v1/chat/completions", 200)
     assert (first["body"], first["answer"], first["complete"]) == (CHAT, whole.json(), True)
     assert first["namespace"].startswith("key-")
-    assert second["answer"] == streamed.text
+    assert (second["answer"], second["complete"]) == (streamed.text, True)
     assert (third["status"], third["answer"]) == (400, refused.json())
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -69,6 +69,19 @@ def test_what_no_client_asks_or_nobody_answers_has_no_file(logged: Running, fold
         client.post("/v1/agents/import", content=b"\xff\x00", headers=KEYS)
     (only,) = written(folder, 1)
     assert (only["path"], only["body"]) == ("/v1/agents/import", "2 bytes")
+
+
+@pytest.mark.parametrize("depth", [300, 3_000, 200_000])
+def test_a_request_that_is_nested_too_deep_is_there_as_text(
+    logged: Running, folder: Path, depth: int
+) -> None:
+    body = '{"messages": ' + "[" * depth + "]" * depth + "}"
+    with logged.http(**KEYS) as client:
+        assert client.post("/v1/chat/completions", content=body).status_code == 400
+        client.post("/v1/chat/completions", json=CHAT)
+    first, second = written(folder, 2)
+    assert first["body"] in (body, json.loads(body) if depth < 900 else body)
+    assert second["body"] == CHAT
 
 
 def test_a_stream_that_its_client_left_is_there_as_far_as_it_came(logged: Running, folder: Path) -> None:

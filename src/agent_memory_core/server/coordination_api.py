@@ -297,8 +297,8 @@ class CoordinationPaths:
             yield
 
     async def _said(self, request: Request, talk: _Talk, steps: AsyncIterator[Step]) -> dict[str, Any]:
+        limit = self._server.time_limit(request, stream=False)
         with self._place(request, talk.session_id):
-            limit = self._server.time_limit(request, stream=False)
             events = await within(limit, asked(_events(steps)))
         return {"messages": messages_body(talk.status, events), **await talk.standing()}
 
@@ -306,6 +306,7 @@ class CoordinationPaths:
         self, request: Request, talk: _Talk, steps: AsyncGenerator[Step, None], *, is_round: bool
     ) -> Response:
         """A stream, once it is sure that something will be said: before that an error has a status of its own."""
+        limit = self._server.time_limit(request, stream=True)
         said: list[dict[str, Any]] = []
 
         async def event(step: Step) -> tuple[str, dict[str, Any]]:
@@ -320,7 +321,6 @@ class CoordinationPaths:
 
         with ExitStack() as places:
             places.enter_context(self._place(request, talk.session_id))
-            limit = self._server.time_limit(request, stream=True)
             first = await within(limit, asked(anext(steps, None)))
             silence = self._server.settings.keep_alive
             return StepStream(steps, first, places.pop_all(), event, last, silence, limit)

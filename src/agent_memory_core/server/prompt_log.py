@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,6 +51,14 @@ class Exchange:
 
     def to_json(self) -> bytes:
         """The content of its file."""
+        body, answer = bytes(self.body), bytes(self.answer)
+        try:
+            return self._written(_value(body), _value(answer))
+        except RecursionError:
+            # Whoever nests a request too deep is refused, and wants to be seen all the same.
+            return self._written(_text(body), _text(answer))
+
+    def _written(self, body: object, answer: object) -> bytes:
         said = {
             "request_id": self.request_id,
             "began": self.began.isoformat(timespec="milliseconds"),
@@ -60,10 +67,10 @@ class Exchange:
             "namespace": self.namespace,
             "status": self.status,
             "complete": self.is_complete,
-            "body": _readable(bytes(self.body)),
-            "answer": _readable(bytes(self.answer)),
+            "body": body,
+            "answer": answer,
         }
-        return json.dumps(said, indent=1).encode() + b"\n"
+        return json.dumps(said).encode() + b"\n"
 
 
 class PromptLog:
@@ -187,16 +194,20 @@ def _seen(send: Send, exchange: Exchange) -> Send:
     return see
 
 
-def _readable(raw: bytes) -> Any:
-    """JSON as its value, other text as it is, and of anything else its size."""
+def _value(raw: bytes) -> object:
+    """JSON as its value, and anything else as `_text` has it. Raises RecursionError where it is nested too deep."""
     try:
-        text = raw.decode()
+        return json.loads(raw)
+    except ValueError:
+        return _text(raw)
+
+
+def _text(raw: bytes) -> str:
+    """Text as it is, and of anything else its size."""
+    try:
+        return raw.decode()
     except UnicodeDecodeError:
         return f"{len(raw)} bytes"
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _prepared(folder: Path) -> Path:
