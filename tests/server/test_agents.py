@@ -110,9 +110,9 @@ def test_what_cannot_be_asked_is_refused_and_remembered_by_nobody(client: httpx.
     for more in ({"tools": [{"name": "f"}]}, {"ttl": 5}):
         assert create(client, "never", **more).json()["error"]["param"] == next(iter(more))
     assert client.post("/v1/agents/strict/fork", json={"new_id": "b", "at": 1}).status_code == 400
-    too_long = {"prompt": "word " * 9000}
-    for more in ({}, {"stream": True}):
-        assert client.post("/v1/agents/strict/generate", json=too_long | more).status_code == 400
+    too_long: dict[str, Any] = {"prompt": "word " * 9000}
+    for body in (too_long, too_long | {"stream": True}):
+        assert client.post("/v1/agents/strict/generate", json=body).status_code == 400
     assert len(client.get("/v1/agents/strict/messages").json()["messages"]) == 1
 
 

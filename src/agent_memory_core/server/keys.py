@@ -9,10 +9,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from limits import RateLimitItem, parse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
 
 from agent_memory_core import InvalidSetting
 from agent_memory_core.server.binding import check_binding
@@ -160,7 +160,7 @@ def _table(said: object, namespace: str) -> _Table:
         raise InvalidSetting(f"the key {namespace!r} in api_key_file is not valid: {_why(first)}.") from None
 
 
-def _why(first: ErrorDetails) -> str:
+def _why(first: Mapping[str, Any]) -> str:
     """What is wrong with a table. Only limits are quoted: whatever else stands there may be a key."""
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
