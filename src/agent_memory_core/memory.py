@@ -174,9 +174,23 @@ class AgentMemory(AsyncSessions, Closing, AsyncClosing):
         """
         self._thread.check_open()
         stats = self._thread.look(lambda engine: engine.stats()) or Stats(model=self.config.model)
-        stats = dataclasses.replace(stats, step_seconds=self._thread.step_seconds)
+        stats = dataclasses.replace(stats, step_seconds=self.step_seconds)
         store = self._open_store()
         return stats if store is None else dataclasses.replace(stats, store=StoreStats(**store.stats()))
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the engine's round in progress has taken; 0 while it waits for something to do. Waits for nobody."""
+        return self._thread.step_seconds
+
+    @property
+    def save_error(self) -> str | None:
+        """Why turns cannot be saved now: the disk is full, cannot be written, or does not answer. None where they can.
+
+        Turns are answered all the same. It waits for nobody; while it says something, it is tried now and then whether
+        they could be saved again.
+        """
+        return self._thread.look(lambda engine: engine.disk.trouble)
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell ``observer`` of everything that happens to turns, see `engine.events`; call the result to stop that.

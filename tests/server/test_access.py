@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,8 @@ def test_a_server_without_keys_listens_to_its_own_machine_only(memory: AgentMemo
         ({"port": -1}, "port=-1"),
         ({"prot": 1}, "prot"),
         ({"rate_per_key": "often"}, "rate_per_key='often'"),
+        ({"rate_per_session": "0/minute"}, "rate_per_session='0/minute'"),
+        ({"rate_per_session": "60/minute;5/second"}, "rate_per_session='60/minute;5/second'"),
         ({"cors_origins": ("*",), "api_keys": ("k",)}, "cors_origins"),
     ],
 )
@@ -268,11 +271,77 @@ def test_a_key_is_made_whose_file_is_its_owners_and_does_not_hold_it(tmp_path: P
     command_line.command("keys", "add", "d", "--file", str(file), code=1)
 
 
-@pytest.mark.parametrize("text", ["not toml", '[a]\nsha256 = "short"', "a = 1"])
-def test_a_file_of_keys_that_cannot_be_read_stops_the_server(
-    memory: AgentMemory, tmp_path: Path, text: str
+OPENS = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("not toml", "cannot be read"),
+        ('[a]\nsha256 = "short"', "64 hexadecimal digits"),
+        ("[a]\nsha256 = []", "64 hexadecimal digits"),
+        (f'[a]\nsha256 = ["{OPENS}", 7]', "64 hexadecimal digits"),
+        ("[a]\nmax_in_flight = 2", "64 hexadecimal digits"),
+        ("a = 1", "64 hexadecimal digits"),
+        (f'[a]\nsha265 = "{OPENS}"', "'sha265' is none of sha256, rate_per_session"),
+        (f'[a]\nsha256 = "{OPENS}"\nrate_per_kee = "1/minute"', "'rate_per_kee' is none of"),
+        (f'[a]\nsha256 = "{OPENS}"\nrate_per_key = "often"', "rate_per_key='often'"),
+        (f'[a]\nsha256 = "{OPENS}"\nrate_per_session = "0/minute"', "rate_per_session='0/minute'"),
+        (f'[a]\nsha256 = "{OPENS}"\nrate_per_session = 60', "rate_per_session=60"),
+        (f'[a]\nsha256 = "{OPENS}"\nmax_in_flight = 0', "max_in_flight=0"),
+        (f'[a]\nsha256 = "{OPENS}"\nmax_in_flight = true', "max_in_flight=True"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_used_stops_the_server(
+    memory: AgentMemory, tmp_path: Path, text: str, says: str
 ) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(text)
-    with pytest.raises(InvalidSetting, match="api_key_file"):
+    with pytest.raises(InvalidSetting, match="api_key_file") as refused:
         create_app(memory, ServerSettings(api_key_file=file))
+    assert says in str(refused.value)
+    assert "short" not in str(refused.value), "whoever writes a key there must not find it in a log"
+
+
+def table(name: str, **limits: object) -> str:
+    """What a file of keys says of the one who has the key ``name``."""
+    values = {"sha256": hashlib.sha256(name.encode()).hexdigest(), **limits}
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+    return f"[tenant-{name}]\n{lines}\n"
+
+
+def test_a_namespace_has_limits_of_its_own(memory: AgentMemory, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    slow = table("slow", rate_per_key="2/hour", rate_per_session="1/hour")
+    file.write_text(table("anna") + slow + table("fast", rate_per_key="9/hour"))
+    settings: dict[str, Any] = {"rate_per_key": "3/hour", "rate_per_session": "5/hour"}
+    with http_server.serve(memory, api_key_file=file, admin_key="root", **settings) as server:
+        of_session = {"X-Session-ID": "one"}
+        assert [status(server, **{"x-api-key": "slow"}, **of_session) for _ in "12"] == [200, 429]
+        assert [status(server, **{"x-api-key": "anna"}) for _ in "1234"] == [200, 200, 200, 429]
+        assert {status(server, **{"x-api-key": "fast"}) for _ in "12345"} == {200}
+        # What a new file says holds from now on, and a wrong one changes nothing.
+        with server.http(**{"X-Admin-Key": "root"}) as admin:
+            file.write_text(table("anna", rate_per_key="9/day"))
+            assert admin.post("/admin/reload").json()["status"] == "success"
+            assert [status(server, **{"x-api-key": name}) for name in ("anna", "slow")] == [200, 401]
+            file.write_text(table("slow") + table("anna", max_in_flight="many"))
+            assert admin.post("/admin/reload").json()["status"] == "failed"
+            assert [status(server, **{"x-api-key": name}) for name in ("anna", "slow")] == [200, 401]
+
+
+def test_a_namespace_has_as_many_turns_at_once_as_its_table_says(memory: AgentMemory, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(table("anna", max_in_flight=1) + table("bert", max_in_flight=2))
+    long = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000}
+    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": long}}
+    body = CHAT | {"max_tokens": 8000, "stream": True, "response_format": form}
+    with http_server.serve(memory, api_key_file=file, max_in_flight_per_key=1) as server:
+        for key, second in (("anna", 429), ("bert", 200)):
+            with (
+                server.http(**{"x-api-key": key}) as client,
+                client.stream("POST", "/v1/chat/completions", json=body) as first,
+            ):
+                lines = first.iter_lines()
+                next(lines)
+                assert client.post("/v1/chat/completions", json=CHAT).status_code == second

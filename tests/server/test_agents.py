@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,14 +105,71 @@ def test_an_agent_answers_while_a_chat_is_streamed(client: httpx.Client) -> None
 
 def test_what_cannot_be_asked_is_refused_and_remembered_by_nobody(client: httpx.Client) -> None:
     create(client, "strict")
-    for body in ({}, {"prompt": ""}, {"prompt": "x", "stream": True}, {"prompt": "x", "n": 2}):
+    for body in ({}, {"prompt": ""}, {"prompt": "x", "n": 2}):
         assert client.post("/v1/agents/strict/generate", json=body).status_code == 400
     for more in ({"tools": [{"name": "f"}]}, {"ttl": 5}):
         assert create(client, "never", **more).json()["error"]["param"] == next(iter(more))
     assert client.post("/v1/agents/strict/fork", json={"new_id": "b", "at": 1}).status_code == 400
-    too_long = {"prompt": "word " * 9000}
-    assert client.post("/v1/agents/strict/generate", json=too_long).status_code == 400
+    too_long: dict[str, Any] = {"prompt": "word " * 9000}
+    for body in (too_long, too_long | {"stream": True}):
+        assert client.post("/v1/agents/strict/generate", json=body).status_code == 400
     assert len(client.get("/v1/agents/strict/messages").json()["messages"]) == 1
+
+
+LIST = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 3000}
+LONG: dict[str, Any] = {"prompt": "Count.", "max_tokens": 8000, "response_schema": LIST, "stream": True}
+
+
+def said(client: httpx.Client, name: str) -> list[str]:
+    """The roles of an agent's messages after its system prompt."""
+    messages = client.get(f"/v1/agents/{name}/messages").json()["messages"]
+    return [message["role"] for message in messages[1:]]
+
+
+def streamed(client: httpx.Client, name: str, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The events of an answer, each with its name."""
+    answer = client.post(f"/v1/agents/{name}/generate", json=body | {"stream": True})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    parts = (event.split("\n", 1) for event in answer.text.strip().split("\n\n"))
+    named = [(name.removeprefix("event: "), json.loads(rest.removeprefix("data: "))) for name, rest in parts]
+    return named
+
+
+def test_a_streamed_answer_is_the_whole_one_and_remembered(client: httpx.Client) -> None:
+    create(client, "whole")
+    create(client, "streams")
+    body = ASK | {"prompt": "Where is Moby Dick?", "max_tokens": 20}
+    whole = client.post("/v1/agents/whole/generate", json=body).json()
+    *deltas, (name, last) = streamed(client, "streams", body)
+    assert {name for name, _ in deltas} == {"delta"}
+    assert "".join(delta["text"] for _, delta in deltas) == last["text"] == whole["text"]
+    assert (name, last["agent_id"], last.keys()) == ("answer", "streams", whole.keys())
+    assert said(client, "streams") == ["user", "assistant"]
+    # The next question goes on from both.
+    second = ask(client, "streams", "And Hamlet?")
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= last["cache_size_tokens"] - 1
+
+
+def test_a_client_that_leaves_its_stream_was_not_heard(client: httpx.Client) -> None:
+    create(client, "left")
+    with client.stream("POST", "/v1/agents/left/generate", json=LONG) as stream:
+        lines = stream.iter_lines()
+        while not (line := next(lines)).startswith("data: ") or json.loads(line[6:])["text"] == "":
+            pass
+    # The agent answers its next question only once the one before is over.
+    ask(client, "left", "Where is Emma?")
+    assert said(client, "left") == ["user", "assistant"]
+
+
+def test_a_stream_of_an_agent_that_breaks_ends_with_an_error_and_is_forgotten(memory: AgentMemory) -> None:
+    with http_server.serve(memory, timeout=0.5, keep_alive=0.01) as server, server.http() as client:
+        create(client, "breaks")
+        events = streamed(client, "breaks", LONG)
+        assert (events[-1][0], events[-1][1]["error"]["code"]) == ("error", "timeout")
+        assert ("delta", {"text": ""}) in events
+        assert "answer" not in dict(events)
+        assert said(client, "breaks") == []
 
 
 def test_an_agent_outlives_the_server_and_is_its_keys(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from support import http_server, keys
 from support.http_server import Running, wait_until
 
 from agent_memory_core import AgentMemory
+from agent_memory_core.coordination import Step, TurnStart
 from agent_memory_core.manager import ManagerConfig, ModelConfig, ModelManager
+from agent_memory_core.server.coordination_stream import SIGN_OF_LIFE, StepStream
 
 NAMES = ("ann", "bob", "cyd")
 AGENTS = [{"agent_id": name, "system_prompt": f"You are called {name}."} for name in NAMES]
@@ -207,6 +211,43 @@ def test_a_client_that_goes_away_takes_its_turn_back_and_frees_its_place(tmp_pat
                 assert other.post(f"{ROOT}/{sid}/turn").status_code == 429
         wait_until(lambda: client.post(f"{ROOT}/{sid}/prime").status_code == 200)
         assert client.get(f"{ROOT}/{sid}").json()["current_turn"] == 0
+
+
+@pytest.mark.parametrize("path", ["turn", "round", "turn/stream", "round/stream"])
+def test_agents_that_talk_too_long_are_given_up_and_take_their_turn_back(
+    client: httpx.Client, path: str
+) -> None:
+    sid = create(client)
+    # No model says a word in so short a time.
+    answer = client.post(f"{ROOT}/{sid}/{path}", headers={"X-Request-Timeout": "1e-5"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    assert client.get(f"{ROOT}/{sid}").json()["current_turn"] == 0
+    post(client, sid, "turn")
+
+
+async def test_a_stream_of_agents_that_takes_too_long_ends_with_an_error() -> None:
+    closed = []
+
+    async def steps() -> AsyncGenerator[Step, None]:
+        try:
+            yield TurnStart("ann", 1)
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    async def event(step: Step) -> tuple[str, dict[str, Any]]:
+        return type(step).__name__, {}
+
+    async def last() -> None:
+        raise AssertionError("there is no last step")
+
+    said = steps()
+    stream = StepStream(said, await anext(said), ExitStack(), event, last, silence=0.01, limit=0.1)
+    written = "".join([bytes(chunk).decode() async for chunk in stream.body_iterator])
+    assert written.startswith("event: TurnStart")
+    assert SIGN_OF_LIFE.decode() in written
+    assert json.loads(written.rpartition("data: ")[2])["error"]["code"] == "timeout"
+    assert closed
 
 
 def test_sessions_are_their_keys_and_outlive_the_server(tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def serve(
         float | None, typer.Option(help="Seconds that turns get to end when it is stopped (default: 30).")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which an answer is given up (default: never).")
+        float | None,
+        typer.Option(
+            help="Seconds after which an answer is given up (default: 3600, and never one that streams)."
+        ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="A web origin whose pages may call it; repeatable.")
@@ -56,6 +59,10 @@ def serve(
     ] = None,
     metrics_dialect: Annotated[str | None, typer.Option(help="own, or vllm for its names, too.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json (default: text).")] = None,
+    log_prompts: Annotated[
+        Path | None,
+        typer.Option(help="A folder that gets every prompt and every answer (default: none)."),
+    ] = None,
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="Listen on the network without any key.")
     ] = False,
@@ -80,6 +87,7 @@ def serve(
         strip_pseudo_headers=strip_pseudo_headers,
         metrics_dialect=metrics_dialect,
         log_format=log_format,
+        log_prompts=log_prompts,
         insecure_no_auth=insecure_no_auth or None,
     )
     if models is not None and given(cache_dir=cache_dir, disk_budget_mb=disk_budget):

@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from agent_memory_core.blocks.block import Block, BlockHash
+from agent_memory_core.engine.disk_watch import DiskWatch
 from agent_memory_core.engine.results import Results, Saved
 from agent_memory_core.engine.workers import Worker
 from agent_memory_core.errors import StoreError
@@ -198,8 +199,14 @@ class BlockWriter:
         self._is_stalled = False
         self._failure: Exception | None = None
         self._breaker = _Breaker()
+        self._watch = DiskWatch(self._try_to_write, self._worker.put, patience)
         self._identities: dict[BlockHash, tuple[Mapping[str, str], str]] = {}
         self.failed = 0
+
+    @property
+    def trouble(self) -> str | None:
+        """Why turns cannot be saved now; None where they can. Any thread may ask, and does not wait."""
+        return self._watch.trouble
 
     def submit(self, save: Save) -> None:
         """Queue a turn. Only the engine's thread calls it, and waits for a slow disk a moment at most."""
@@ -236,8 +243,9 @@ class BlockWriter:
         begun = time.monotonic()
         try:
             self._breaker.check(begun)
-            self._identify(owner.root)
-            self._store.keep(records, owner)
+            with self._watch.asking():
+                self._identify(owner.root)
+                self._store.keep(records, owner)
         except (StoreError, OSError) as error:
             # The turn's own commit tries it again, and tells.
             self._breaker.failed(begun)
@@ -289,6 +297,7 @@ class BlockWriter:
     def close(self) -> None:
         """Write all that is queued, then end."""
         self._worker.close()
+        self._watch.close()
 
     def _write(self, save: Save, records: Sequence[Record[HostTensor]]) -> None:
         before = save.after.result() if save.after is not None else None
@@ -299,14 +308,17 @@ class BlockWriter:
         begun = time.monotonic()
         try:
             self._breaker.check(begun)
-            self._identify(commit.root)
-            row = self._store.commit(records, commit)
+            with self._watch.asking():
+                self._identify(commit.root)
+                row = self._store.commit(records, commit)
             self._breaker.worked()
+            self._watch.worked()
             self._tell_works()
         except (StoreError, OSError) as error:
             # The answer stands and older states stay readable; only this turn will be computed again.
             self.failed += 1
             self._breaker.failed(begun)
+            self._watch.failed(error)
             reason = str(error)
             self._tell_failed(error)
         finally:
@@ -325,6 +337,15 @@ class BlockWriter:
             commit.session_id,
             lambda why: self._results.put(dataclasses.replace(saved, reason=why)),
         )
+
+    def _try_to_write(self) -> None:
+        begun = time.monotonic()
+        self._breaker.check(begun)
+        try:
+            self._store.try_to_write()
+        except (StoreError, OSError):
+            self._breaker.failed(begun)
+            raise
 
     def _identify(self, root: BlockHash) -> None:
         if root in self._identities:

@@ -32,6 +32,11 @@ class Persistence(Protocol):
         """Turns that could not be saved."""
         ...
 
+    @property
+    def trouble(self) -> str | None:
+        """Why turns cannot be saved now; None where they can. Any thread may ask, and does not wait."""
+        ...
+
     def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
         """Which records of these names are kept there now."""
         ...
@@ -85,6 +90,11 @@ class Disk:
         """Turns that could not be saved."""
         return self._writer.failed
 
+    @property
+    def trouble(self) -> str | None:
+        """Why turns cannot be saved now."""
+        return self._writer.trouble
+
     def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
         """Which records of these names are in the store now."""
         return self._store.tier.stored(names)
@@ -127,6 +137,7 @@ class NoDisk:
     keeps_turns = False
     tier = None
     failed = 0
+    trouble = None
 
     def stored(self, names: Sequence[BlockHash]) -> set[BlockHash]:
         """None."""

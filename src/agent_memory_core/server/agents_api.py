@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,12 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent_memory_core import AgentMemoryError
-from agent_memory_core.adapter import measurements
 from agent_memory_core.agents import PersistentAgentManager
 from agent_memory_core.server.agents import Agents, Recorder, described
-from agent_memory_core.server.answers import Answer
-from agent_memory_core.server.errors import INVALID, NOT_FOUND, UNSUPPORTED, ApiError, from_core
-from agent_memory_core.server.openai_chat import SamplingBody, finish_reason, usage
+from agent_memory_core.server.agents_writer import AgentWriter, whole
+from agent_memory_core.server.deadlines import within
+from agent_memory_core.server.errors import NOT_FOUND, UNSUPPORTED, ApiError, from_core
+from agent_memory_core.server.openai_chat import SamplingBody
 from agent_memory_core.server.serving import Server, apart
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.turns import Call
@@ -27,6 +28,9 @@ from agent_memory_core.server.turns import Call
 T = TypeVar("T")
 
 DEFAULT_PROMPT = "You are a helpful assistant."
+
+_LEAST_SECONDS = 0.001
+"""What is left at least of a turn's time: none at all would be no valid time."""
 
 _FILE = "application/octet-stream"
 
@@ -174,19 +178,18 @@ class AgentPaths:
 
     async def generate(self, request: Request, agent_id: str, body: GenerateBody) -> Response:
         """Ask an agent, which remembers the question and its answer."""
-        if body.stream:
-            raise ApiError(INVALID, "stream=true is not valid here: an answer of an agent comes whole.")
         self._server.turns.check_loaded()
         served = self._server.catalog.find(body.model or request.query_params.get("model", ""))
         agents = await apart(lambda: self._agents.of(request.state.tenant.namespace, served))
-        call = await self._call(agents, agent_id, body, served)
+        limit = self._server.time_limit(request, stream=bool(body.stream))
+        call = await self._call(agents, agent_id, body, served, limit)
         try:
-            return await self._server.run(
-                request, call, lambda call, answer: _answered(agent_id, answer), _no_writer
-            )
-        finally:
+            return await self._server.run(request, call, whole, AgentWriter)
+        except BaseException:
+            # A turn that has begun lets the agent's next one in when it ends. This one may not have begun.
             assert call.recorder is not None
             call.recorder.give_up()
+            raise
 
     async def fork(self, request: Request, agent_id: str, body: ForkBody) -> Response:
         """Make another agent that knows what this one knows."""
@@ -244,23 +247,31 @@ class AgentPaths:
         return await apart(lambda: work(self._agents.of(namespace, served)))
 
     async def _call(
-        self, agents: PersistentAgentManager, agent_id: str, body: GenerateBody, served: str
+        self,
+        agents: PersistentAgentManager,
+        agent_id: str,
+        body: GenerateBody,
+        served: str,
+        limit: float | None,
     ) -> Call:
-        """An agent's turn, once those before it have ended."""
+        """An agent's turn, once those before it have ended, with what is left of its time."""
+        began = time.monotonic()
         try:
             sampling = body.sampling()
             if self._server.reader.seed is not None:
                 sampling.setdefault("seed", self._server.reader.seed)
-            turn = await agents.abegin_turn(
+            asked = agents.abegin_turn(
                 agent_id, body.prompt, response_schema=body.response_schema, **sampling
             )
+            turn = await within(limit, asked)
         except AgentMemoryError as error:
             raise from_core(error) from error
+        left = None if limit is None else max(_LEAST_SECONDS, limit - (time.monotonic() - began))
         return Call(
-            replace(turn.request, timeout=self._server.settings.timeout),
+            replace(turn.request, timeout=left),
             body.model,
             served,
-            False,
+            bool(body.stream),
             Session(agent_id, "agent"),
             turn.key,
             self._server.host.context_of(served),
@@ -276,20 +287,3 @@ def _one(agents: PersistentAgentManager, agent_id: str) -> dict[str, Any]:
 
 def _missing(agent_id: str) -> ApiError:
     return ApiError(NOT_FOUND, f"There is no agent {agent_id!r}: create it first.")
-
-
-def _answered(agent_id: str, answer: Answer) -> dict[str, Any]:
-    report = answer.ended
-    return {
-        "agent_id": agent_id,
-        "text": answer.text(),
-        "tokens_generated": report.usage.completion_tokens,
-        "finish_reason": finish_reason(report),
-        "cache_size_tokens": report.usage.total_tokens,
-        "usage": usage(report.usage),
-        "agent_memory": measurements(report),
-    }
-
-
-def _no_writer(call: Call) -> Any:
-    raise AssertionError("agents answer whole")

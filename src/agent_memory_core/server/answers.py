@@ -72,6 +72,17 @@ class Answer:
         else:
             self.pieces.append(piece)
 
+    def take(self, delta: Delta, reader: PieceReader) -> list[Piece]:
+        """Put what a delta says to the end, and return its pieces; the last one brings the report."""
+        pieces = list(reader.read(delta))
+        for piece in pieces:
+            self.add(piece)
+        for wrong in delta.invalid_tool_calls:
+            self.withdraw_call(wrong)
+        self.logprobs += delta.logprobs
+        self.report = delta.report
+        return pieces
+
     def withdraw_call(self, wrong: InvalidToolCall) -> None:
         """Turn a call of which pieces were read, and which cannot be read as a whole, into text."""
         for index, piece in enumerate(self.pieces):

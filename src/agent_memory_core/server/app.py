@@ -30,6 +30,7 @@ from agent_memory_core.server.errors import (
 )
 from agent_memory_core.server.gate import Gate, speaks_anthropic
 from agent_memory_core.server.host import OpenModel
+from agent_memory_core.server.prompt_log import PromptLog, PromptRecorder
 from agent_memory_core.server.responses_api import ResponsePaths
 from agent_memory_core.server.serving import Server, json_response
 from agent_memory_core.server.settings import ServerSettings
@@ -52,7 +53,7 @@ def create_app(
             on the same folder, with the settings of that model's profile.
 
     Raises:
-        InvalidSetting: the keys cannot be read, or a configured model cannot be served.
+        InvalidSetting: the keys cannot be read, a configured model cannot be served, or prompts cannot be logged.
     """
     server = Server(source, settings or ServerSettings(), open_model)
 
@@ -73,6 +74,16 @@ def create_app(
     app.state.server = server
     _add_errors(app, server)
     _add_paths(app, server)
+    _add_layers(app, server)
+    return app
+
+
+def _add_layers(app: FastAPI, server: Server) -> None:
+    """What a request passes before its path; the last one is passed first."""
+    if server.settings.log_prompts is not None:
+        prompts = PromptLog(server.settings.log_prompts)
+        server.closing.append(prompts.close)
+        app.add_middleware(PromptRecorder, prompts=prompts)
     if server.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -81,7 +92,6 @@ def create_app(
             allow_headers=["*"],
         )
     app.add_middleware(Gate, settings=server.settings, keys=server.keys, metrics=server.metrics)
-    return app
 
 
 def _add_paths(app: FastAPI, server: Server) -> None:

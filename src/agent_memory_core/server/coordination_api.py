@@ -22,6 +22,7 @@ from agent_memory_core.server.coordination import (
     step_event,
 )
 from agent_memory_core.server.coordination_stream import StepStream, asked
+from agent_memory_core.server.deadlines import within
 from agent_memory_core.server.errors import INVALID, ApiError
 from agent_memory_core.server.serving import Server, apart
 
@@ -296,14 +297,16 @@ class CoordinationPaths:
             yield
 
     async def _said(self, request: Request, talk: _Talk, steps: AsyncIterator[Step]) -> dict[str, Any]:
+        limit = self._server.time_limit(request, stream=False)
         with self._place(request, talk.session_id):
-            events = await asked(_events(steps))
+            events = await within(limit, asked(_events(steps)))
         return {"messages": messages_body(talk.status, events), **await talk.standing()}
 
     async def _streamed(
         self, request: Request, talk: _Talk, steps: AsyncGenerator[Step, None], *, is_round: bool
     ) -> Response:
         """A stream, once it is sure that something will be said: before that an error has a status of its own."""
+        limit = self._server.time_limit(request, stream=True)
         said: list[dict[str, Any]] = []
 
         async def event(step: Step) -> tuple[str, dict[str, Any]]:
@@ -318,9 +321,9 @@ class CoordinationPaths:
 
         with ExitStack() as places:
             places.enter_context(self._place(request, talk.session_id))
-            first = await asked(anext(steps, None))
+            first = await within(limit, asked(anext(steps, None)))
             silence = self._server.settings.keep_alive
-            return StepStream(steps, first, places.pop_all(), event, last, silence)
+            return StepStream(steps, first, places.pop_all(), event, last, silence, limit)
 
 
 def _turn(talk: _Talk, body: TurnBody | None) -> AsyncGenerator[Step, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from agent_memory_core import AgentMemoryError
+from agent_memory_core import AgentMemoryError, DeadlineExceeded
 from agent_memory_core.coordination import AgentBusy, Step
 from agent_memory_core.server.errors import BUSY, ApiError, from_core
 from agent_memory_core.server.sse import data
@@ -32,6 +33,7 @@ class StepStream(StreamingResponse):
         event: the name and the data of a step.
         last: the same for what comes after the last step; None where nothing does.
         silence: seconds after which the stream carries a sign of life.
+        limit: seconds after which the stream is given up; None is no limit.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class StepStream(StreamingResponse):
         event: Callable[[Step], Awaitable[tuple[str, dict[str, Any]]]],
         last: Callable[[], Awaitable[tuple[str, dict[str, Any]] | None]],
         silence: float,
+        limit: float | None,
     ) -> None:
         self._steps, self._first, self._place, self._silence = steps, first, place, silence
         self._event, self._last = event, last
+        self._limit, self._began = limit, time.monotonic()
         super().__init__(self._written(), headers=HEADERS, media_type="text/event-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +80,7 @@ class StepStream(StreamingResponse):
         coming = asyncio.ensure_future(anext(self._steps, None))
         try:
             while True:
-                done, _ = await asyncio.wait({coming}, timeout=self._silence)
+                done, _ = await asyncio.wait({coming}, timeout=self._patience())
                 if not done:
                     yield None
                     continue
@@ -88,6 +92,19 @@ class StepStream(StreamingResponse):
         finally:
             coming.cancel()
             await asyncio.wait({coming})
+
+    def _patience(self) -> float:
+        """Seconds to wait for the next step.
+
+        Raises:
+            DeadlineExceeded: the time of the stream is over.
+        """
+        if self._limit is None:
+            return self._silence
+        left = self._began + self._limit - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"there was no end within {self._limit:g} seconds: allow more.")
+        return min(left, self._silence)
 
 
 def told(error: AgentMemoryError) -> ApiError:

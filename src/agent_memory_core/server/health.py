@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -68,7 +67,7 @@ class Health:
 
     async def ready(self) -> JSONResponse:
         """Turns are taken; else why not, with status 503."""
-        reason = self.reason() or await self._stall()
+        reason = self.reason()
         if not reason:
             return JSONResponse({"status": "ok"})
         # Clients of llama.cpp look for its sentence.
@@ -91,11 +90,10 @@ class Health:
             return "loading"
         if self._turns.is_failing:
             return "turns_fail"
-        return "queue_full" if self._turns.is_full else ""
-
-    async def _stall(self) -> str:
-        # What the engine counts is read without it, and from its store, which may wait for a disk.
-        if len(self._turns) == 0:
-            return ""
-        stats = await asyncio.to_thread(self._host.memory.stats)
-        return "engine_stalled" if stats.step_seconds > STALLED else ""
+        if any(self._host.engine(name).save_error for name in self._host.names()):
+            return "store_unwritable"
+        if self._turns.is_full:
+            return "queue_full"
+        # What it takes is read without the engine, and without its store, which may wait for a disk.
+        is_stalled = len(self._turns) > 0 and self._host.memory.step_seconds > STALLED
+        return "engine_stalled" if is_stalled else ""

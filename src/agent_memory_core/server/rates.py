@@ -33,9 +33,10 @@ class Rates:
         """
         if not tenant.is_limited:
             return
-        self._hit(self._per_key, "This key", tenant.namespace)
+        self._hit(tenant.rate_per_key or self._per_key, "This key", tenant.namespace)
         if key.session_id is not None:
-            self._hit(self._per_session, "This session", tenant.namespace, key.session_id)
+            per_session = tenant.rate_per_session or self._per_session
+            self._hit(per_session, "This session", tenant.namespace, key.session_id)
 
     def _hit(self, limit: RateLimitItem, whose: str, *names: str) -> None:
         if self._limiter.hit(limit, *names):

@@ -80,7 +80,7 @@ class Client:
     tenant: Tenant
     session: Session
     timeout: float | None = None
-    """Seconds that it wants to wait at most."""
+    """Seconds that its answer gets; None is no limit."""
 
 
 class Reader:
@@ -133,10 +133,7 @@ class Reader:
         return client.session
 
     def request(self, asked: Asked, served: str, timeout: float | None = None) -> ChatRequest:
-        """The core's request, with what the model's configuration says of its answers. Raises the core's errors.
-
-        It gets no more seconds than ``timeout`` and the settings allow.
-        """
+        """The core's request, with what the model's configuration says of its answers. Raises the core's errors."""
         check_size(asked.response_schema)
         sampling = {
             "max_tokens": self._settings.max_tokens,
@@ -156,7 +153,7 @@ class Reader:
             response_schema=asked.response_schema,
             continue_final_message=asked.continues,
             is_raw=asked.is_raw,
-            timeout=min((t for t in (timeout, self._settings.timeout) if t is not None), default=None),
+            timeout=timeout,
         )
 
 

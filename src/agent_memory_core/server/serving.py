@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -17,12 +16,8 @@ from agent_memory_core.server.answers import Answer
 from agent_memory_core.server.catalog import Catalog
 from agent_memory_core.server.choices import Choices
 from agent_memory_core.server.coordination import Talks
-from agent_memory_core.server.errors import (
-    GONE,
-    INVALID,
-    ApiError,
-    from_core,
-)
+from agent_memory_core.server.deadlines import time_limit
+from agent_memory_core.server.errors import GONE, ApiError, from_core
 from agent_memory_core.server.health import Health
 from agent_memory_core.server.host import Host, OpenModel
 from agent_memory_core.server.keys import Keys
@@ -63,7 +58,7 @@ class Server:
         self.settings = settings
         self.host = Host(source, open_model)
         self.keys = Keys(settings)
-        self.turns = Turns(self.host, settings)
+        self.turns = Turns(self.host, settings, self.keys)
         self.catalog = Catalog(self.host, settings)
         self.health = Health(self.host, self.turns)
         self.reader = Reader(self.host, settings)
@@ -210,12 +205,16 @@ class Server:
         except AgentMemoryError as error:
             raise from_core(error) from error
 
-    def client(self, request: Request, body: Body, thread: Thread = NO_THREAD) -> Client:
+    def time_limit(self, request: Request, *, stream: bool) -> float | None:
+        """The seconds that an answer gets; None is no limit. Raises as `deadlines.time_limit` does."""
+        return time_limit(request.state.headers, self.settings, stream=stream)
+
+    def client(self, request: Request, body: Body, thread: Thread = NO_THREAD, *, stream: bool) -> Client:
         """Who asks. ``thread`` is the conversation that the server holds."""
         state = request.state
         said = body.model_dump(include={"session_id", "prompt_cache_key", "metadata"})
         session = session_of(state.headers, said, thread)
-        return Client(state.tenant, session, _timeout(state.headers))
+        return Client(state.tenant, session, self.time_limit(request, stream=stream))
 
     def asked(
         self,
@@ -223,13 +222,15 @@ class Server:
         body: Body,
         asked: Callable[[], Asked],
         thread: Thread = NO_THREAD,
+        *,
+        stream: bool,
         **more: Any,
     ) -> Call:
         """The call of a request in any dialect."""
         served = self.catalog.find(body.model)
         try:
-            client = self.client(request, body, thread)
-            return self.reader.call(asked(), body, client, served=served, **more)
+            client = self.client(request, body, thread, stream=stream)
+            return self.reader.call(asked(), body, client, served=served, stream=stream, **more)
         except AgentMemoryError as error:
             raise from_core(error) from error
 
@@ -249,24 +250,6 @@ async def apart(work: Callable[[], T]) -> T:
 def json_response(value: dict[str, Any], headers: dict[str, str], status: int = 200) -> Response:
     """An answer in JSON."""
     return Response(encoded(value), status, headers, "application/json")
-
-
-def _timeout(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a client gives an answer.
-
-    Raises:
-        ApiError: they are no number above zero.
-    """
-    given = headers.get("x-request-timeout")
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise ApiError(INVALID, f"X-Request-Timeout={given!r} is not valid: seconds above 0.")
-    return seconds
 
 
 def _of_report(report: TurnReport) -> dict[str, str]:

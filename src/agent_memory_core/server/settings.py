@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from limits import parse
-from pydantic import Field, ValidationError, field_validator, model_validator
+from limits import parse_many
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_memory_core import InvalidSetting
 
 PREFIX = "AGENT_MEMORY_SERVER_"
+
+WHOLE_SECONDS = 3600.0
+"""Seconds after which an answer that does not stream is given up, where nobody says otherwise."""
 
 _OLDER_NAMES = {
     "SEMANTIC_API_KEY": "api_keys",
@@ -25,6 +28,17 @@ _OLDER_NAMES = {
     "SEMANTIC_SERVER_RATE_LIMIT_GLOBAL": "rate_per_key",
 }
 """Variables of the prototype that this package replaces."""
+
+
+def _one_rate(value: str) -> str:
+    rates = parse_many(value)
+    if len(rates) != 1 or rates[0].amount < 1:
+        raise ValueError("one rate above 0 is needed, such as 60/minute")
+    return value
+
+
+Rate = Annotated[str, AfterValidator(_one_rate)]
+"""So many turns in a time, such as 60/minute."""
 
 Words = Annotated[tuple[str, ...], NoDecode]
 """Several texts; in a variable they are separated by commas."""
@@ -55,7 +69,8 @@ class ServerSettings(BaseSettings):
     )
     api_key_file: Path | None = Field(
         default=None,
-        description="A TOML file of keys: a table for each namespace, with `sha256`, the hash of its key or a list.",
+        description="A TOML file of keys: a table for each namespace, with `sha256`, the hash of its key or a list, "
+        "and with limits of its own.",
     )
     admin_key: str | None = Field(
         default=None,
@@ -98,7 +113,10 @@ class ServerSettings(BaseSettings):
         default=4096, ge=1, description="Most tokens of an answer whose request does not say how many."
     )
     timeout: float | None = Field(
-        default=None, gt=0, description="Seconds after which any answer is given up; None is no limit."
+        default=None,
+        gt=0,
+        description="Seconds after which any answer is given up; None gives up one that does not stream after "
+        f"{WHOLE_SECONDS:,.0f}, and a stream never.",
     )
     ttl: float | None = Field(
         default=None,
@@ -120,11 +138,11 @@ class ServerSettings(BaseSettings):
         description="Most turns that run or wait; further requests are told to come back later.",
     )
     max_in_flight_per_key: int = Field(default=40, ge=1, description="The same for the requests of one key.")
-    rate_per_session: str = Field(
+    rate_per_session: Rate = Field(
         default="60/minute",
         description="Most turns of one session, such as 60/minute, where keys are asked for.",
     )
-    rate_per_key: str = Field(
+    rate_per_key: Rate = Field(
         default="1000/minute",
         description="Most turns of one key, such as 1000/minute, where keys are asked for.",
     )
@@ -148,7 +166,11 @@ class ServerSettings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         default="text", description="Log lines as text, or each as a JSON object. Neither quotes a prompt."
     )
-
+    log_prompts: Path | None = Field(
+        default=None,
+        description="A folder that gets a file of each request, with its body and its answer as they are; none: nobody "
+        "keeps them.",
+    )
     metrics_dialect: Literal["own", "vllm"] = Field(
         default="own", description="vllm repeats the metrics under the names of vLLM, for its dashboards."
     )
@@ -184,12 +206,6 @@ class ServerSettings(BaseSettings):
         if "*" in self.cors_origins and (self.api_keys or self.api_key_file):
             raise ValueError("cors_origins may be * only without keys: spell the origins out")
         return self
-
-    @field_validator("rate_per_session", "rate_per_key")
-    @classmethod
-    def _check_rate(cls, value: str) -> str:
-        parse(value)
-        return value
 
 
 class _OlderNames(PydanticBaseSettingsSource):

@@ -33,6 +33,7 @@ from agent_memory_core.server.answers import Answer, PieceReader
 from agent_memory_core.server.errors import LOADING, OVERLOADED, QUEUE_FULL, ApiError, from_core
 from agent_memory_core.server.host import Host
 from agent_memory_core.server.keeping import Keeping
+from agent_memory_core.server.keys import Keys
 from agent_memory_core.server.logs import log
 from agent_memory_core.server.sessions import Session
 from agent_memory_core.server.settings import ServerSettings
@@ -188,12 +189,7 @@ class Turn:
         answer, reader = Answer(), PieceReader()
         async for event in self.events(3600):
             if isinstance(event, Delta):
-                for piece in reader.read(event):
-                    answer.add(piece)
-                for wrong in event.invalid_tool_calls:
-                    answer.withdraw_call(wrong)
-                answer.logprobs += event.logprobs
-                answer.report = event.report
+                answer.take(event, reader)
         return answer
 
     def progress(self) -> dict[str, Any]:
@@ -245,8 +241,8 @@ class Turn:
 class Turns:
     """The turns of one server."""
 
-    def __init__(self, host: Host, settings: ServerSettings) -> None:
-        self._host = host
+    def __init__(self, host: Host, settings: ServerSettings, keys: Keys) -> None:
+        self._host, self._keys = host, keys
         self.loaded = self.draining = False
         self._settings = settings
         self._watches: dict[int, _Watch] = {}
@@ -309,9 +305,9 @@ class Turns:
 
     def _check_room(self, namespace: str) -> None:
         self.check_loaded()
-        settings = self._settings
+        most = self._keys.max_in_flight(namespace) or self._settings.max_in_flight_per_key
         full = self.is_full
-        if full or self._by_namespace[namespace] >= settings.max_in_flight_per_key:
+        if full or self._by_namespace[namespace] >= most:
             whose = "The server has" if full else "This key has"
             raise ApiError(
                 QUEUE_FULL,

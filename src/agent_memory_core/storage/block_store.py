@@ -48,6 +48,7 @@ T = TypeVar("T")
 _ATTEMPTS = 3
 _DELETE_AT_ONCE = 128
 _FORGETTING = "forgetting "
+_TRYING = "trying to write"
 _LOG_DIVISOR = 64
 
 _COUNTERS = ("evicted", "miss_unknown", "miss_gone", "miss_damaged", "miss_locked", "miss_failed")
@@ -275,6 +276,18 @@ class BlockStore:
         self._store(
             self._hidden(records), owner, (), None, lambda stored: self.catalog.branches.keep(stored, owner)
         )
+
+    def try_to_write(self) -> None:
+        """See whether something could be stored now; nothing of it stays.
+
+        Raises:
+            StoreFull, StoreError, OSError: as `commit` does.
+        """
+        self.ensure_in_place()
+        self.catalog.write_note(_TRYING, "")
+        self.catalog.drop_note(_TRYING)
+        self.volume.shortfall(0)
+        self.files.try_to_write()
 
     def _check(self, records: Sequence[Record[HostTensor]]) -> None:
         self.ensure_in_place()

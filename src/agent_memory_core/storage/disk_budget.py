@@ -38,6 +38,10 @@ _FORGET_EVICTED = """DELETE FROM sessions WHERE NOT pinned AND last_use < ?
   AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = sessions.id)"""
 
 
+class OverBudget(StoreFull):
+    """The store may not grow; the disk could hold more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a turn that is to be written has to keep to, in bytes."""
@@ -111,13 +115,15 @@ class DiskBudget:
 
     def _make_room(self, root: BlockHash, limits: Limits, keep_branch: int | None) -> list[StoredRecord]:
         totals = self.totals()
-        needed = max(limits.shortfall, totals["bytes"] + totals["reserved"] - limits.total)
+        over_all = totals["bytes"] + totals["reserved"] - limits.total
+        needed = max(limits.shortfall, over_all)
+        full = StoreFull if limits.shortfall > over_all else OverBudget
         evicted: list[StoredRecord] = []
         if limits.namespace is not None and (namespace := self._namespace_of(root)) is not None:
             over = self.bytes_of(namespace) - limits.namespace
-            evicted += self.evict(over, keep_branch, namespace)
+            evicted += self.evict(over, keep_branch, namespace, full=OverBudget)
             needed -= sum(record.nbytes for record in evicted)
-        return evicted + self.evict(needed, keep_branch)
+        return evicted + self.evict(needed, keep_branch, full=full)
 
     def _namespace_of(self, root: BlockHash) -> str | None:
         found = self._database.read("SELECT namespace FROM roots WHERE root = ?", (root,))
@@ -141,7 +147,12 @@ class DiskBudget:
         }
 
     def evict(
-        self, needed: int, keep_branch: int | None = None, namespace: str | None = None
+        self,
+        needed: int,
+        keep_branch: int | None = None,
+        namespace: str | None = None,
+        *,
+        full: type[StoreFull] = StoreFull,
     ) -> list[StoredRecord]:
         """Remove the rows of at least ``needed`` bytes and return them: their files may be deleted.
 
@@ -153,14 +164,14 @@ class DiskBudget:
         branch is evicted stays known as evicted for a month.
 
         Raises:
-            StoreFull: all that may be evicted has fewer bytes; nothing was removed.
+            StoreFull: all that may be evicted has fewer bytes; nothing was removed. It is of the class ``full``.
         """
         evicted: list[StoredRecord] = []
         with self._database.transaction() as db:
             while needed > 0:
                 found = self._unneeded(namespace)
                 if not found and not self._drop_oldest_branch(keep_branch, namespace):
-                    raise StoreFull(_nothing_to_evict(needed, namespace))
+                    raise full(_nothing_to_evict(needed, namespace))
                 for record in found:
                     if needed > 0:
                         db.execute("DELETE FROM records WHERE key = ?", (record.key,))

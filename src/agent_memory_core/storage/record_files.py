@@ -207,6 +207,14 @@ class RecordFiles:
         finally:
             tmp.unlink(missing_ok=True)
 
+    def try_to_write(self) -> None:
+        """Write a file and remove it.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        self._write_tmp([memoryview(b"can it be written?")]).unlink()
+
     def flush(self) -> None:
         """Bring everything that was written to the drive, if this store is durable."""
         if self._durable:

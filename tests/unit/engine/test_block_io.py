@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,11 @@ def test_a_turn_does_not_wait_for_a_disk_that_hangs_and_is_there_in_the_end(
     told = next_saved(results)
     assert (told.seq_id, told.row, told.is_final) == (1, None, False)
     assert "has not answered" in told.reason
+    while writer.trouble != told.reason:
+        time.sleep(0.001)
     hangs.go_on.set()
     writer.close()
+    assert not writer.trouble
     (row,) = hangs.catalog.branches.of_session("default", "s")
     assert results.get_nowait() == Saved(1, row)
 

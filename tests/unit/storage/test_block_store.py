@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -42,7 +43,9 @@ from agent_memory_core.blocks.block import (
 from agent_memory_core.config import Durability
 from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.block_store import BlockStore
+from agent_memory_core.storage.disk_budget import OverBudget
 from agent_memory_core.storage.record import Record
+from agent_memory_core.storage.record_files import RecordFiles
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
@@ -293,7 +296,7 @@ def test_pinned_sessions_survive_and_what_cannot_be_stored_evicts_nothing(folder
         turn(store, ids(2 * BLOCK, 100 * n + 50), f"s{n}")
     assert is_whole(store, ids(3 * BLOCK))
     before = {path.name for path in files(store)}
-    with pytest.raises(StoreFull, match="disk_budget_mb"):
+    with pytest.raises(OverBudget, match="disk_budget_mb"):
         turn(store, ids(6 * BLOCK, 5000), "big")
     assert {path.name for path in files(store)} == before
     assert store.stats()["reserved"] == 0
@@ -335,9 +338,33 @@ def test_a_turn_never_evicts_what_it_builds_on(folder: Path) -> None:
 def test_the_volume_keeps_its_free_space(folder: Path) -> None:
     volume = os.statvfs(folder.parent)
     store = BlockStore(folder, quota_bytes=MANY, min_free_bytes=volume.f_blocks * volume.f_frsize)
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreFull) as full:
         turn(store, ids(3))
+    assert not isinstance(full.value, OverBudget)
     assert files(store) == []
+    store.close()
+
+
+def test_whether_a_store_can_be_written_is_tried_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(folder)
+    before = store.stats()["reserved"], sorted(folder.rglob("*"))
+    store.try_to_write()
+    assert (store.stats()["reserved"], sorted(folder.rglob("*"))) == before
+    assert store.check().clean
+    assert store.catalog.noted("trying") == []
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordFiles, "_write_tmp", refuse)
+        with pytest.raises(OSError, match="Read-only"):
+            store.try_to_write()
+    store.catalog.close()
+    with pytest.raises(StoreError):
+        store.try_to_write()
     store.close()
 
 

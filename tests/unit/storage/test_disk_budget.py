@@ -19,7 +19,7 @@ from support.stored_turns import (
 from agent_memory_core.blocks.block import root_hash
 from agent_memory_core.errors import SessionNotFound, StoreFull
 from agent_memory_core.storage.catalog import Catalog
-from agent_memory_core.storage.disk_budget import Limits
+from agent_memory_core.storage.disk_budget import Limits, OverBudget
 
 
 def test_what_no_branch_reaches_goes_first_leaf_first_and_oldest_first(catalog: Catalog) -> None:
@@ -169,6 +169,6 @@ def test_a_namespace_keeps_to_its_own_budget_and_evicts_its_own(catalog: Catalog
     assert catalog.budget.bytes_of("tenant") == before
     assert [info.session_id for info in catalog.branches.sessions("default")] == ["new"]
     catalog.budget.release(held)
-    with pytest.raises(StoreFull, match=r"namespace 'default'.*namespace_budget_mb"):
+    with pytest.raises(OverBudget, match=r"namespace 'default'.*namespace_budget_mb"):
         catalog.budget.reserve(ROOT, 7 * FILE, Limits(MANY, namespace=6 * FILE), [], None)
     assert catalog.budget.totals()["reserved"] == 0
