@@ -104,6 +104,9 @@ class _Filling:
 
     def add(self, segment: Segment) -> None:
         stop = self.at + next(iter(segment.values())).shape[2]
+        mx.async_eval(*segment.values())  # type: ignore[no-untyped-call]
+        # MLX writes into a buffer only if what was written before is done, and else into a copy of all of it.
+        mx.eval(*self.buffers.values())
         for name, rows in self.buffers.items():
             for row, buffer in enumerate(rows):
                 buffer[:, :, self.at : stop] = segment[name][row : row + 1]

@@ -42,8 +42,6 @@ _ARRAYS = ("codes", "scales", "biases")
 _IN_WHOLE_BYTES: Final[Mapping[int, int]] = {4: 1, 6: 3, 8: 1}
 """Bits of a code, and how many bytes whole codes fill. MLX takes codes apart one by one on a CPU; whole arrays of such
 bytes go several times as fast."""
-_AT_ONCE = 4
-"""Blocks that share what an operation costs beside its work; more would take memory and gain nothing."""
 _WORD = 32
 """Bits of one element of ``codes``."""
 _AXES_BY_CHANNEL = 5
@@ -163,11 +161,6 @@ class KvCodec:
     def is_empty(self) -> bool:
         """Whether there is nothing to encode."""
         return not self._encodings
-
-    @property
-    def at_once(self) -> int:
-        """How many blocks are best decoded together; joining what is stored as it is would be a copy for nothing."""
-        return 1 if all(encoding.bits is None for encoding in self._encodings.values()) else _AT_ONCE
 
     def encode(self, segment: Segment) -> Encoded:
         """Encode one segment, in which each tensor may have its own number of tokens. The result is lazy."""

@@ -100,7 +100,7 @@ class Joining(Protocol):
     """New live caches of a group, which are filled with what records hold, segment by segment."""
 
     def add(self, segment: Segment) -> None:
-        """Take what `LayerGroup.cut` gave for the next tokens. Nothing waits for its arrays."""
+        """Take what `LayerGroup.cut` gave for the next tokens. Only those added before are waited for."""
         ...
 
     def finish(self) -> None:

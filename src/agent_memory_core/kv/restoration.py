@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -41,22 +41,23 @@ class Restoration:
         self._surplus = block_tokens - end.take if end is not None and self._tail is None else 0
         self._building = layout.building(match.tokens, room)
         self._next = 0
-        self._at_once = codecs["block"].at_once
 
     def advance(self) -> None:
         """Decode the blocks that are in memory by now, up to the first one that is not. Nothing waits for that."""
-        while len(ready := self._ready()) == self._at_once:
-            self._decode_next(ready)
+        if self._codecs["block"].is_empty:
+            return
+        while self._next < len(self._blocks) and (block := self._blocks[self._next].block) is not None:
+            self._next += 1
+            self._decode("block", block, is_last=self._next == len(self._blocks))
 
     def finish(self) -> list[Any]:
         """The evaluated cache; by now all records of the match are in memory."""
         assert not self._match.missing
-        while ready := self._ready():
-            self._decode_next(ready)
+        self.advance()
         self._add_tail("block")
         windows = self._match.windows if not self._codecs["window"].is_empty else []
         for left, hit in enumerate(windows, 1 - len(windows)):
-            self._decode("window", [_block(hit)], is_last=left == 0)
+            self._decode("window", _block(hit), is_last=left == 0)
         self._add_tail("window")
         if self._tail is not None:
             self._building.add("tail", _block(self._tail).kv)
@@ -64,24 +65,9 @@ class Restoration:
         mx.eval(self._layout.arrays(cache))
         return cache
 
-    def _ready(self) -> list[Block]:
-        """The next blocks that are in memory, as many as are decoded together."""
-        if self._codecs["block"].is_empty:
-            return []
-        ready: list[Block] = []
-        for hit in self._blocks[self._next : self._next + self._at_once]:
-            if hit.block is None:
-                break
-            ready.append(hit.block)
-        return ready
-
-    def _decode_next(self, blocks: list[Block]) -> None:
-        self._next += len(blocks)
-        self._decode("block", blocks, is_last=self._next == len(self._blocks))
-
-    def _decode(self, record: RecordKind, blocks: Sequence[Block], *, is_last: bool) -> None:
-        """Put in the KV of full blocks; of the last one, only the tokens that the match takes."""
-        segment = self._codecs[record].decode([block.kv for block in blocks])
+    def _decode(self, record: RecordKind, block: Block, *, is_last: bool) -> None:
+        """Put in the KV of a full block; of the last one, only the tokens that the match takes."""
+        segment = self._codecs[record].decode([block.kv])
         if is_last:
             segment = {name: x[:, :, : x.shape[2] - self._surplus] for name, x in segment.items()}
         self._building.add(record, segment)

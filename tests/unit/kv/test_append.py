@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 from functools import cache
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from hypothesis import given, settings, strategies as st
-from support import tiny_models
+from mlx_lm.models.cache import make_prompt_cache
+from support import devices, tiny_models
 from support.live_caches import filled, run
 
 from agent_memory_core.kv.append import GROWTH, round_up
@@ -52,6 +55,27 @@ def test_any_cuts_join_to_the_tokens_they_were_cut_from(name: str, cuts: list[in
         assert mx.array_equal(one.keys[:, :, :length], other.keys[:, :, :length])
         assert mx.array_equal(one.values[:, :, :length], other.values[:, :, :length])
         assert not mx.any(one.keys[:, :, length:]).item()
+
+
+def address(x: mx.array) -> int:
+    """Where the bytes of an array lie; it is evaluated for that."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memoryview(x).cast("B")))
+
+
+@pytest.mark.skipif(not devices.is_exact(), reason="a GPU's arrays may be moved where the CPU looks at them")
+def test_segments_are_written_into_buffers_that_stay_where_they_are() -> None:
+    """Written while the write before was not done yet, each of them would be copied whole, which no result tells."""
+    model, layout, live = built("llama")
+    (group,) = layout.groups
+    one = group.cut(live, 0, 16)
+    late = {name: functools.reduce(lambda y, _: mx.sin(y), range(40), x) for name, x in one.items()}
+    joining: Any = group.joining(make_prompt_cache(model), 3 * 16, 1000)
+    places = []
+    for segments in ([one], [late, one]):
+        for segment in segments:
+            joining.add(segment)
+        places.append([address(x) for rows in joining.buffers.values() for x in rows])
+    assert places[0] == places[1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
