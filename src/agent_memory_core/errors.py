@@ -10,6 +10,7 @@
     ├── StoreError            the cache directory cannot be used
     │   ├── StoreUnreadable   wrong owner, permissions or file system, or another version
     │   ├── StoreFull         there is no room on disk for what was asked; a turn is answered all the same
+    │   │   └── OverBudget    the disk has room, the budget of the store or of a namespace does not
     │   └── SessionNotFound   no session of that id in that namespace (also a KeyError)
     ├── OutOfGpuMemory        the GPU had no memory left for the turn; others go on
     ├── DeadlineExceeded      the answer took longer than its timeout (also a TimeoutError)
@@ -71,6 +72,10 @@ class StoreUnreadable(StoreError):
 
 class StoreFull(StoreError):
     """There is no room on the volume or in the disk budget. A turn never raises it: it is answered and not saved."""
+
+
+class OverBudget(StoreFull):
+    """The store may not grow by what was asked; the disk could hold it."""
 
 
 class SessionNotFound(StoreError, KeyError):

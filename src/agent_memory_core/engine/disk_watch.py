@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agent_memory_core.errors import StoreError
-from agent_memory_core.storage.disk_budget import OverBudget
+from agent_memory_core.errors import OverBudget, StoreError
 
 
 class DiskWatch:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agent_memory_core.blocks.block import BlockHash
-from agent_memory_core.errors import StoreFull
+from agent_memory_core.errors import OverBudget, StoreFull
 from agent_memory_core.storage.database import Database
 from agent_memory_core.storage.presence import Presence
 from agent_memory_core.storage.record import StoredRecord
@@ -36,10 +36,6 @@ _AMONG_ROOTS = "AND root IN (SELECT root FROM roots WHERE namespace = ?)"
 
 _FORGET_EVICTED = """DELETE FROM sessions WHERE NOT pinned AND last_use < ?
   AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = sessions.id)"""
-
-
-class OverBudget(StoreFull):
-    """The store may not grow; the disk could hold more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from agent_memory_core.engine.disk_watch import DiskWatch
-from agent_memory_core.errors import StoreError, StoreFull
-from agent_memory_core.storage.disk_budget import OverBudget
+from agent_memory_core.errors import OverBudget, StoreError, StoreFull
 
 
 class Clock:

@@ -41,9 +41,8 @@ from agent_memory_core.blocks.block import (
     record_hash,
 )
 from agent_memory_core.config import Durability
-from agent_memory_core.errors import SessionNotFound, StoreError, StoreFull
+from agent_memory_core.errors import OverBudget, SessionNotFound, StoreError, StoreFull
 from agent_memory_core.storage.block_store import BlockStore
-from agent_memory_core.storage.disk_budget import OverBudget
 from agent_memory_core.storage.record import Record
 from agent_memory_core.storage.record_files import RecordFiles
 

@@ -17,9 +17,9 @@ from support.stored_turns import (
 )
 
 from agent_memory_core.blocks.block import root_hash
-from agent_memory_core.errors import SessionNotFound, StoreFull
+from agent_memory_core.errors import OverBudget, SessionNotFound, StoreFull
 from agent_memory_core.storage.catalog import Catalog
-from agent_memory_core.storage.disk_budget import Limits, OverBudget
+from agent_memory_core.storage.disk_budget import Limits
 
 
 def test_what_no_branch_reaches_goes_first_leaf_first_and_oldest_first(catalog: Catalog) -> None:
