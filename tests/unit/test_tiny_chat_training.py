@@ -37,6 +37,22 @@ def test_no_further_wording_is_one_that_is_held_out(training: Any) -> None:
         assert not {form.lower().rstrip(".?") for form in forms} & held_out(training)
 
 
+def test_no_further_wording_of_a_fact_is_one_that_is_held_out(training: Any) -> None:
+    """Nor does it become one by what it begins with."""
+    facts, words, wordings = training("facts"), training("words"), training("wordings")
+    assert wordings.SAID.keys() == wordings.ASKED.keys() == set(facts.FORM_NAMES)
+    source = words.Source(5)
+    for form in facts.FORMS:
+        for forms, more in ((form.says, wordings.SAID[form.name]), (form.asks, wordings.ASKED[form.name])):
+            held = {words.plain(wording) for wording in words.split_wordings(forms)[1]}
+            assert len({*forms, *more}) == len(forms) + len(more)
+            assert not set(map(words.plain, more)) & held
+            slots = {slot: f"{{{slot}}}" for slot in "abnv"}
+            said = {source.phrase(forms, more=more, leads=wordings.LEADS, **slots) for _ in range(2000)}
+            # Only two of the first sets differ in nothing else than a capital letter.
+            assert not {words.plain(wording) for wording in said} & held or form.name in ("name", "home")
+
+
 def test_a_wording_that_is_varied_does_not_become_one_that_is_held_out(training: Any) -> None:
     facts, words = training("facts"), training("words")
     form = next(form for form in facts.FORMS if form.name == "name")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from training.tiny_chat.wordings import ASKED, LEADS, SAID
 from training.tiny_chat.words import Source
 
 Slots = dict[str, str]
@@ -22,11 +23,11 @@ class Fact:
 
     def told(self, source: Source) -> str:
         """A sentence that tells it."""
-        return source.phrase(self.form.says, **self.slots)
+        return source.phrase(self.form.says, more=SAID[self.form.name], leads=LEADS, **self.slots)
 
     def asked(self, source: Source) -> str:
         """A question for it."""
-        return source.phrase(self.form.asks, **self.slots)
+        return source.phrase(self.form.asks, more=ASKED[self.form.name], leads=LEADS, **self.slots)
 
     @property
     def answer(self) -> str:

@@ -168,12 +168,25 @@ class Source:
         """Whether this is for training. What only training does must not change what evaluation draws."""
         return not self.held_values
 
-    def phrase(self, wordings: Sequence[str], *, more: tuple[str, ...] = (), **slots: object) -> str:
-        """One of the allowed wordings with its slots filled; training has ``more`` of them, and varies them."""
+    def phrase(
+        self,
+        wordings: Sequence[str],
+        *,
+        more: tuple[str, ...] = (),
+        leads: tuple[str, ...] = (),
+        **slots: object,
+    ) -> str:
+        """One of the allowed wordings with its slots filled; training has ``more`` of them, and varies them.
+
+        ``leads`` are what a wording may begin with in training.
+        """
         trained, held = split_wordings_cached(tuple(wordings))
         if not self.trains:
             return self.rng.choice(held if self.held_wordings else trained).format(**slots)
         wording = self.rng.choice([*trained, *more])
+        if leads and self.chance(0.12):
+            led = self.rng.choice(leads) + _inside(wording)
+            wording = wording if plain(led) in map(plain, held) else led
         varied = self._varied(wording)
         return (wording if varied in held else varied).format(**slots)
 
@@ -259,6 +272,16 @@ class Source:
 
 _split_cache: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
 _pool_cache: dict[tuple[str, bool], list[str]] = {}
+
+
+def plain(wording: str) -> str:
+    """A wording without what people leave out: two of them that are plainly the same are the same."""
+    return wording.lower().rstrip(".?")
+
+
+def _inside(wording: str) -> str:
+    """A wording as it stands after the beginning of a sentence."""
+    return wording if wording.startswith(("I ", "I'm", "{")) else wording[0].lower() + wording[1:]
 
 
 def split_wordings_cached(wordings: tuple[str, ...]) -> tuple[list[str], list[str]]:
