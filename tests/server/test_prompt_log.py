@@ -129,6 +129,8 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(
     assert [record.levelno for record in caplog.records if "keep up" in record.getMessage()] == [
         logging.ERROR
     ]
+    # The thread says so later, and what it says must not fall into the next test.
+    wait_until(lambda: "prompts are written again" in caplog.messages)
 
 
 def test_it_is_said_loudly_at_the_start(
