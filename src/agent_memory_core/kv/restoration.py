@@ -43,7 +43,10 @@ class Restoration:
         self._next = 0
 
     def advance(self) -> None:
-        """Decode the blocks that are in memory by now, up to the first one that is not. Nothing waits for that."""
+        """Decode the blocks that are in memory by now, up to the first one that is not.
+
+        It returns while the last of them is still being decoded; those before it are waited for.
+        """
         if self._codecs["block"].is_empty:
             return
         while self._next < len(self._blocks) and (block := self._blocks[self._next].block) is not None:
