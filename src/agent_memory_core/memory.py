@@ -44,7 +44,7 @@ from agent_memory_core.messages import (
     to_key,
     whole_answer,
 )
-from agent_memory_core.models.folder import configured_context, configured_reasoning
+from agent_memory_core.models.folder import configured_context, configured_reasoning, find_local_model
 from agent_memory_core.models.profile import settings_for
 from agent_memory_core.storage.block_store import BlockStore
 
@@ -356,8 +356,9 @@ class AgentMemory(AsyncSessions, Closing, AsyncClosing):
             return self._thread.call(function).result()
 
     def _build(self, results: Results) -> Engine:
-        # The store first: a directory that cannot be used is known before gigabytes are loaded.
+        # The folders first: one that cannot be used is known before gigabytes are loaded.
         store = self._open_store()
+        find_local_model(self.config.model)
         require_mlx()
         # Imported here because it imports MLX, mlx-lm and transformers, which takes two seconds: listing sessions or
         # printing help must not wait for what only a loaded model needs.

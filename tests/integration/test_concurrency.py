@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,6 +115,7 @@ EXITS = {
     "left open": "memory.chat(q, session='s', max_tokens=4)",
     "sampled": "memory.chat(q, session='s', max_tokens=4, temperature=1.0, top_p=0.9, top_k=9)",
     "mid-stream": "s = memory.chat(q, session='s', max_tokens=900, stream=True); next(s)",
+    "while it loads": "s = memory.chat(q, session='s', max_tokens=900, stream=True)",
     "never used": "pass",
 }
 """What a program does last, by how it ends."""
@@ -141,3 +143,31 @@ def test_the_interpreter_ends_cleanly_each_time(llama: str, tmp_path: Path, trie
     with ThreadPoolExecutor(2) as pool:
         for way, code_, stderr in pool.map(run, jobs):
             assert (code_, stderr) == (0, ""), way
+
+
+FAILURES: dict[str, Callable[[Path], object]] = {
+    "no folder": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
+}
+"""What makes a model fail to load: before MLX is imported, with weights in memory, and between."""
+
+
+@pytest.mark.parametrize("way", FAILURES)
+def test_a_process_whose_model_cannot_be_loaded_ends_with_its_own_code(
+    llama: str, tmp_path: Path, way: str
+) -> None:
+    """A thread that ran MLX and is still leaving it when the interpreter goes would abort the process."""
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    FAILURES[way](folder)
+    code = (
+        "import sys; from agent_memory_core import AgentMemory, ModelError\n"
+        "memory = AgentMemory(model=sys.argv[1], cache_dir=sys.argv[2], min_free_mb=0)\n"
+        "try: memory.chat([{'role': 'user', 'content': 'Hi'}], session='s')\n"
+        "except ModelError: sys.exit(7)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "store")]
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (7, "")

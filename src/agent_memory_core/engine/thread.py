@@ -13,6 +13,7 @@ import atexit
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -256,13 +257,12 @@ class EngineThread:
     def close(self) -> None:
         """Stop taking turns, end those in flight with `EngineStopped`, write what is queued, end the thread."""
         with self._lock:
-            already, self._closed = self._closed, True
-        if already:
-            return
+            self._closed = True
         if self._thread is not None:
             self._inbox.put(None)
+        # Also where it was closed already: the thread of one that could not be built may be on its way out.
         for thread in (self._before, self._thread):
-            if thread is not None:
+            if thread is not None and thread is not threading.current_thread():
                 thread.join()
 
     def after_fork(self, *, refuse: bool) -> None:
@@ -314,18 +314,24 @@ class EngineThread:
         if before is not None:
             # Two engines of one memory would take twice the room, and write to one store.
             before.join()
+        try:
+            self._build_and_serve(inbox)
+        finally:
+            # Also where the engine could not be built: parts of a model may have been loaded.
+            if "mlx.core" in sys.modules:
+                from agent_memory_core.engine.workers import free_mlx, leave_mlx
+
+                free_mlx()
+                leave_mlx()
+
+    def _build_and_serve(self, inbox: _Inbox) -> None:
         engine = self._built(inbox)
         if engine is None:
             return
-        from agent_memory_core.engine.workers import free_mlx, leave_mlx
-
         try:
             self._serve(engine, inbox)
         finally:
             self._end(engine, inbox)
-            del engine
-            free_mlx()
-            leave_mlx()
 
     def _built(self, inbox: _Inbox) -> Engine | None:
         try:
@@ -337,7 +343,8 @@ class EngineThread:
             log.exception("the engine could not be built")
             self._refuse(EngineStopped(f"the engine could not be built: {error!r}"), inbox)
             return None
-        _close_before_mlx()
+        finally:
+            _close_before_mlx()
         with self._lock:
             if inbox is self._inbox:
                 self._engine = engine

@@ -21,6 +21,16 @@ def find_model(model: str) -> Path:
     Raises:
         ModelNotFound: there is none, or the hub cannot be reached.
     """
+    folder = find_local_model(model)
+    return folder if folder is not None else _hub_folder(model)
+
+
+def find_local_model(model: str) -> Path | None:
+    """Return the folder of an embedded name or a folder; None for what can only be a hub id. Takes no time.
+
+    Raises:
+        ModelNotFound: it is a path, and nothing usable is there.
+    """
     folder = _local_folder(model)
     if folder is not None and folder.exists():
         if not (folder / "config.json").is_file():
@@ -30,7 +40,7 @@ def find_model(model: str) -> Path:
         return folder
     if looks_like_path(model):
         raise ModelNotFound(f"there is no folder {model!r}: check the path.")
-    return _hub_folder(model)
+    return None
 
 
 def configured_context(model: str, context_length: int | None = None) -> int | None:
