@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from support import cores
 
 TESTS = Path(__file__).parent
 
 pytest.register_assert_rewrite("support.conversations")
+cores.keep_to_one(os.environ.get("PYTEST_XDIST_WORKER", ""))
 
 # Before anything is imported: tests must not depend on the settings of whoever runs them, nor on the network.
 _DEVICE = os.environ.get("AGENT_MEMORY_TEST_DEVICE") or os.environ.get("TESTS_RUN_ON", "")
@@ -50,6 +53,13 @@ def tolerance(request: pytest.FixtureRequest) -> float:
     mark = request.node.get_closest_marker("exact_on_cpu")
     assert mark is not None, "this test says no tolerance: mark it with pytest.mark.exact_on_cpu"
     return 0.0 if devices.is_exact() else float(mark.kwargs["tolerance"])
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """For tests of what happens at the same moment: their threads and processes may run on every core."""
+    with cores.on_all():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,8 @@ from support import engine_driver
 
 from agent_memory_core import AgentMemory, ChatResult
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 Open = Callable[..., engine_driver.Driver]
 TURNS = 3
 CALLERS = 8

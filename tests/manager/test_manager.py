@@ -32,6 +32,8 @@ from agent_memory_core.manager import (
 )
 from agent_memory_core.manager.books import State, Ticket
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 Make = Callable[..., ModelManager]
 HELLO = [{"role": "user", "content": "Hello. " * 30}]
 

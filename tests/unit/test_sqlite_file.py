@@ -13,6 +13,8 @@ import pytest
 
 from agent_memory_core.sqlite_file import open_shared, write_ahead
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 MANY = 8
 
 

@@ -13,6 +13,8 @@ from agent_memory_core import AgentMemory, StoreUnreadable
 from agent_memory_core.coordination import AgentBusy, CoordinationService
 from agent_memory_core.coordination.store import VERSION, Store
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 MANY = 8
 SPEC = {
     "agents": [{"agent_id": "ann", "lifecycle": "permanent"}, {"agent_id": "bob"}],

@@ -21,6 +21,8 @@ from agent_memory_core.engine.results import Loaded
 from agent_memory_core.engine.sinks import QueueSink
 from agent_memory_core.engine.thread import EngineThread
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 REQUEST = ChatRequest((Message("user", "Hello."),))
 
 

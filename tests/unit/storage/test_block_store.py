@@ -46,6 +46,8 @@ from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.record import Record
 from agent_memory_core.storage.record_files import RecordFiles
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_what_was_committed_is_loaded_by_another_store(folder: Path, durability: Durability) -> None:

@@ -23,6 +23,8 @@ from agent_memory_core.storage.catalog import Catalog
 from agent_memory_core.storage.database import CatalogDamaged, Database
 from agent_memory_core.storage.presence import Presence
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 
 def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
     class Stop(Exception): ...

@@ -13,6 +13,8 @@ from support.stored_turns import BLOCK, FILE, ROOT, files, ids, is_whole, open_s
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.reconcile import PARTS, reconcile
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 
 def reconcile_all(store: BlockStore) -> int:
     return sum(reconcile(store.catalog, store.files, part) for part in range(PARTS))

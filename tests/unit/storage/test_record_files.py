@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from support.stored_turns import (
     BLOCK,
     ROOT,
@@ -31,6 +32,8 @@ from agent_memory_core.blocks.block import (
 from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.storage.record import HostTensor, Record
 from agent_memory_core.storage.record_files import MAX_QUARANTINED
+
+pytestmark = pytest.mark.usefixtures("all_cores")
 
 
 def test_every_kind_has_a_folder_and_comes_back_as_it_was(store: BlockStore) -> None:
