@@ -488,7 +488,14 @@ async def test_a_summary_is_asked_for_at_the_end_of_the_conversation(
         [get_weather],
         system_prompt=BRIEF,
         middleware=[
-            PrefixSummarization(llm, trigger=("messages", 5), keep=("messages", keep), max_summary_tokens=16)
+            PrefixSummarization(
+                llm,
+                # Answered in words; the usual request makes a model as small as this one call a tool first.
+                summary_prompt="What is my name?",
+                trigger=("messages", 5),
+                keep=("messages", keep),
+                max_summary_tokens=16,
+            )
         ],
         checkpointer=InMemorySaver(),
     )

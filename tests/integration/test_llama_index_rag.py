@@ -35,7 +35,7 @@ FILLER = "Everybody is polite and thinks before they speak. " * 6
 NOTES = {
     "ada.txt": f"Ada lives in Rome. {FILLER}",
     "bread.txt": "Bread needs flour, water, salt and time.",
-    "mia.txt": f"Mia lives in Paris. {FILLER}",
+    "mia.txt": f"Mia lives in Madrid. {FILLER}",
     "rain.txt": "Rain falls from clouds.",
     "tom.txt": f"Tom lives in Oslo. {FILLER}",
 }
@@ -129,7 +129,7 @@ def test_the_second_question_computes_itself_alone(open_library: Callable[..., L
     library = open_library(InOrderOfId())
     text, nodes, report = library.ask("Where does Tom live?")
     assert (text, nodes, report["hit_tier"]) == ("Tom lives in Oslo.", PEOPLE, "none")
-    for question, answer in (("Where does Ada live?", "Rome"), ("Where does Mia live?", "Paris")):
+    for question, answer in (("Where does Ada live?", "Rome"), ("Where does Mia live?", "Madrid")):
         text, nodes, report = library.ask(question)
         assert answer in text
         assert nodes == PEOPLE

@@ -241,7 +241,7 @@ async def test_agents_of_a_workflow_share_a_session(llm: MLXPersistentLLM) -> No
     workflow = AgentWorkflow(agents=[desk, meteo], root_agent="desk")
     context: Context[Any] = Context(workflow)
     await context.store.set("agent_memory_session_id", "team")
-    outputs = await calls_of(workflow, "Hand off to meteo.", ctx=context)
+    outputs = await calls_of(workflow, "Hand off, to_agent meteo, reason weather.", ctx=context)
     assert [output.current_agent_name for output in outputs[:2]] == ["desk", "meteo"]
     assert {raw(output)["session_id"] for output in outputs} == {"team"}
 

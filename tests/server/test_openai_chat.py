@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from support import http_server
 from support.http_server import Running, wait_until
 
@@ -155,8 +155,8 @@ def test_a_client_that_knows_functions_and_no_tools_gets_its_call_in_that_form(
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    name: str = Field(max_length=40)
+    age: int = Field(ge=0, le=150)
 
 
 def test_an_answer_fits_its_schema(server: Running) -> None:

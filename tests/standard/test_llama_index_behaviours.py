@@ -70,9 +70,9 @@ WEATHER = "What is the weather in Paris?"
 
 
 class Weather(BaseModel):
-    """The weather of a city."""
+    """The weather of a city. A small model may find no end of a text that has no bound."""
 
-    city: str
+    city: str = Field(max_length=40)
     degrees: int
 
 

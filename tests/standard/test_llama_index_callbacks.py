@@ -171,9 +171,9 @@ TOOL = FunctionTool.from_defaults(get_weather)
 
 
 class City(BaseModel):
-    """A city."""
+    """A city. A small model may find no end of a text that has no bound."""
 
-    name: str
+    name: str = Field(max_length=40)
 
 
 CITY = PromptTemplate("I live in {name}.")
@@ -195,7 +195,9 @@ async def run(llm: LLM, **more: Any) -> None:
 async def hand_off(llm: LLM) -> None:
     desk = FunctionAgent(name="desk", description="Welcomes.", llm=llm, initial_tool_choice="handoff")
     meteo = FunctionAgent(name="meteo", description="Knows the weather.", llm=llm, can_handoff_to=[])
-    await AgentWorkflow(agents=[desk, meteo], root_agent="desk").run("Hand off to meteo.")
+    await AgentWorkflow(agents=[desk, meteo], root_agent="desk").run(
+        "Hand off, to_agent meteo, reason weather."
+    )
 
 
 async def side_by_side(llm: LLM) -> None:

@@ -40,7 +40,7 @@ from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
-from pydantic import BaseModel, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from agent_memory_core import InvalidRequest
 from llama_index_agent_memory import MLXPersistentLLM
@@ -71,9 +71,9 @@ TOOLS = [FunctionTool.from_defaults(get_weather), FunctionTool.from_defaults(get
 
 
 class Weather(BaseModel):
-    """The weather of a city."""
+    """The weather of a city. A small model may find no end of a text that has no bound."""
 
-    city: str
+    city: str = Field(max_length=40)
     degrees: int
 
 
@@ -499,7 +499,9 @@ async def test_agents_hand_off(llm: MLXPersistentLLM) -> None:
     meteo = FunctionAgent(
         name="meteo", description="Knows the weather.", llm=llm, tools=TOOLS[:1], can_handoff_to=[]
     )
-    handler = AgentWorkflow(agents=[desk, meteo], root_agent="desk").run("Hand off to meteo.")
+    handler = AgentWorkflow(agents=[desk, meteo], root_agent="desk").run(
+        "Hand off, to_agent meteo, reason weather."
+    )
     results = [event async for event in handler.stream_events() if isinstance(event, ToolCallResult)]
     output: Any = await handler
     assert results[0].tool_kwargs["to_agent"] == "meteo"

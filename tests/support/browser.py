@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import cores
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 """Width and height in pixels."""
@@ -37,8 +38,11 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     # As root Chromium cannot make the sandbox of its processes.
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as tools:
-        opened = tools.chromium.launch(executable_path=path, args=flags)
+    with contextlib.ExitStack() as tools:
+        # A browser has many processes, which would take the core of the server that they ask.
+        with cores.on_all():
+            chromium = tools.enter_context(playwright.sync_playwright()).chromium
+            opened = chromium.launch(executable_path=path, args=flags)
         try:
             yield opened
         finally:

@@ -318,7 +318,7 @@ class EngineThread:
             self._build_and_serve(inbox)
         finally:
             # Also where the engine could not be built: parts of a model may have been loaded.
-            if "mlx.core" in sys.modules:
+            if sys.modules.get("mlx.core") is not None:
                 from agent_memory_core.engine.workers import free_mlx, leave_mlx
 
                 free_mlx()
