@@ -173,3 +173,26 @@ def test_a_process_whose_model_cannot_be_loaded_ends_with_its_own_code(
     for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert (done.returncode, done.stderr) == (7, "")
+
+
+ORDER = """
+import atexit, sys
+names, real = [], atexit.register
+def register(function, *args, **kwargs):
+    names.append(getattr(function, "__name__", ""))
+    return real(function, *args, **kwargs)
+atexit.register = register
+from agent_memory_core import AgentMemory, ModelNotFound
+question = [{"role": "user", "content": "Hi"}]
+try: AgentMemory(model="./none", cache_dir=None).chat(question)
+except ModelNotFound: assert "mlx.core" not in sys.modules
+AgentMemory(model=sys.argv[1], cache_dir=None, min_free_mb=0).chat(question, max_tokens=2)
+print(names[-1])
+"""
+
+
+def test_engines_are_closed_before_mlx_cleans_up_also_if_one_failed_before_mlx_was_there(llama: str) -> None:
+    """What was registered last runs first."""
+    command = [sys.executable, "-c", ORDER, llama]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["_close_all"]

@@ -318,7 +318,7 @@ class EngineThread:
             self._build_and_serve(inbox)
         finally:
             # Also where the engine could not be built: parts of a model may have been loaded.
-            if sys.modules.get("mlx.core") is not None:
+            if _mlx_is_loaded():
                 from agent_memory_core.engine.workers import free_mlx, leave_mlx
 
                 free_mlx()
@@ -344,7 +344,8 @@ class EngineThread:
             self._refuse(EngineStopped(f"the engine could not be built: {error!r}"), inbox)
             return None
         finally:
-            _close_before_mlx()
+            if _mlx_is_loaded():
+                _close_before_mlx()
         with self._lock:
             if inbox is self._inbox:
                 self._engine = engine
@@ -458,6 +459,10 @@ def _close_all() -> None:
     # Daemon threads still run at this point; one that is inside MLX when the interpreter goes aborts it.
     for thread in list(_open):
         thread.close()
+
+
+def _mlx_is_loaded() -> bool:
+    return sys.modules.get("mlx.core") is not None
 
 
 @cache
