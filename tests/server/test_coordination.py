@@ -25,6 +25,8 @@ AGENTS = [{"agent_id": name, "system_prompt": f"You are called {name}."} for nam
 SPEC: dict[str, Any] = {"agents": AGENTS, "sampling": {"max_tokens": 24, "temperature": 0}, "reasons": False}
 ROOT = "/v1/coordination/sessions"
 CODE = "What is the code of the garage?"
+HOT = {"max_tokens": 4000, "temperature": 5, "seed": 2}
+"""So hot that the end of an answer is as likely as any other token: these are thousands of characters."""
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_votes_count_in_every_mode(client: httpx.Client, mode: str) -> None:
 
 
 def test_who_cuts_in_ends_the_stream_of_who_speaks(client: httpx.Client, server: Running) -> None:
-    sid = create(client, topology="interrupt", sampling={"max_tokens": 2000, "temperature": 1.5, "seed": 3})
+    sid = create(client, topology="interrupt", sampling=HOT)
     events: list[tuple[str, dict[str, Any]]] = []
 
     def listen() -> None:
@@ -203,7 +205,7 @@ def test_what_cannot_be_done_has_a_status_and_a_sentence(client: httpx.Client) -
 def test_a_client_that_goes_away_takes_its_turn_back_and_frees_its_place(tmp_path: Path) -> None:
     memory = AgentMemory(cache_dir=tmp_path, memory_budget_mb=128, min_free_mb=0)
     with memory, http_server.serve(memory, max_in_flight=1) as running, running.http() as client:
-        sid = create(client, sampling={"max_tokens": 4000, "temperature": 1.5, "seed": 1})
+        sid = create(client, sampling=HOT)
         with client.stream("POST", f"{ROOT}/{sid}/turn/stream", json={}) as answer:
             lines = answer.iter_lines()
             assert next(lines) == "event: turn_start"
