@@ -158,7 +158,7 @@ memory = AgentMemory(cache_dir=None)
 
 async def abandon():
     for n in range(9):
-        asyncio.ensure_future(memory.achat("Hi.", max_tokens=2000, temperature=1.0, seed=n))
+        asyncio.ensure_future(memory.achat("Hi.", max_tokens=2000, temperature=50, seed=n))
     while memory.stats().running < 8:
         await asyncio.sleep(0.01)
 
