@@ -14,6 +14,7 @@ for the new tokens alone on a live cache: its floor, taken before and after. Sys
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import subprocess
 import sys
@@ -44,9 +45,11 @@ from rival_systems import (
 )
 from transformers import AutoTokenizer
 
-from agent_memory_core.fast_blas import load_openblas
+from agent_memory_core.fast_blas import OPENBLAS_VARIABLE
 
 LAYERS, BUILT = 4, "built"
+BLAS = ctypes.util.find_library("openblas")
+"""The system's, for all who run MLX: it can be loaded into programs that know nothing of it."""
 TARGETS = {
     "answers changed by a restart": "<= 0",
     "tokens computed after a restart": "<= 32",
@@ -119,6 +122,7 @@ def main() -> None:
             "systems": {
                 system.name: {"settings": system.settings, "cannot": system.cannot} for system in systems
             },
+            "blas": BLAS,
             "lacking": lacking,
             "targets": TARGETS,
         }
@@ -156,11 +160,11 @@ def all_systems(environments: Path, model: str) -> list[System]:
 
     def mlx(path: Path) -> dict[str, str]:
         """With the same BLAS as ours: with the one of MLX's own wheel it would be slower."""
-        blas = load_openblas()
-        return clean_environment(path, **({"LD_PRELOAD": blas} if blas else {}))
+        return clean_environment(path, **({"LD_PRELOAD": BLAS} if BLAS else {}))
 
     ours = Path(sys.executable)
     own = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    own |= {OPENBLAS_VARIABLE: BLAS or "off"}
     by_hand = python("mlx-lm")
     systems: list[System] = [
         Product("agent-memory", ours, model, own, "defaults: keys in 6 bits, values in 4, each turn on disk"),

@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 from support import cores
 
+from agent_memory_core.fast_blas import load_openblas
+
 TESTS = Path(__file__).parent
 
 pytest.register_assert_rewrite("support.conversations")
@@ -23,11 +25,11 @@ for _name in [name for name in os.environ if name.startswith(("AGENT_MEMORY_", "
 # The product would refuse a variable that begins with AGENT_MEMORY_ and is no setting. This one is for xdist's workers.
 os.environ["TESTS_RUN_ON"] = _DEVICE
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A machine that has OpenBLAS would compute in float32, and what is compared with mlx-lm would not be equal.
-os.environ["AGENT_MEMORY_OPENBLAS"] = "off"
 # TF32 multiplies float32 with 10 bits of mantissa where there are several rows, and with 23 where there is one. It is
 # on by default on CUDA and on Apple's M5, and no test could then compare one row with several.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Many test files import MLX before anything of ours, and then it would be too late.
+load_openblas()
 if _DEVICE:
     from support import devices
 

@@ -131,7 +131,7 @@ def _on_cpu() -> Iterator[Finding]:
         return
     blas = load_openblas()
     slow = f"MLX's own: products in float32 are 20 times slower ({OPENBLAS_VARIABLE} names another)"
-    advice = "apt install libopenblas0, or pip install 'agent-memory-mlx[openblas]'"
+    advice = "pip install 'agent-memory-mlx[cpu]', or apt install libopenblas0"
     yield Finding("BLAS", blas) if blas else Finding("BLAS", slow, "note", advice)
     compiler = shutil.which("g++")
     slower = Finding("compiler", "no g++: MLX runs uncompiled, which is slower", "note", "apt install g++")

@@ -1,13 +1,14 @@
 """OpenBLAS for MLX on a Linux CPU, whose wheel brings the reference BLAS: in float32 that is 20 times slower.
 
 MLX looks its BLAS up by name. A library that was loaded before it, with its names visible to all, is found first. So
-one that the system has, or a package of the index brought, is loaded before MLX is imported for the first time. On
-Metal and CUDA nothing is loaded: matrix work runs elsewhere there.
+the one that the extra ``cpu`` brings, or else one that the system has, is loaded before MLX is imported for the first
+time. On Metal and CUDA nothing is loaded: matrix work runs elsewhere there.
 """
 
 from __future__ import annotations
 
 import _ctypes
+import contextlib
 import ctypes
 import ctypes.util
 import logging
@@ -18,17 +19,29 @@ from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, files
 from pathlib import Path
+from typing import Any
+
+from agent_memory_core.symbol_aliases import load_aliases
 
 log = logging.getLogger("agent_memory")
 
 OPENBLAS_VARIABLE = "AGENT_MEMORY_OPENBLAS"
 """The path of a library to load instead, or ``off`` to load none."""
 
-PACKAGE = "ngsolve-openblas"
-"""A distribution whose library has the standard names. It needs the system's libgfortran.so.5."""
+PACKAGE = "scipy-openblas32"
+"""OpenBLAS as the developers of SciPy build it, for x86-64 and ARM: it needs no other library, not even Fortran's."""
+
+PREFIX = "scipy_"
+"""Stands before every name in the library of `PACKAGE`, so that it can live beside other ones."""
+
+PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+"""What MLX calls for products of matrices. Its linear algebra stays with the LAPACK of its own wheel."""
 
 CORE_VARIABLE = "OPENBLAS_CORETYPE"
 """The kernels that OpenBLAS takes, by its own names of CPUs; set by whoever knows better."""
+
+CORE_NAME = "openblas_get_corename"
+"""The function that tells which kernels it has taken."""
 
 OLD_CORES = frozenset(
     {
@@ -54,19 +67,19 @@ CPU_BACKEND = "mlx-cpu"
 
 @cache
 def load_openblas() -> str | None:
-    """Load OpenBLAS for MLX, once in a process; return the path or name of the library, None if there is none.
+    """Load OpenBLAS for MLX, once in a process; return the name of its package or library, None if there is none.
 
     Nothing is loaded where MLX was imported already, because that would come too late, or does not run on the CPU.
     """
     if platform.system() != "Linux" or "mlx.core" in sys.modules or not _runs_on_cpu():
         return None
-    for library in _libraries():
+    for name, library in _libraries():
         try:
             _load(library)
         except OSError as error:
             log.info("%s could not be loaded: %s", library, error)
         else:
-            return library
+            return name
     return None
 
 
@@ -75,19 +88,34 @@ def _load(library: str) -> None:
     if core is not None:
         os.environ[CORE_VARIABLE] = core
     try:
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     finally:
         # Of the library alone: programs that this one starts decide for themselves.
         if core is not None:
             del os.environ[CORE_VARIABLE]
+    if _function(loaded, PRODUCTS[0]) is None:
+        load_aliases({name: _address(loaded, PREFIX + name) for name in PRODUCTS})
+
+
+def _function(loaded: ctypes.CDLL, name: str) -> Any:
+    """A function of a library, None if it has none of this name."""
+    return getattr(loaded, name, None)
+
+
+def _address(loaded: ctypes.CDLL, name: str) -> int:
+    function = _function(loaded, name)
+    if function is None:
+        raise OSError(f"the library has no {name}")
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
 def _better_core(library: str) -> str | None:
     """The kernels to ask for where a library takes those of a CPU without AVX2, though this one has it."""
     loaded = ctypes.CDLL(library)
-    try:
-        ask = loaded.openblas_get_corename
-    except AttributeError:
+    ask = _function(loaded, CORE_NAME) or _function(loaded, PREFIX + CORE_NAME)
+    if ask is None:
         return None
     ask.restype = ctypes.c_char_p
     try:
@@ -120,16 +148,16 @@ def _runs_on_cpu() -> bool:
     return True
 
 
-def _libraries() -> Iterator[str]:
-    """Where an OpenBLAS may be: the system's first, because that suits its other libraries."""
+def _libraries() -> Iterator[tuple[str, str]]:
+    """The name and the path of each OpenBLAS that there may be: that of the package first, which is the newest."""
     wanted = os.environ.get(OPENBLAS_VARIABLE)
     if wanted:
-        yield from [] if wanted == "off" else [wanted]
+        yield from [] if wanted == "off" else [(wanted, wanted)]
         return
-    if (found := ctypes.util.find_library("openblas")) is not None:
-        yield found
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         parts = files(PACKAGE) or []
-    except PackageNotFoundError:
-        return
-    yield from (str(part.locate()) for part in parts if part.name.startswith("libopenblas"))
+        yield from (
+            (PACKAGE, str(part.locate())) for part in parts if part.match("lib/libscipy_openblas*.so")
+        )
+    if (found := ctypes.util.find_library("openblas")) is not None:
+        yield found, found

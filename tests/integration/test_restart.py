@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from support import devices, engine_driver, families, tiny_models
 
 from agent_memory_core import EngineConfig
 
+TESTS = Path(__file__).parent.parent
 BLOCK = 64
 CODECS: list[Any] = [None, 8, "8/4", "6/4", 4]
 # Where each turn's branch ends, relative to a block boundary.
@@ -51,11 +53,21 @@ def padded(driver: engine_driver.Driver, history: engine_driver.History, end: in
     return asked(filler)
 
 
+ANSWER = """
+from agent_memory_core.backend import require_mlx
+require_mlx()
+from support import engine_driver
+engine_driver.main()
+"""
+"""As the product does: MLX is imported after the library that multiplies its matrices."""
+
+
 def killed_turn(jobs: list[dict[str, Any]]) -> list[engine_driver.Seen]:
     """One turn of every job in a new process that is killed with SIGKILL after its answers."""
     coded = base64.b64encode(json.dumps(jobs).encode()).decode()
     done = subprocess.run(
-        [sys.executable, engine_driver.__file__, coded],
+        [sys.executable, "-c", ANSWER, coded],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         check=False,

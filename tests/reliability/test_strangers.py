@@ -178,9 +178,13 @@ def test_turns_of_a_dead_event_loop_give_back_their_places() -> None:
     assert done.stdout.split() == ["0", "0", "0"]
 
 
+RAW: dict[str, Any] = {"kv_bits": None, "compute_dtype": "stored", "min_free_mb": 0, "block_tokens": 64}
+"""A session of a few sentences takes a third of a megabyte, whatever multiplies matrices here."""
+
+
 def test_a_namespace_that_fills_the_disk_evicts_its_own(tmp_path: Path) -> None:
     """What another one has keeps its place up to its equal share; what it has beyond that goes by age."""
-    settings: dict[str, Any] = {"kv_bits": None, "disk_budget_mb": 3, "min_free_mb": 0, "block_tokens": 64}
+    settings = RAW | {"disk_budget_mb": 3}
     with AgentMemory(cache_dir=tmp_path / "store", **settings) as memory:
 
         def ask(namespace: str, number: int) -> None:
@@ -204,12 +208,7 @@ def test_a_namespace_that_fills_the_disk_evicts_its_own(tmp_path: Path) -> None:
 
 def test_a_namespace_keeps_to_its_own_budget(tmp_path: Path) -> None:
     """It evicts its own oldest sessions; what the others have is not touched, though the store has room."""
-    settings: dict[str, Any] = {
-        "kv_bits": None,
-        "namespace_budget_mb": 1,
-        "min_free_mb": 0,
-        "block_tokens": 64,
-    }
+    settings = RAW | {"namespace_budget_mb": 1}
     with AgentMemory(cache_dir=tmp_path / "store", **settings) as memory:
         for namespace, count in (("quiet", 2), ("loud", 9)):
             for number in range(count):

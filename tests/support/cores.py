@@ -20,6 +20,8 @@ def keep_to_one(worker: str) -> None:
     Called before anything has started a thread: a thread keeps to the cores of the one that started it.
     """
     if worker and _ALL:
+        # A second thread of OpenBLAS would wait for its part on the core of another worker, and keep it busy.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
         os.sched_setaffinity(0, {sorted(_ALL)[int(worker.removeprefix("gw")) % len(_ALL)]})
 
 

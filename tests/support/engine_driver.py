@@ -1,7 +1,7 @@
 """Drives a real engine and records the logits that each first token was sampled from.
 
-Run as a program it does one turn of several conversations in a process of its own and then kills itself with
-SIGKILL, as soon as the answers have been handed out.
+Its `main` does one turn of several conversations in a process of its own and then kills itself with SIGKILL, as soon
+as the answers have been handed out.
 """
 
 from __future__ import annotations
@@ -190,7 +190,3 @@ def main() -> None:
         answers.append(vars(seen))
     print(json.dumps(answers), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

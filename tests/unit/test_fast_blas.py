@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 import subprocess
 import sys
@@ -12,18 +11,27 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from agent_memory_core.fast_blas import CORE_VARIABLE, OLD_CORES, OPENBLAS_VARIABLE, _cpu_flags, core_of
+from agent_memory_core import fast_blas
+from agent_memory_core.fast_blas import (
+    CORE_VARIABLE,
+    OLD_CORES,
+    OPENBLAS_VARIABLE,
+    PACKAGE,
+    _cpu_flags,
+    core_of,
+    load_openblas,
+)
 from agent_memory_core.models.loader import load_model
 
 LOOK = """
-import ctypes, sys
+import ctypes
 {first}
 from agent_memory_core.backend import require_mlx
 from agent_memory_core.fast_blas import load_openblas
 require_mlx()
 import mlx.core as mx
 assert mx.allclose(mx.ones((2, 3)) @ mx.ones((3, 2)), mx.full((2, 2), 3.0)).item()
-print(load_openblas(), hasattr(ctypes.CDLL(None), "openblas_get_num_threads"))
+print(load_openblas(), hasattr(ctypes.CDLL(None), "cblas_sgemm"))
 """
 
 
@@ -43,17 +51,23 @@ def looked(first: str = "", **environ: str) -> str:
     return done.stdout.strip()
 
 
+LIBRARIES = list(fast_blas._libraries())
+
 here = pytest.mark.skipif(
-    ctypes.util.find_library("openblas") is None or mx.default_device().type != mx.DeviceType.cpu,
+    not LIBRARIES or mx.default_device().type != mx.DeviceType.cpu,
     reason="this machine has no OpenBLAS, or MLX does not run on its CPU",
 )
 
 
 @here
-def test_the_systems_library_is_there_before_mlx() -> None:
-    library = ctypes.util.find_library("openblas")
-    assert looked() == f"{library} True"
-    assert looked(**{OPENBLAS_VARIABLE: str(library)}) == f"{library} True"
+@pytest.mark.parametrize(("name", "library"), LIBRARIES)
+def test_each_library_there_is_has_its_names_seen_before_mlx(name: str, library: str) -> None:
+    assert looked(**{OPENBLAS_VARIABLE: library}) == f"{library} True"
+
+
+@here
+def test_the_one_of_the_package_is_taken_without_being_asked_for() -> None:
+    assert looked() == f"{PACKAGE} True"
 
 
 @here
@@ -62,9 +76,11 @@ def test_it_is_not_loaded_when_that_would_come_too_late() -> None:
 
 
 CORE = """
-import ctypes, os
-from agent_memory_core.fast_blas import load_openblas
-ask = ctypes.CDLL(load_openblas()).openblas_get_corename
+import ctypes, os, sys
+from agent_memory_core.fast_blas import CORE_NAME, PREFIX, load_openblas
+load_openblas()
+library = ctypes.CDLL(sys.argv[1])
+ask = getattr(library, CORE_NAME, None) or getattr(library, PREFIX + CORE_NAME)
 ask.restype = ctypes.c_char_p
 print(ask().decode(), "OPENBLAS_CORETYPE" in os.environ)
 """
@@ -72,14 +88,14 @@ print(ask().decode(), "OPENBLAS_CORETYPE" in os.environ)
 
 @here
 @pytest.mark.parametrize(("wanted", "heirs"), [(None, False), ("Nehalem", True)])
+@pytest.mark.parametrize("library", [library for _, library in LIBRARIES])
 def test_a_cpu_that_is_newer_than_the_library_gets_kernels_of_its_kind(
-    wanted: str | None, heirs: bool
+    library: str, wanted: str | None, heirs: bool
 ) -> None:
     """Unless somebody says which. Programs that are started later inherit nothing."""
-    environ = {name: value for name, value in os.environ.items() if name != OPENBLAS_VARIABLE}
-    environ |= {CORE_VARIABLE: wanted} if wanted else {}
+    environ = os.environ | {OPENBLAS_VARIABLE: library} | ({CORE_VARIABLE: wanted} if wanted else {})
     done = subprocess.run(
-        [sys.executable, "-c", CORE], env=environ, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CORE, library], env=environ, capture_output=True, text=True, check=True
     )
     core, is_inherited = done.stdout.split()
     assert is_inherited == str(heirs)
@@ -104,9 +120,9 @@ def test_kernels_need_what_the_cpu_has(flags: str, core: str | None) -> None:
     assert core_of(flags.split()) == core
 
 
-def test_it_can_be_switched_off_and_a_library_that_is_not_there_is_no_error() -> None:
-    assert looked(**{OPENBLAS_VARIABLE: "off"}) == "None False"
-    assert looked(**{OPENBLAS_VARIABLE: "/nowhere/libopenblas.so"}) == "None False"
+@pytest.mark.parametrize("unfit", ["off", "/nowhere/libopenblas.so", "libm.so.6"])
+def test_it_can_be_switched_off_and_a_library_that_is_none_is_no_error(unfit: str) -> None:
+    assert looked(**{OPENBLAS_VARIABLE: unfit}) == "None False"
 
 
 def dtypes(network: Any) -> set[mx.Dtype]:
@@ -117,8 +133,10 @@ def dtypes(network: Any) -> set[mx.Dtype]:
 @pytest.mark.model
 def test_weights_are_computed_in_the_dtype_that_was_asked_for() -> None:
     stored = load_model("tiny-chat", compute_dtype="stored")
-    # The tests run without OpenBLAS, so this is the same.
-    assert dtypes(load_model("tiny-chat", compute_dtype="auto").model) == dtypes(stored.model)
+    assert dtypes(stored.model) == {mx.bfloat16}
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    auto = mx.float32 if on_cpu and load_openblas() is not None else mx.bfloat16
+    assert dtypes(load_model("tiny-chat", compute_dtype="auto").model) == {auto}
     assert dtypes(load_model("tiny-chat", compute_dtype="float32").model) == {mx.float32}
     prompt = mx.array([[5, 6, 7, 8]])
     wide = load_model("tiny-chat", compute_dtype="float32").model(prompt)
