@@ -25,7 +25,8 @@ from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langchain_core.tools import tool
 from langchain_core.tracers.base import BaseTracer
 from langgraph.checkpoint.sqlite import SqliteSaver
-from support.conversations import ASYNC_CASES, CASES, REPORT, RULES, Answer, Bench, History
+from support.conversations import ASYNC_CASES, CASES, RULES, Answer, Bench, History
+from support.pieces import REPORT
 
 from agent_memory_core import InvalidRequest, UnknownSetting
 from agent_memory_core.adapter import measurements

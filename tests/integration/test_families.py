@@ -8,7 +8,6 @@ each combination of kinds.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,17 @@ import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from support import devices, families
 from support.cases import some_of
-from support.engine_driver import RecordingSink, SteppedEngine
+from support.engine_driver import RecordingSink
+from support.watched_engine import BLOCK, Talk, Watched
 
 from agent_memory_core import (
     ChatRequest,
-    EngineConfig,
-    FirstToken,
     Message,
-    SamplingParams,
-    SessionKey,
-    TurnEvent,
-    TurnFinished,
-    TurnProgress,
-    TurnQueued,
 )
-from agent_memory_core.engine.events import Event
 from agent_memory_core.kv.layout import KvLayout
 from agent_memory_core.models import parity
-from agent_memory_core.storage.block_store import BlockStore
 from agent_memory_core.text.checkpoints import CheckpointFinder
 
-BLOCK = 64
 REPRESENTATIVES = (
     "gemma3",
     "gpt_oss",
@@ -52,81 +41,6 @@ REPRESENTATIVES = (
 """One family for each combination of layer kinds; these are also tried in the default encoding."""
 FEW = ("gemma3", "qwen3_next", "baichuan_m1", "llama4")
 """Those in which every kind of layer occurs; `make test` tries the properties of kinds on these."""
-MIB = 2**20
-Talk = list[Message]
-
-
-class Watched:
-    """An engine, the chunks that it evaluates, the logits it samples first tokens from, and its last live cache."""
-
-    def __init__(self, name: str, store: Path | None, **settings: Any) -> None:
-        config = EngineConfig(
-            **(
-                {
-                    "model": name,
-                    "block_tokens": BLOCK,
-                    "kv_bits": None,
-                    "prefill_chunk": 256,
-                    "prefill_chunk_busy": 64,
-                }
-                | settings
-            )
-        )
-        self.store = BlockStore(store) if store is not None else None
-        self.engine = SteppedEngine(families.loaded(name), config, 64 * MIB, self.store)
-        self.chunks: list[list[int]] = []
-        self.logits: list[mx.array] = []
-        self.prompts: list[list[int]] = []
-        self.live: list[Any] = []
-        self.engine.observers.add(self._observe)
-
-    def _observe(self, event: Event) -> None:
-        if not isinstance(event, TurnEvent):
-            return
-        turn = self.engine.turns.get(event.turn.turn_id)
-        if isinstance(event, TurnQueued):
-            assert turn is not None
-            self.prompts.append(list(turn.sequence.token_ids))
-        elif isinstance(event, TurnProgress):
-            assert turn is not None
-            self.chunks.append(turn.sequence.token_ids[event.start : event.stop])
-        elif isinstance(event, FirstToken):
-            self.logits.append(event.logits)
-        elif isinstance(event, TurnFinished):
-            assert turn is not None
-            assert turn.slot is not None
-            self.live = turn.slot.cache
-
-    def start(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> RecordingSink:
-        sink = RecordingSink()
-        params = SamplingParams(max_tokens=new, **sampling)
-        self.engine.submit(ChatRequest(tuple(talk), sampling=params), SessionKey(session), sink)
-        return sink
-
-    def run(self) -> None:
-        for _ in range(5000):
-            if not self.engine.busy:
-                self.engine.flush()
-                return
-            if not self.engine.step():
-                time.sleep(0.001)  # blocks are being read
-            self.engine.scheduler.check()
-        raise AssertionError("the engine does not come to an end")
-
-    def turn(self, talk: Talk, session: str | None = "s", new: int = 8, **sampling: Any) -> RecordingSink:
-        self.chunks.clear()
-        sink = self.start(talk, session, new, **sampling)
-        self.run()
-        usage = sink.report.usage
-        computed = sum(map(len, self.chunks))
-        assert computed == usage.prompt_tokens - usage.cache_read, "what is reported is what was skipped"
-        return sink
-
-    def evict(self) -> None:
-        self.engine.evict()
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 @pytest.fixture

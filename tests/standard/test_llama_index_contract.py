@@ -10,7 +10,6 @@ import copy
 import pickle
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -37,10 +36,8 @@ from llama_index.core.program.utils import get_program_for_llm
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
-from llama_index_instrumentation import get_dispatcher
-from llama_index_instrumentation.base import BaseEvent
-from llama_index_instrumentation.event_handlers import BaseEventHandler
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from support.llama_index_events import watching
 
 from agent_memory_core import InvalidRequest
 from llama_index_agent_memory import MLXPersistentLLM
@@ -352,26 +349,6 @@ def test_an_answer_fits_a_schema(llm: MLXPersistentLLM) -> None:
 
 
 # Events
-
-
-class Watch(BaseEventHandler):
-    """Keeps every event."""
-
-    _seen: list[BaseEvent] = PrivateAttr(default_factory=list)
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        self._seen.append(event)
-
-    def of(self, *kinds: type[BaseEvent]) -> list[BaseEvent]:
-        return [event for event in self._seen if isinstance(event, kinds)]
-
-
-@contextmanager
-def watching() -> Iterator[Watch]:
-    root, watch = get_dispatcher(), Watch()
-    root.add_event_handler(watch)
-    yield watch
-    root.event_handlers.remove(watch)
 
 
 @pytest.mark.parametrize("route", [*CHAT, *COMPLETION])

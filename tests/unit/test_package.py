@@ -101,6 +101,13 @@ def test_packages_say_that_they_are_typed(package: str) -> None:
     assert (SRC / package / "py.typed").is_file()
 
 
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    files = [file for folder in (SRC, SRC.parent / "tests") for file in folder.rglob("*.py")]
+    lengths = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert len(files) > 500
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
+
+
 def test_the_core_imports_no_framework() -> None:
     # Ray is too heavy for the tools of developers; a module that needs it is looked at where it is installed.
     program = (

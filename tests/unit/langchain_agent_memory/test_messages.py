@@ -23,8 +23,8 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.outputs import ChatGenerationChunk
-from support import conversations
-from support.conversations import ANSWERS, CUT_OFF, END, whole
+from support import pieces
+from support.pieces import ANSWERS, CUT_OFF, END, whole
 
 from agent_memory_core import (
     Delta,
@@ -151,7 +151,7 @@ def test_reasoning_is_found_in_either_place() -> None:
 # Core to LangChain
 
 
-DELTAS = [*conversations.DELTAS, Delta(invalid_tool_calls=(CUT_OFF,)), END]
+DELTAS = [*pieces.DELTAS, Delta(invalid_tool_calls=(CUT_OFF,)), END]
 
 
 def merged(deltas: Sequence[Delta]) -> AIMessageChunk:

@@ -23,8 +23,8 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import FunctionTool
-from support import conversations
-from support.conversations import ANSWERS, CUT_OFF, END, MEASURED, whole
+from support import pieces
+from support.pieces import ANSWERS, CUT_OFF, END, MEASURED, whole
 
 from agent_memory_core import (
     Delta,
@@ -183,7 +183,7 @@ def test_a_call_without_a_function_is_refused() -> None:
 # Core to LlamaIndex
 
 
-DELTAS = [*conversations.DELTAS, END]
+DELTAS = [*pieces.DELTAS, END]
 
 
 def streamed(deltas: Sequence[Delta]) -> list[ChatResponse]:
