@@ -88,12 +88,15 @@ def _load(library: str) -> None:
     if core is not None:
         os.environ[CORE_VARIABLE] = core
     try:
-        loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(library)
     finally:
         # Of the library alone: programs that this one starts decide for themselves.
         if core is not None:
             del os.environ[CORE_VARIABLE]
-    if _function(loaded, PRODUCTS[0]) is None:
+    if _function(loaded, PRODUCTS[0]) is not None:
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    else:
+        # Its own names stay unseen: SciPy, which may come later, has another build with the same ones.
         load_aliases({name: _address(loaded, PREFIX + name) for name in PRODUCTS})
 
 

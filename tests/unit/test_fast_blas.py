@@ -31,7 +31,9 @@ from agent_memory_core.fast_blas import load_openblas
 require_mlx()
 import mlx.core as mx
 assert mx.allclose(mx.ones((2, 3)) @ mx.ones((3, 2)), mx.full((2, 2), 3.0)).item()
-print(load_openblas(), hasattr(ctypes.CDLL(None), "cblas_sgemm"))
+seen = ctypes.CDLL(None)
+assert not hasattr(seen, "scipy_cblas_sgemm"), "SciPy may come later, with another build of it"
+print(load_openblas(), hasattr(seen, "cblas_sgemm"))
 """
 
 
